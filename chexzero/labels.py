@@ -1,0 +1,29 @@
+"""The fourteen CheXpert labels in CheXzero's order, and the groups that means are taken over."""
+
+LABELS = [
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+]
+
+NO_FINDING = "No Finding"
+
+#: The five labels of the CheXpert competition; CheXzero's headline mean and its selection metric.
+COMPETITION_LABELS = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
+
+#: `No Finding` apart: its negative prompt, "no No Finding", is a double negative.
+FINDINGS = [label for label in LABELS if label != NO_FINDING]
+
+#: Column of `metrics.csv` and key of `metrics.json` -> the labels whose AUROCs it averages.
+MEANS = {"mean_5": COMPETITION_LABELS, "mean_13": FINDINGS, "mean_14": LABELS}

@@ -1,0 +1,1 @@
+"""Evaluation suites beyond CheXzero's fourteen labels."""
