@@ -1,1 +1,45 @@
-"""Evaluation suites beyond CheXzero's fourteen labels."""
+"""Evaluation beyond the 14 labels. A suite is a module with two functions and a description file beside it:
+
+`add_arguments(parser)` adds its flags (every suite's, grouped, whichever is asked for), and
+`run(context) -> chexzero.sections.Section` evaluates. Importing a suite imports no torch.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+
+from chexzero.sections import Section
+from chexzero.suites.context import EvaluationContext
+
+__all__ = ["SUITES", "EvaluationContext", "Suite", "add_arguments"]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite by the name of its module, which is imported when it is first used."""
+
+    module: str
+
+    @property
+    def run(self) -> Callable[[EvaluationContext], Section]:
+        return import_module(f"chexzero.suites.{self.module}").run
+
+    @property
+    def add_arguments(self) -> Callable[[argparse.ArgumentParser], None]:
+        return import_module(f"chexzero.suites.{self.module}").add_arguments
+
+
+#: What `run_zero_shot.py --suite` takes beside `chexpert`.
+SUITES: Mapping[str, Suite] = {
+    "cxr-lt": Suite("cxr_lt"),
+    "chexbench": Suite("chexbench"),
+    "subgroups": Suite("subgroups"),
+    "retrieval": Suite("retrieval"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every suite to `parser`, one group a suite."""
+    for suite in SUITES.values():
+        suite.add_arguments(parser)
