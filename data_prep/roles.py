@@ -1,0 +1,72 @@
+"""Which release's split plays which role, and what the overlap audit is given and gives back."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from chexzero.errors import UserError
+from chexzero.files import require_file
+
+ROLES = ("train", "valid", "test")
+ROLES_FILE = Path(__file__).resolve().parents[1] / "splits" / "roles.yaml"
+
+#: release -> the splits it has
+RELEASES = {
+    "chexpert_plus": ("train", "valid", "test"),
+    "chexpert": ("valid", "test"),
+    "rexgradient": ("train", "valid", "test"),
+}
+
+
+@dataclass
+class Role:
+    """The images of one role as the audit sees them.
+
+    `images[a:b]` gives uint8 (b - a, 320, 320); `rows` has one row an image, in the same order, with the columns
+    `id, source, split, patient_id, patient_id_column, study_id, view, report, file_sha256, pixel_sha256`.
+    `patient_id` comes from the image's path, `patient_id_column` from the release's table, both spelled as in
+    the ids; `report` is the training text ("" for the evaluation sets).
+    """
+
+    images: Any
+    rows: pd.DataFrame
+
+
+@dataclass
+class Audit:
+    """What the audit found: the training images to leave out, why, and the summary for `build.json`."""
+
+    drop_ids: set[str]
+    summary: dict[str, Any]
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def read_roles(path: str | Path = ROLES_FILE) -> dict[str, dict[str, list[str]]]:
+    """Read the definition of the roles: role -> release -> its splits. No split may play two roles."""
+    path = require_file(path, "name the definition of the roles with --roles")
+    try:
+        roles = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    whole = isinstance(roles, dict) and set(roles) == set(ROLES) and all(isinstance(r, dict) for r in roles.values())
+    if not whole:
+        raise UserError(f"{path} must define exactly the roles {', '.join(ROLES)}, each as `release: [splits]`")
+    played: dict[tuple[str, str], str] = {}
+    for role in ROLES:
+        for release, splits in roles[role].items():
+            if release not in RELEASES or not isinstance(splits, list) or not set(splits) <= set(RELEASES[release]):
+                known = "; ".join(f"{name}: {', '.join(names)}" for name, names in RELEASES.items())
+                raise UserError(f"{path}: {role} names {release}: {splits}, but there are only {known}")
+            for split in splits:
+                if (other := played.setdefault((release, split), role)) != role:
+                    raise UserError(f"{path}: {release} {split} is both {other} and {role}; a split plays one role")
+        if not roles[role]:
+            raise UserError(f"{path}: {role} names no release")
+    if "rexgradient" in roles["valid"] or "rexgradient" in roles["test"]:
+        raise UserError(f"{path}: rexgradient has no labels, so it can only play the role train")
+    if "chexpert" in roles["train"]:
+        raise UserError(f"{path}: chexpert has no reports, so it can only play the roles valid and test")
+    return {role: roles[role] for role in ROLES}
