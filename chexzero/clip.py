@@ -1,0 +1,88 @@
+"""OpenAI CLIP's front door under upstream's names: published models by name, and the strict tokenizer."""
+
+import os
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from open_clip.pretrained import download_pretrained_from_url, get_pretrained_url
+
+from chexzero.checkpoints import load_model
+from chexzero.errors import UserError
+from chexzero.model import CLIP
+from chexzero.simple_tokenizer import END, START, default_tokenizer
+
+CONTEXT_LENGTH = 77
+
+#: Name of a published model -> its name in open_clip's table of addresses.
+_MODELS = {"RN50": "RN50", "RN101": "RN101", "RN50x4": "RN50x4", "RN50x16": "RN50x16", "ViT-B/32": "ViT-B-32",
+           "ViT-B/16": "ViT-B-16"}
+
+
+def available_models() -> list[str]:
+    """Names that `load` knows."""
+    return list(_MODELS)
+
+
+def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False) -> torch.Tensor:
+    """Tokenise texts: start token, byte pairs, end token, then zeros.
+
+    Returns int64 (len(texts), context_length). A text that is too long raises `UserError`, or with `truncate` is
+    cut to the length with the end token in the last place.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    tokenizer = default_tokenizer()
+    start, end = tokenizer.encoder[START], tokenizer.encoder[END]
+    result = torch.zeros(len(texts), context_length, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        tokens = [start, *tokenizer.encode(text), end]
+        if len(tokens) > context_length:
+            if not truncate:
+                raise UserError(f"text {row} has {len(tokens)} tokens but the context length is {context_length}: "
+                                f"{text[:60]!r}...; shorten it, or cut it with truncate=True")
+            tokens = [*tokens[:context_length - 1], end]
+        result[row, :len(tokens)] = torch.tensor(tokens)
+    return result
+
+
+def trim_padding(tokens: torch.Tensor) -> torch.Tensor:
+    """Cut a batch of tokens (B, T) after its longest text; the features stay the same and cost less."""
+    return tokens[:, :int(tokens.argmax(dim=-1).max()) + 1] if len(tokens) else tokens
+
+
+def weights_file(name: str, folder: str | os.PathLike | None = None) -> Path:
+    """Path of a published model's archive in `folder` (default `~/.cache/clip`), fetched and hash-checked."""
+    if name not in _MODELS:
+        raise UserError(f"the model {name!r} is not known; choose one of {', '.join(_MODELS)}, or name a file")
+    url = get_pretrained_url(_MODELS[name], "openai")
+    folder = Path(folder or Path.home() / ".cache" / "clip")
+    try:
+        return Path(download_pretrained_from_url(url, cache_dir=str(folder)))
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise UserError(f"the weights of {name} are not in {folder} and cannot be downloaded ({error}); fetch {url} "
+                        f"elsewhere and put it there as {Path(url).name}") from error
+
+
+_BEST_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load(name: str, device: str | torch.device = _BEST_DEVICE,
+         jit: bool = True) -> tuple[CLIP, Callable]:
+    """Load a published model by name, or any checkpoint by path.
+
+    Returns the model (float32, eval mode, on `device`) and OpenAI's transform, which takes a PIL image to a float
+    tensor (3, R, R) in CLIP's own colours; CheXzero prepares its radiographs with `chexzero.images.prepare`
+    instead. `jit` is upstream's and changes nothing: code from a weight file is never run, with either value the
+    module is ours.
+    """
+    path = name if name not in _MODELS and Path(name).is_file() else weights_file(name)
+    model = load_model(path, device)
+    return model, image_transform(model.image_resolution)
+
+
+def image_transform(resolution: int) -> Callable:
+    """OpenAI's transform for photographs: resize, centre crop, RGB, 0..1, CLIP's mean and standard deviation."""
+    from open_clip.transform import image_transform as build
+
+    return build(resolution, is_train=False)

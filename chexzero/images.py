@@ -1,0 +1,29 @@
+"""From stored radiographs to what a vision tower takes; the last step before the model, on the model's device."""
+
+import torch
+from torch.nn import functional
+
+#: Mean and standard deviation of CheXzero's training pixels on the 0..255 scale, the same for every channel.
+MEAN = 101.48761
+STD = 83.43944
+
+
+def prepare(images: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Normalise grey radiographs and bring them to the tower's resolution.
+
+    images: (B, H, W), uint8 or float, 0..255. Returns float32 (B, 3, R, R) on the device of `images`; the three
+    channels share memory (an expanded view), so clone before writing into it.
+
+    CheXzero repeats the image to three channels, normalises each with the same mean and standard deviation, then
+    resizes (bicubic, align_corners=False, no antialiasing: what torchvision 0.11 does with tensors). Both steps act
+    on every channel alone, so three equal channels stay equal: doing them once on one channel and repeating the
+    result gives the same values for a third of the work. An image that has the right size is not resized.
+    """
+    if images.ndim != 3:
+        raise ValueError(f"images must have the shape (B, H, W), not {tuple(images.shape)}")
+    pixels = (images.to(torch.float32) - MEAN) / STD
+    pixels = pixels.unsqueeze(1)
+    if pixels.shape[-2:] != (resolution, resolution):
+        pixels = functional.interpolate(pixels, size=(resolution, resolution), mode="bicubic",
+                                        align_corners=False, antialias=False)
+    return pixels.expand(-1, 3, -1, -1)
