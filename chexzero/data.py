@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from chexzero.errors import UserError
-from chexzero.files import read_table, require_file
+from chexzero.files import read_json, read_table, require_file
 from chexzero.labels import LABELS
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,12 @@ def open_images(path: str | os.PathLike) -> h5py.File:
 def image_ids(handle: h5py.File) -> list[str] | None:
     """The row ids of an image file, or None for upstream's files, which have none."""
     return [value.decode() for value in handle["id"][:]] if "id" in handle else None
+
+
+def read_build(data_dir: str | os.PathLike) -> dict:
+    """`build.json` of a data folder, or an empty dict where there is none (upstream's files)."""
+    path = Path(data_dir) / "build.json"
+    return read_json(path, "build the data again with `python -m data_prep build`") if path.is_file() else {}
 
 
 def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, table: pd.DataFrame) -> None:
