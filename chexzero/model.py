@@ -72,7 +72,7 @@ class CLIP(nn.Module):
             raise ValueError(f"texts of {length} tokens do not fit the model's context of {self.context_length}")
         states = self.token_embedding(text) + self.positional_embedding[:length]
         states = self.ln_final(self.transformer(states, attn_mask=self.attn_mask[:length, :length]))
-        at_end = states[torch.arange(len(states), device=states.device), text.argmax(dim=-1)]
+        at_end = states[torch.arange(states.shape[0], device=states.device), text.argmax(dim=-1)]
         return at_end @ self.text_projection
 
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +127,7 @@ def _model_for(state: Mapping[str, torch.Tensor]) -> CLIP:
 
         visual = dinov3_adapter.tower_from_state_dict(
             {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")})
-        return CLIP(embed_dim, visual.image_resolution, 0, 0, None, **text, visual=visual)
+        return CLIP(embed_dim, int(visual.image_resolution), 0, 0, None, **text, visual=visual)
     if "visual.layer1.0.conv1.weight" in state:
         layers = tuple(count_blocks(state, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
         grid = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1)

@@ -1,0 +1,90 @@
+"""The DINOv3 vision transformers there are, as data. A size is added by adding an entry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from dinov3_adapter.errors import AdapterError
+
+PATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """One vision transformer.
+
+    architecture: timm's name. `_qkvb` is the variant with query and value biases, which every released file fits
+        (they are zero where a file has none); the 7B model was trained without them.
+    width: length of the CLS feature.
+    published: names on the Hugging Face hub whose weights fit, the recommended default first.
+    meta_file: the file Meta publishes; the eight digits before `.pth` begin its SHA-256.
+    overrides: arguments that differ from timm's for the architecture.
+    """
+
+    architecture: str
+    width: int
+    published: tuple[str, ...] = ()
+    meta_file: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+#: Names as on the command line (`--vision dinov3_vitb`). Meta's sizes and hashes: facebookresearch/dinov3, hubconf.
+SIZES: dict[str, Size] = {
+    # Ours, for demos and tests: never pretrained, so the layer scale starts at 1 and not at DINOv3's 1e-5, with which
+    # a tower trained from scratch would not see the image for a long time.
+    "dinov3_tiny": Size("vit_tiny_patch16_dinov3_qkvb", 192, overrides={"depth": 6, "init_values": 1.0}),
+    "dinov3_vits": Size(
+        "vit_small_patch16_dinov3_qkvb", 384,
+        ("facebook/dinov3-vits16-pretrain-lvd1689m", "timm/vit_small_patch16_dinov3.lvd1689m"),
+        "dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
+    "dinov3_vitsplus": Size(
+        "vit_small_plus_patch16_dinov3_qkvb", 384,
+        ("facebook/dinov3-vits16plus-pretrain-lvd1689m", "timm/vit_small_plus_patch16_dinov3.lvd1689m"),
+        "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth"),
+    "dinov3_vitb": Size(
+        "vit_base_patch16_dinov3_qkvb", 768,
+        ("facebook/dinov3-vitb16-pretrain-lvd1689m", "timm/vit_base_patch16_dinov3.lvd1689m"),
+        "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth"),
+    "dinov3_vitl": Size(
+        "vit_large_patch16_dinov3_qkvb", 1024,
+        ("facebook/dinov3-vitl16-pretrain-lvd1689m", "timm/vit_large_patch16_dinov3.lvd1689m",
+         "facebook/dinov3-vitl16-pretrain-sat493m", "timm/vit_large_patch16_dinov3.sat493m"),
+        "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth"),
+    "dinov3_vithplus": Size(
+        "vit_huge_plus_patch16_dinov3_qkvb", 1280,
+        ("facebook/dinov3-vith16plus-pretrain-lvd1689m", "timm/vit_huge_plus_patch16_dinov3.lvd1689m"),
+        "dinov3_vith16plus_pretrain_lvd1689m-7c1da9a5.pth"),
+    "dinov3_vit7b": Size(
+        "vit_7b_patch16_dinov3", 4096,
+        ("facebook/dinov3-vit7b16-pretrain-lvd1689m", "timm/vit_7b_patch16_dinov3.lvd1689m",
+         "facebook/dinov3-vit7b16-pretrain-sat493m", "timm/vit_7b_patch16_dinov3.sat493m"),
+        "dinov3_vit7b16_pretrain_lvd1689m-a955f4ea.pth"),
+}
+
+
+def find_size(name: str) -> Size:
+    """Return the entry of `SIZES`; an unknown name raises `AdapterError` with the known ones."""
+    if name not in SIZES:
+        raise AdapterError(f"there is no vision tower {name!r}; choose one of {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+def build_trunk(size: Size, *, drop_path: float = 0.0) -> nn.Module:
+    """Build timm's vision transformer: (B, 3, H, W) to the CLS token after the final norm, (B, width).
+
+    timm's default for this family is the mean over patches; `global_pool="token"` is DINOv3's own choice. The RoPE
+    angles follow from the input's shape, so one set of weights serves every image size that is a multiple of 16.
+    """
+    return timm.create_model(size.architecture, pretrained=False, num_classes=0, global_pool="token",
+                             drop_path_rate=drop_path, **size.overrides)
+
+
+def trunk_shapes(size: Size) -> dict[str, torch.Size]:
+    """Names and shapes of a trunk's weights, without allocating them (the 7B model has 27 GB)."""
+    with torch.device("meta"):
+        return {key: value.shape for key, value in build_trunk(size).state_dict().items()}
