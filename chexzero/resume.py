@@ -1,0 +1,109 @@
+"""Saving and finding again everything a stopped run needs, whatever stopped it.
+
+`last.pt` is written beside the old one and renamed into place; the old one stays as `last.previous.pt`. A kill at
+any moment leaves at least one whole file.
+"""
+
+import logging
+import os
+import signal
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chexzero.errors import UserError
+from chexzero.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+#: Exit code after SIGTERM or SIGUSR1: saved, run me again (EX_TEMPFAIL of sysexits.h).
+EXIT_REQUEUE = 75
+LAST, PREVIOUS = "last.pt", "last.previous.pt"
+
+
+def save_file(content: Any, path: Path) -> None:
+    """`torch.save`, atomically: a full disk or a forbidden folder raises `UserError` and leaves what was there."""
+    try:
+        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+            torch.save(content, handle)
+    except RuntimeError as error:  # torch's writer reports a failed write so
+        raise UserError(f"cannot write {path} ({str(error).splitlines()[0][:120]}); check the disk's space; what was saved "
+                        f"before is unharmed") from error
+
+
+def save_last(folder: Path, state: dict[str, Any]) -> None:
+    """Write `last.pt`, keeping the one before."""
+    fresh = folder / f".{LAST}.new"
+    save_file(state, fresh)
+    if (folder / LAST).exists():
+        os.replace(folder / LAST, folder / PREVIOUS)
+    os.replace(fresh, folder / LAST)
+
+
+def load_last(folder: Path) -> dict[str, Any] | None:
+    """The newest whole state of a run, or None if it never came to save one.
+
+    A damaged `last.pt` is passed over for the one before, with a warning. Raises `UserError` if all are damaged.
+    """
+    paths = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    for path in paths:
+        try:
+            return load_state(path)
+        except UserError as error:
+            log.warning("%s", error)
+    if paths:
+        raise UserError(f"no state in {folder} can be read; start again with --overwrite, or from a checkpoint of it with "
+                        f"another --model_name")
+    return None
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read one state. Raises `UserError` for a file that is cut off or altered (every part's CRC is checked)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "step" not in state:
+            raise ValueError("it holds no state of a run")
+        return state
+    except Exception as error:  # zipfile, pickle and torch each have their own
+        first = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"{path} is damaged ({first}); the state saved before it is tried") from error
+
+
+class StopSignal:
+    """Whether SIGTERM or SIGUSR1 has come (SLURM sends them before the time limit). The loop asks between steps."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, Callable | int | None] = {}
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.received = signal.Signals(number).name
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """State of the generators that a training step may use (torch's; nothing here draws from others)."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
