@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from chexzero.sections import Section
-from chexzero.suites.context import EvaluationContext
+from chexzero.suites.context import EvaluationContext, file_flag
 
 __all__ = ["SUITES", "EvaluationContext", "Suite", "add_arguments"]
 
@@ -41,5 +41,7 @@ SUITES: Mapping[str, Suite] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every suite to `parser`, one group a suite."""
+    file_flag(parser.add_argument_group("suites chexbench and retrieval"), "report_texts",
+              "reports of the images asked about: a CSV with id,impression, or CheXpert-Plus's own table")
     for suite in SUITES.values():
         suite.add_arguments(parser)

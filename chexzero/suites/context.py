@@ -42,7 +42,7 @@ class EvaluationContext:
     batch_size: int = 64
     seed: int = 1234
     options: dict[str, Any] = field(default_factory=dict)
-    _images: dict[Path, ImageFeatures] = field(default_factory=dict, repr=False)
+    _images: dict[tuple, ImageFeatures] = field(default_factory=dict, repr=False)
     _texts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def option(self, name: str, default: Any = None) -> Any:
@@ -50,20 +50,28 @@ class EvaluationContext:
         value = self.options.get(name)
         return default if value is None else value
 
-    def image_features(self, images: str | Path) -> ImageFeatures:
+    def images_path(self, images: str | Path) -> Path:
+        """The image file of a split (`"valid"`, `"test"`), or the file itself."""
+        return self.data_dir / f"{images}.h5" if images in ("valid", "test") else Path(images)
+
+    def image_features(self, images: str | Path, rows: np.ndarray | None = None) -> ImageFeatures:
         """Features of a split's images (`"valid"`, `"test"`) or of any image file; computed once a run.
 
-        Raises `UserError` for a file that cannot be read and for images the model cannot tell apart at all.
+        With `rows` (ascending) only these are embedded. Raises `UserError` for a file that cannot be read and for
+        images the model cannot tell apart at all.
         """
         from chexzero.inference import embed_images  # torch is only needed where something is embedded
 
-        path = self.data_dir / f"{images}.h5" if images in ("valid", "test") else Path(images)
-        key = path.resolve()
+        path = self.images_path(images)
+        key = (path.resolve(), None if rows is None else rows.tobytes())
         if key not in self._images:
             with open_images(path) as handle:
-                features = embed_images(self.model, handle["cxr"], batch_size=self.batch_size, device=self.device,
+                features = embed_images(self.model, handle["cxr"] if rows is None else _Rows(handle["cxr"], rows),
+                                        batch_size=self.batch_size, device=self.device,
                                         precision=self.option("precision", "fp32"))
                 ids = image_ids(handle)
+            if rows is not None and ids is not None:
+                ids = [ids[row] for row in rows]
             if len(features) > 1 and np.ptp(features, axis=0).max() < 1e-7:
                 raise UserError(f"{path}: the model gives every image the same features (all black, or all alike?); "
                                 f"look at the images, and make them again with `python -m data_prep build`")
@@ -78,6 +86,20 @@ class EvaluationContext:
         if new:
             self._texts.update(zip(new, embed_texts(self.model, new), strict=True))
         return np.stack([self._texts[text] for text in texts])
+
+
+@dataclass
+class _Rows:
+    """Some rows of an image dataset, read batch by batch."""
+
+    images: Any
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self.images[self.rows[part]]
 
 
 def file_flag(group: argparse._ArgumentGroup, name: str, text: str) -> None:

@@ -1,0 +1,165 @@
+"""Metrics the suites share, for all labels at once where they are cheap and for all resamples where they are not.
+
+Shapes: N rows, L labels, S resamples. Truth is 0 or 1, scores are any finite numbers, probabilities lie in 0..1.
+A label without a positive row has no average precision, F1 or false-negative rate: NaN, left out of every mean.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln
+from scipy.stats import norm
+
+from chexzero.calibration import reliability
+from chexzero.statistics import BLOCK, check_arrays, resample_counts
+
+Floats = NDArray[np.float64]
+
+
+def weighted_average_precision(truth: NDArray[np.bool_], scores: NDArray, counts: Floats) -> Floats:
+    """Average precision of one label in every resample; rows with equal scores enter together, as in scikit-learn.
+
+    truth, scores: (N,). counts: (N, S), how often each row counts. Returns (S,), NaN where no positive is drawn.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    weights = counts[order]
+    hits = np.cumsum(weights * truth[order, None], axis=0)[ends]
+    drawn = np.cumsum(weights, axis=0)[ends]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(drawn > 0, hits / drawn, 0.0)
+        return (np.diff(hits, axis=0, prepend=0) * precision).sum(0) / hits[-1]
+
+
+def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> Floats:
+    """Average precision (area under the precision-recall steps) of each column of (N, L): (L,)."""
+    truth, scores = check_arrays(y_true, y_score)
+    ones = np.ones((len(truth), 1))
+    return np.array([weighted_average_precision(truth[:, j], scores[:, j], ones)[0] for j in range(truth.shape[1])])
+
+
+def bootstrap_metric(metric: Callable[[NDArray, NDArray, Floats], Floats], y_true: ArrayLike, y_score: ArrayLike,
+                     n_samples: int = 1000) -> Floats:
+    """A weighted metric (`weighted_auroc`, `weighted_average_precision`) in upstream's resamples: (S, L)."""
+    truth, scores = check_arrays(y_true, y_score)
+    values = np.empty((n_samples, truth.shape[1]))
+    step = max(1, min(n_samples, BLOCK // len(truth)))
+    for start in range(0, n_samples, step):
+        stop = min(start + step, n_samples)
+        counts = resample_counts(len(truth), stop - start, start)
+        for j in range(truth.shape[1]):
+            values[start:stop, j] = metric(truth[:, j], scores[:, j], counts)
+    return values
+
+
+def confusion(y_true: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats, Floats]:
+    """True positives, false positives and false negatives of each column of two (N, L) arrays of 0 and 1."""
+    truth, guess = np.asarray(y_true, dtype=bool), np.asarray(predicted, dtype=bool)
+    return tuple(np.sum(part, axis=0, dtype=np.float64) for part in (truth & guess, ~truth & guess, truth & ~guess))
+
+
+def f1_per_label(y_true: ArrayLike, predicted: ArrayLike) -> Floats:
+    """F1 of each column: (L,), NaN for a label without a positive row."""
+    tp, fp, fn = confusion(y_true, predicted)
+    with np.errstate(invalid="ignore"):
+        return np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan)
+
+
+def micro_f1(y_true: ArrayLike, predicted: ArrayLike) -> float:
+    """F1 of all cells of (N, L) as one column; NaN without any positive cell."""
+    tp, fp, fn = (part.sum() for part in confusion(y_true, predicted))
+    return float(2 * tp / (2 * tp + fp + fn)) if tp + fn > 0 else float("nan")
+
+
+def false_negative_rate(y_true: ArrayLike, predicted: ArrayLike) -> Floats:
+    """Share of the positive rows that are missed, per column: (L,), NaN for a label without one."""
+    tp, _, fn = confusion(y_true, predicted)
+    with np.errstate(invalid="ignore"):
+        return fn / (tp + fn)
+
+
+def best_f1_thresholds(y_true: ArrayLike, y_score: ArrayLike) -> Floats:
+    """The threshold with the best F1 for each column (rows at or above it count as positive): (L,).
+
+    Midway between two neighbouring scores, the highest of equals; NaN for a label without a positive row.
+    """
+    truth, scores = check_arrays(y_true, y_score)
+    thresholds = np.full(truth.shape[1], np.nan)
+    for j in np.flatnonzero(truth.any(0)):
+        order = np.argsort(-scores[:, j], kind="stable")
+        ranked = scores[order, j].astype(np.float64)
+        ends = np.append(np.flatnonzero(np.diff(ranked)), len(order) - 1)
+        hits = np.cumsum(truth[order, j])[ends]
+        best = ends[np.argmax(2 * hits / (ends + 1 + hits[-1]))]
+        thresholds[j] = ranked[best] if best == len(ranked) - 1 else (ranked[best] + ranked[best + 1]) / 2
+    return thresholds
+
+
+def expected_calibration_error(y_true: ArrayLike, probability: ArrayLike) -> Floats:
+    """Expected calibration error of each column of (N, L): (L,), each 0..1; bins as in `chexzero.calibration`."""
+    truth, probability = check_arrays(y_true, probability)
+    return np.array([reliability(truth[:, j], probability[:, j]).ece for j in range(truth.shape[1])])
+
+
+def random_average_precision(n_rows: int, n_positive: ArrayLike) -> Floats:
+    """Expected average precision of `n_rows` rows in random order (no ties), per label; NaN without a positive.
+
+    The row at rank k counts 1 / P if it is positive, and then has 1 + (k - 1)(P - 1) / (N - 1) positives so far.
+    """
+    positive = np.asarray(n_positive, dtype=np.float64)
+    harmonic = (1 / np.arange(1, n_rows + 1)).sum()
+    rest = (positive - 1) / max(n_rows - 1, 1) * (n_rows - harmonic)
+    return np.where(positive > 0, (harmonic + rest) / n_rows, np.nan)
+
+
+def choice_scores(similarity: ArrayLike, answer: int) -> float:
+    """Credit for one multiple-choice question: 1 if the answer is likeliest, shared equally among ties, else 0."""
+    similarity = np.asarray(similarity)
+    best = similarity == similarity.max()
+    return float(best[answer] / best.sum())
+
+
+def clustered_interval(values: ArrayLike, clusters: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of values in 0..1 and its Wilson interval, widened where the rows of a cluster go together.
+
+    values: (N,), usually right (1) or wrong (0). clusters: (N,), rows of one patient or image share a value.
+    The Wilson interval is taken at N / deff rows, deff being the variance of the mean with clusters over
+    the one without (never below 1; Kish 1965). Returns mean, lower, upper; NaN without rows.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) == 0:
+        return (float("nan"),) * 3
+    n, mean = len(values), values.mean()
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(index, weights=values - mean)
+    spread = np.square(values - mean).sum()
+    deff = max(1.0, np.square(sums).sum() / spread) if spread > 1e-12 else n / len(sums)
+    size, z = n / deff, norm.ppf(0.5 + level / 2)
+    centre = (mean + z * z / (2 * size)) / (1 + z * z / size)
+    half = z / (1 + z * z / size) * np.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
+    return float(mean), float(max(0.0, min(centre - half, mean))), float(min(1.0, max(centre + half, mean)))
+
+
+def hit_chance(n_candidates: int, n_hits: ArrayLike, k: int) -> Floats:
+    """Chance that at least one of `n_hits` hits is among the first `k` of `n_candidates` in random order."""
+    hits = np.asarray(n_hits, dtype=np.float64)
+    k = min(k, n_candidates)
+    misses = n_candidates - hits
+    with np.errstate(invalid="ignore"):
+        log_none = (gammaln(misses + 1) - gammaln(misses - k + 1)
+                    - gammaln(n_candidates + 1) + gammaln(n_candidates - k + 1))
+    return np.where(misses >= k, 1 - np.exp(log_none), 1.0)
+
+
+def number(value: float | None, digits: int = 6) -> float | int | None:
+    """A number for JSON: rounded (whole numbers stay whole), None for what is undefined."""
+    if value is None or not np.isfinite(value):
+        return None
+    return int(value) if isinstance(value, (int, np.integer)) else round(float(value), digits)
+
+
+def nan_mean(values: ArrayLike) -> float:
+    """Mean of what is defined; NaN if nothing is."""
+    values = np.asarray(values, dtype=np.float64)
+    return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float("nan")

@@ -1,0 +1,163 @@
+"""Multiple-choice questions from a labelled set: the same seed gives the same questions, and a file keeps them.
+
+In every task the answers are balanced (as many images of each view, with as without a finding, ...), so that an
+answer chosen without the image stays near chance; the suite measures what remains of it.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chexzero.errors import UserError
+from chexzero.files import read_json, write_json
+
+N_OPTIONS = 4
+N_CANDIDATES = 200  # images whose sets of diseases are looked at for three that are wrong here
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: an image id, its patient, the options in the order asked, and the position of the right one."""
+
+    task: str
+    image: str
+    patient: str
+    options: tuple[str, ...]
+    answer: int
+
+
+class Maker:
+    """Makes the questions of each task. ids, patients: one an image; per_task: the most questions of a task."""
+
+    def __init__(self, ids: Sequence[str], patients: Sequence[str], per_task: int, seed: int) -> None:
+        self.ids, self.patients, self.per_task, self.seed = list(ids), list(patients), per_task, seed
+
+    def view(self, views: Sequence[str | None], wording: dict[str, str]) -> list[Question]:
+        """Which view is it? views: AP, PA, frontal, lateral or None (not asked about) per image."""
+        rng = self._rng("view")
+        names = [name for name in wording if name in views]
+        if len(names) < 2:
+            return []
+        rows = [np.flatnonzero([view == name for view in views]) for name in names]
+        size = min(self.per_task // len(names), *map(len, rows))
+        return [self._ask("view", i, wording[name], [wording[n] for n in names if n != name], rng)
+                for name, among in zip(names, rows, strict=True) for i in _draw(rng, among, size)]
+
+    def binary(self, truth: np.ndarray, diseases: Sequence[str], wording: Sequence[str]) -> list[Question]:
+        """Is it there? As many images with as without each disease. truth: (N, L), one column a disease."""
+        rng = self._rng("binary")
+        most = max(1, self.per_task // (2 * max(len(diseases), 1)))
+        questions = []
+        for j, disease in enumerate(diseases):
+            yes, no = (form.format(disease) for form in wording)
+            size = min(most, int(truth[:, j].sum()), int((1 - truth[:, j]).sum()))
+            for present, absent, value in ((yes, no, 1), (no, yes, 0)):
+                questions += [self._ask("binary", i, present, [absent], rng)
+                              for i in _draw(rng, np.flatnonzero(truth[:, j] == value), size)]
+        return questions
+
+    def single(self, truth: np.ndarray, diseases: Sequence[str]) -> list[Question]:
+        """Which one of four does the image have? The other three are absent; every disease is the answer as often."""
+        rng = self._rng("single")
+        enough = (truth == 0).sum(1) >= N_OPTIONS - 1
+        rows = [np.flatnonzero((truth[:, j] == 1) & enough) for j in range(len(diseases))]
+        size = max(1, self.per_task // max(sum(len(among) > 0 for among in rows), 1))
+        questions = []
+        for j, among in enumerate(rows):
+            for i in _draw(rng, among, min(size, len(among))):
+                absent = _draw(rng, np.flatnonzero(truth[i] == 0), N_OPTIONS - 1)
+                questions.append(self._ask("single", i, diseases[j], [diseases[k] for k in absent], rng))
+        return questions
+
+    def sets(self, truth: np.ndarray, diseases: Sequence[str]) -> list[Question]:
+        """Which set of four does the image have? The others are other images' sets, each with a disease absent."""
+        rng = self._rng("sets")
+        several = np.flatnonzero(truth.sum(1) >= 2)
+        questions = []
+        for i in _draw(rng, several, min(self.per_task, len(several))):
+            among = _draw(rng, several, min(N_CANDIDATES, len(several)))
+            foreign = among[(truth[among] > truth[i]).any(1)]
+            others = list(dict.fromkeys(_phrase(truth[k], diseases) for k in foreign))[:N_OPTIONS - 1]
+            if len(others) == N_OPTIONS - 1:
+                questions.append(self._ask("sets", i, _phrase(truth[i], diseases), others, rng))
+        return questions
+
+    def reasoning(self, texts: Sequence[str], swaps: Sequence[Sequence[str]], skip: Sequence[str]) -> list[Question]:
+        """Which sentence describes the image: one of its report, or the same with a side or a severity exchanged?
+
+        Of each exchange as many go one way as the other, so that no word is likelier to be right.
+        """
+        rng = self._rng("reasoning")
+        found: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
+        for i, text in enumerate(texts):
+            for sentence in dict.fromkeys(re.split(r"(?<=[.!?])\s+", text)):
+                if pair := exchange(sentence, swaps, skip):
+                    found.setdefault(pair[:2], []).append((i, sentence.strip(), pair[2]))
+        questions = []
+        for first, second in swaps:
+            ways = [found.get((first, second), []), found.get((second, first), [])]
+            size = min(self.per_task // (2 * len(swaps)), *map(len, ways))
+            for way in ways:
+                questions += [self._ask("reasoning", way[k][0], way[k][1], [way[k][2]], rng)
+                              for k in _draw(rng, np.arange(len(way)), size)]
+        return questions
+
+    def _ask(self, task: str, i: int, answer: str, others: Iterable[str], rng: np.random.Generator) -> Question:
+        options = [answer, *others]
+        order = rng.permutation(len(options))
+        return Question(task, self.ids[i], self.patients[i], tuple(options[k] for k in order), int(np.argmin(order)))
+
+    def _rng(self, task: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *task.encode()])  # a task's questions do not hang on the others
+
+
+def exchange(sentence: str, swaps: Sequence[Sequence[str]], skip: Sequence[str]) -> tuple[str, str, str] | None:
+    """The word of `swaps` in the sentence, its opposite, and the sentence with them exchanged; None if unfit."""
+    words = re.findall(r"[a-z]+", sentence.lower())
+    present = [(a, b) for pair in swaps for a, b in (pair, pair[::-1]) if a in words]
+    if len(present) != 1 or not 3 <= len(words) <= 30 or set(words) & set(skip):
+        return None
+    word, opposite = present[0]
+
+    def matched(match: re.Match) -> str:
+        return opposite.capitalize() if match[0][0].isupper() else opposite
+
+    return word, opposite, re.sub(rf"\b{word}\b", matched, sentence.strip(), flags=re.IGNORECASE)
+
+
+def write_questions(path: Path, questions: Sequence[Question], made_from: dict[str, Any]) -> None:
+    """Write the questions and what they were made from."""
+    write_json(path, {"made_from": made_from, "questions": [asdict(question) for question in questions]})
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Read a question file; an entry that is no question raises `UserError` with its number."""
+    content = read_json(path, "name a file that this suite wrote")
+    entries = content.get("questions") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} holds no list `questions`; name a file that this suite wrote")
+    return [_question(path, n, entry) for n, entry in enumerate(entries, 1)]
+
+
+def _question(path: str | Path, n: int, entry: Any) -> Question:
+    names = ("task", "image", "patient")
+    options = entry.get("options") if isinstance(entry, dict) else None
+    if (not isinstance(options, list) or len(options) < 2 or len(set(map(str, options))) < len(options)
+            or not all(isinstance(text, str) for text in [*options, *(entry.get(name) for name in names)])
+            or type(entry.get("answer")) is not int or not 0 <= entry["answer"] < len(options)):
+        raise UserError(f"{path}, question {n}: task, image and patient must be texts, options two or more different "
+                        f"texts, and answer the position of one; correct it")
+    return Question(*(entry[name] for name in names), tuple(options), entry["answer"])
+
+
+def _draw(rng: np.random.Generator, among: np.ndarray, size: int) -> np.ndarray:
+    return rng.choice(among, size, replace=False) if size else np.empty(0, dtype=int)
+
+
+def _phrase(present: np.ndarray, diseases: Sequence[str]) -> str:
+    names = [disease for disease, here in zip(diseases, present, strict=True) if here]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
