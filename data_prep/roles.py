@@ -28,7 +28,7 @@ class Role:
     `images[a:b]` gives uint8 (b - a, 320, 320); `rows` has one row an image, in the same order, with the columns
     `id, source, split, patient_id, patient_id_column, study_id, view, report, file_sha256, pixel_sha256`.
     `patient_id` comes from the image's path, `patient_id_column` from the release's table, both spelled as in
-    the ids; `report` is the training text ("" for the evaluation sets).
+    the ids; `report` is the text that is trained with, or in an evaluation set that would be ("" if unknown).
     """
 
     images: Any

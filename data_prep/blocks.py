@@ -1,0 +1,158 @@
+"""Prepared images on their way: one file a block of rows, each whole or not there.
+
+A block is the unit of resuming and of sharing work: `<work>/<role>/000012.npz` holds rows 12 * 64 and following. Every
+process writes its own files, each moved into place when it is whole, so a kill at any moment loses no more
+than the blocks in hand, and jobs on several nodes never write to one file.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chexzero.data_process import RESOLUTION
+from chexzero.errors import UserError
+from chexzero.files import atomic_path
+from data_prep.pixels import UnreadableImage, prepare_image
+
+SIZE = 64
+REASON_LENGTH = 200
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass
+class Block:
+    """`images` uint8 (n, 320, 320), `file_sha256` and `pixel_sha256` uint8 (n, 32), `errors` (n,) text, "" where the
+    image is good; where it is not, the rest is zero."""
+
+    images: np.ndarray
+    file_sha256: np.ndarray
+    pixel_sha256: np.ndarray
+    errors: np.ndarray
+
+    @classmethod
+    def empty(cls, n: int) -> "Block":
+        return cls(np.zeros((n, RESOLUTION, RESOLUTION), np.uint8), np.zeros((n, 32), np.uint8),
+                   np.zeros((n, 32), np.uint8), np.full(n, "not prepared", f"<U{REASON_LENGTH}"))
+
+
+def count(rows: int) -> int:
+    """How many blocks so many rows make."""
+    return -(-rows // SIZE)
+
+
+def length(index: int, rows: int) -> int:
+    """How many rows block `index` has."""
+    return min(SIZE, rows - index * SIZE)
+
+
+def block_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.npz"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is given: where the block goes, and of each row the root, the path, and why it has no file."""
+
+    target: Path
+    files: list[tuple[str, str, str]]
+    depth16: str
+
+
+def prepare_block(task: Task) -> list[str]:
+    """Prepare and write one block; returns its errors. What an earlier attempt could not read is tried again."""
+    block = read_block(task.target, len(task.files)) or Block.empty(len(task.files))
+    for i, (root, path, problem) in enumerate(task.files):
+        if not block.errors[i]:
+            continue
+        try:
+            if problem:
+                raise UnreadableImage(problem)
+            image, file_hash, pixel_hash = prepare_image(root, path, task.depth16)
+        except UnreadableImage as error:
+            block.errors[i] = str(error)[:REASON_LENGTH]
+            continue
+        block.images[i], block.errors[i] = image, ""
+        block.file_sha256[i], block.pixel_sha256[i] = np.frombuffer(file_hash, np.uint8), np.frombuffer(pixel_hash, np.uint8)
+    with atomic_path(task.target) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, **vars(block))
+    return [str(error) for error in block.errors if error]
+
+
+def read_block(path: Path, n: int, images: bool = True) -> Block | None:
+    """The block of `n` rows; None if it is not there or damaged (the archive carries checksums).
+
+    With `images=False` the images are not read, and `images` is empty.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            block = Block(**{name: archive[name] if images or name != "images" else np.empty((0, 0, 0), np.uint8)
+                             for name in Block.__dataclass_fields__})
+    except DAMAGED:
+        return None
+    return block if len(block.errors) == n else None
+
+
+def read_errors(path: Path, n: int) -> list[str] | None:
+    """The errors of a finished block, "" where the image is good; None if the block is not there or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            errors = archive["errors"].tolist()
+    except DAMAGED:
+        return None
+    return errors if len(errors) == n else None
+
+
+def read_all(folder: Path, rows: int, images: bool = True) -> Iterator[Block]:
+    """Yield the blocks in order, with the images or without; a missing or damaged one raises `UserError`."""
+    for index in range(count(rows)):
+        block = read_block(block_path(folder, index), length(index, rows), images)
+        if block is None:
+            raise UserError(f"{block_path(folder, index)} is missing or damaged; run `python -m data_prep build` with the "
+                            f"same flags again, it prepares only what is missing")
+        yield block
+
+
+class GoodImages:
+    """The good images of a role, sliceable like an array (n, 320, 320) uint8, read block by block when asked."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, folder: Path, rows: int):
+        self.folder, self.rows = folder, rows
+        places = []
+        for index in range(count(rows)):
+            errors = read_errors(block_path(folder, index), length(index, rows))
+            if errors is None:
+                raise UserError(f"{block_path(folder, index)} is missing or damaged; run the build again")
+            places += [index * SIZE + i for i, error in enumerate(errors) if not error]
+        self.places = np.array(places, np.int64)
+        self._held: tuple[int, Block | None] = (-1, None)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (len(self), RESOLUTION, RESOLUTION)
+
+    def __getitem__(self, key) -> np.ndarray:
+        places = self.places[key]
+        if np.ndim(places) == 0:
+            return self._one(int(places))
+        images = np.empty((len(places), RESOLUTION, RESOLUTION), np.uint8)
+        for i, place in enumerate(places):
+            images[i] = self._one(int(place))
+        return images
+
+    def _one(self, place: int) -> np.ndarray:
+        index, offset = divmod(place, SIZE)
+        if self._held[0] != index:
+            self._held = (index, read_block(block_path(self.folder, index), length(index, self.rows)))
+        block = self._held[1]
+        if block is None:
+            raise UserError(f"{block_path(self.folder, index)} is missing or damaged; run the build again")
+        return block.images[offset]

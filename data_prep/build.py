@@ -1,0 +1,107 @@
+"""`python -m data_prep build`: the training set and the evaluation sets from the releases."""
+
+import argparse
+import logging
+import re
+from pathlib import Path
+
+from chexzero.errors import UserError
+from chexzero.files import read_json
+from data_prep import chexpert, chexpert_plus, rexgradient
+from data_prep.finish import OUTPUTS, finish, identity_of
+from data_prep.pixels import DEPTH16
+from data_prep.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, describe, difference, make_plan
+from data_prep.prepare import prepare
+from data_prep.roles import ROLES_FILE
+from data_prep.work import Plan, Work, cpu_count, positive, remove_remains
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_argument_group("where the releases are")
+    where.add_argument("--data_root", metavar="DIR", help="one folder that holds all releases")
+    for release in (chexpert_plus, chexpert, rexgradient):
+        release.add_arguments(where)
+    parser.add_argument("--out", type=Path, default=Path("data"), help="where the sets go")
+    parser.add_argument("--splits", type=Path, help="where the manifests go (default: `splits` beside --out)")
+    parser.add_argument("--roles", type=Path, default=ROLES_FILE, help="which release's split plays which role")
+    choices = parser.add_argument_group("what is taken")
+    choices.add_argument("--views", choices=VIEWS, default="all", help="training images by view")
+    choices.add_argument("--valid_views", choices=EVALUATION_VIEWS, default="all", help="validation images by view")
+    choices.add_argument("--test_views", choices=EVALUATION_VIEWS, default="first_frontal", help="test images by view")
+    choices.add_argument("--section", choices=SECTIONS, default="impression", help="the part of the report")
+    choices.add_argument("--empty_report", choices=EMPTY_REPORTS, default="space",
+                         help="an image without that part: train it with a space as upstream does, leave it out, or take "
+                              "the findings (then a space)")
+    choices.add_argument("--depth16", choices=DEPTH16, default="stretch",
+                         help="16-bit images: scale each image's own range to 0..255, or drop the low byte as upstream does")
+    choices.add_argument("--on_overlap", choices=("drop", "stop", "keep"), default="drop",
+                         help="training images that match an evaluation image or patient")
+    choices.add_argument("--max_failures", type=share, default=0.001, metavar="SHARE",
+                         help="share of the training images that may be unreadable; evaluation sets tolerate none")
+    parser.add_argument("--workers", type=positive, default=cpu_count(), help="processes that prepare images")
+    parser.add_argument("--shard", type=shard, metavar="I/N", help="prepare one of N parts; `python -m data_prep finish` "
+                                                                   "joins them")
+    parser.add_argument("--overwrite", action="store_true", help="discard what an earlier build left in --out")
+
+
+def run(args: argparse.Namespace) -> None:
+    args.splits = args.splits or args.out.absolute().parent / "splits"
+    work = Work(args.out)
+    label = f"{args.shard[0]}/{args.shard[1]}" if args.shard else None
+    with work.lock(label):
+        if args.overwrite:
+            _overwrite(work, label)
+        releases, plan = describe(args)
+        if _is_finished(plan, work):
+            print(f"{work.out} already holds this build; nothing to do")
+            return
+        with work.planning():
+            plan = make_plan(args, releases, plan, work)
+        log.info("%s", ", ".join(f"{role}: {rows} images" for role, rows in plan.rows.items()))
+        prepare(work, plan, args.workers, args.shard or (0, 1))
+        if args.shard:
+            print(f"shard {label} is prepared; when all are, run: python -m data_prep finish --out {args.out}")
+        else:
+            finish(work, plan, args.workers)
+
+
+def _is_finished(plan: Plan, work: Work) -> bool:
+    """Whether `--out` already holds what this command makes; another build's result is not touched."""
+    if not (work.out / "build.json").is_file():
+        return False
+    record = read_json(work.out / "build.json")
+    old, new = identity_of(record), plan.identity | {"on_overlap": plan.finishing["on_overlap"]}
+    if old != new:
+        raise UserError(f"{work.out} holds a finished build with other settings ({difference(old, new)}); name another "
+                        f"--out, or discard that one with --overwrite")
+    for name, file in record["files"].items():
+        if not (work.out / name).is_file() or (work.out / name).stat().st_size != file["bytes"]:
+            raise UserError(f"{work.out / name} is not as {work.out / 'build.json'} says; build anew with --overwrite")
+    work.discard()
+    return True
+
+
+def _overwrite(work: Work, label: str | None) -> None:
+    if label:
+        raise UserError("--overwrite and --shard do not go together; remove the output folder before the array starts")
+    for name in OUTPUTS:
+        (work.out / name).unlink(missing_ok=True)
+    remove_remains(work.out, OUTPUTS)
+    work.discard()
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`i/n`, counted from 0 or from 1: 0/4 and 4/4 are the same part."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 0 <= int(match[1]) <= int(match[2]) or int(match[2]) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not like 3/8")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,107 @@
+"""Find a release's files in the layouts people have, and say which flag would point to what is not found."""
+
+import fnmatch
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from chexzero.errors import UserError
+from data_prep.rows import Row
+
+DEPTH = 5
+SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG")
+
+#: Folders that hold images by the hundred thousand; nothing that is looked for lies in them.
+IMAGE_FOLDERS = ("train", "valid", "test", "deid_png", "patient*", "study*", ".*")
+
+
+def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders from `root` down to `DEPTH`, the shallow ones first, each with its file names."""
+    layer = [root]
+    for depth in range(DEPTH + 1):
+        below = []
+        for folder in layer:
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError as error:
+                if depth == 0:
+                    raise UserError(f"{folder} cannot be read ({error.strerror}); name a folder that exists and that "
+                                    f"you may read") from error
+                continue
+            yield folder, [entry.name for entry in entries if entry.is_file()]
+            below += [folder / entry.name for entry in entries
+                      if entry.is_dir() and not any(fnmatch.fnmatch(entry.name, name) for name in IMAGE_FOLDERS)]
+        layer = below
+
+
+def find_file(root: Path, patterns: Sequence[str], what: str, flag: str,
+              accept: Callable[[Path], bool] = lambda path: True) -> Path:
+    """The one file under `root` whose name matches a pattern and that `accept` takes, shallow ones first."""
+    for pattern in patterns:
+        found: list[Path] = []
+        for folder, names in folders(root):
+            if found and len(folder.parts) > len(found[0].parent.parts):
+                break
+            found += [path for name in names if fnmatch.fnmatch(name, pattern) and accept(path := folder / name)]
+        if len(found) > 1:
+            raise UserError(f"{what}: both {found[0]} and {found[1]} could be meant; name one with {flag}")
+        if found:
+            return found[0]
+    raise UserError(f"{what} ({' or '.join(patterns)}) is nowhere under {root}; name it with {flag}")
+
+
+def find_folders(roots: Sequence[Path], children: Sequence[str], what: str, flag: str) -> list[Path]:
+    """The folders under `roots` that hold a folder named as one of `children`; at least one."""
+    found = [folder for root in roots for folder, _ in folders(root)
+             if any((folder / child).is_dir() for child in children)]
+    if not found:
+        names = " or ".join(f"{child}/" for child in children)
+        raise UserError(f"{what} (a folder with {names} in it) are nowhere under {roots[0]}; name it with {flag}")
+    return list(dict.fromkeys(found))
+
+
+def has_columns(*alternatives: Sequence[str]) -> Callable[[Path], bool]:
+    """A test whether a CSV's header has all the columns of one of the alternatives."""
+    def accept(path: Path) -> bool:
+        try:
+            with open(path, encoding="utf-8-sig", errors="replace") as handle:
+                header = handle.readline(100_000).strip().replace('"', "").split(",")
+        except OSError:
+            return False
+        return any(set(columns) <= set(header) for columns in alternatives)
+    return accept
+
+
+def given(path: str | None, flag: str, folder: bool) -> Path | None:
+    """The path a flag gave, sure that it is there; None if the flag was not given."""
+    if path is None:
+        return None
+    if not (os.path.isdir(path) if folder else os.path.isfile(path)):
+        raise UserError(f"{flag} {path}: there is no such {'folder' if folder else 'file'}; correct the path")
+    return Path(path).resolve()
+
+
+def release_root(args, release: str) -> Path:
+    """The folder to look for a release in: its own flag, else `--data_root`."""
+    root = given(getattr(args, release), f"--{release}", folder=True) or given(args.data_root, "--data_root", folder=True)
+    if root is None:
+        raise UserError(f"where is {release}? Name its folder with --{release}, or the folder that holds all releases "
+                        f"with --data_root")
+    return root
+
+
+def find_images(rows: list[Row], roots: Sequence[Path], threads: ThreadPoolExecutor) -> None:
+    """Set `root` and `path` of each row to the file that is there, with either ending; else set `problem`."""
+    for row, (root, path, problem) in zip(rows, threads.map(lambda row: _find_image(row.path, roots), rows), strict=True):
+        row.root, row.path, row.problem = str(root), path, problem
+
+
+def _find_image(path: str, roots: Sequence[Path]) -> tuple[Path, str, str]:
+    stem, suffix = os.path.splitext(path)
+    for root in roots:
+        for ending in dict.fromkeys((suffix, *SUFFIXES)):
+            if os.path.isfile(root / (stem + ending)):
+                return root, stem + ending, ""
+    is_folder = any(os.path.isdir(root / (stem + ending)) for root in roots for ending in (suffix, *SUFFIXES) if ending)
+    return roots[0], path, "is a folder, not an image" if is_folder else "not found"

@@ -1,0 +1,93 @@
+"""One image file to its 320 x 320 bytes: upstream's for 8-bit files, and read right for 16-bit ones.
+
+This module is all that a worker process loads: no torch.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # a larger header is damage, or means harm
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+
+import cv2  # noqa: E402  (the limit is read when OpenCV first decodes)
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from chexzero.data_process import RESOLUTION, preprocess  # noqa: E402
+from chexzero.files import inside  # noqa: E402
+
+#: How 16-bit samples become 8 bits: the image's own range scaled to 0..255, or upstream's way, the low byte dropped.
+DEPTH16 = ("stretch", "high_byte")
+
+
+class UnreadableImage(ValueError):
+    """The image cannot be used; the message is the reason that is listed."""
+
+
+def prepare_image(root: str, path: str, depth16: str = "stretch") -> tuple[np.ndarray, bytes, bytes]:
+    """Read `path` under `root`; returns uint8 (320, 320), the SHA-256 of the file and that of the result.
+
+    Raises `UnreadableImage` for a file that is missing, leads out of `root`, is damaged, or shows nothing.
+    """
+    try:
+        data = inside(root, path).read_bytes()
+        pixels = prepare_pixels(decode(data), depth16)
+    except UnreadableImage:
+        raise
+    except (OSError, ValueError, MemoryError, cv2.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UnreadableImage(" ".join(reason.split()) or type(error).__name__) from error
+    return pixels, hashlib.sha256(data).digest(), hashlib.sha256(pixels).digest()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode a PNG or JPEG file: grey (H, W) or RGB (H, W, 3), uint8 or uint16, without alpha.
+
+    A file whose three channels are equal is grey: resizing one channel gives upstream's bytes in a third of the time.
+    """
+    if not data:
+        raise UnreadableImage("the file is empty")
+    if not _is_whole(data):
+        raise UnreadableImage("the file is cut short or is neither PNG nor JPEG")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    if image is None:
+        raise UnreadableImage("the file is damaged and cannot be decoded")
+    if image.ndim == 2:
+        return image
+    blue, green, red = cv2.split(image)
+    if np.array_equal(blue, green) and np.array_equal(green, red):
+        return green
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the last part of the format is there; some decoders fill up what is missing and say nothing."""
+    if data.startswith(b"\x89PNG"):
+        return b"IEND\xaeB`\x82" in data
+    return data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+
+
+def prepare_pixels(image: np.ndarray, depth16: str = "stretch") -> np.ndarray:
+    """A decoded image, (H, W) or (H, W, 3), uint8 or uint16, as upstream's `preprocess` gives it: uint8 (320, 320)."""
+    low, high = int(image.min()), int(image.max())
+    if low == high:
+        raise UnreadableImage(f"the image is constant (every pixel is {low})")
+    if image.dtype == np.uint16:
+        image = stretch(image, low, high) if depth16 == "stretch" else (image >> 8).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise UnreadableImage(f"the samples are {image.dtype}, neither 8 nor 16 bits")
+    pixels = np.asarray(preprocess(Image.fromarray(image), RESOLUTION))
+    if pixels.min() == pixels.max():
+        raise UnreadableImage("the image is constant once it is 8 bits and 320 pixels")
+    return pixels
+
+
+def stretch(image: np.ndarray, low: int, high: int) -> np.ndarray:
+    """uint16 samples of `low`..`high` to uint8 0..255, rounded to the nearest."""
+    return np.rint((image - np.float32(low)) * np.float32(255 / (high - low))).astype(np.uint8)
+
+
+def prepare_file(path: str | Path, depth16: str = "stretch") -> np.ndarray:
+    """`prepare_image` for one file, wherever it lies: uint8 (320, 320)."""
+    return prepare_image(os.path.dirname(os.path.abspath(path)), os.path.basename(path), depth16)[0]

@@ -1,0 +1,142 @@
+"""The folder `<out>/work`: who may write in it, and the plan of what is to be prepared."""
+
+import argparse
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chexzero.errors import UserError
+from chexzero.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@dataclass
+class Plan:
+    """What is to be prepared. `identity` is what a resumed build must agree with; `rows` counts them by role;
+    `finishing` are the settings that only the last step needs and that may change between two attempts."""
+
+    identity: dict[str, Any]
+    rows: dict[str, int]
+    counts: dict[str, Any]
+    drawn: bool
+    finishing: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Work:
+    """The places of a build in its output folder."""
+
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "work"
+
+    @property
+    def plan_path(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def left_out_path(self) -> Path:
+        return self.folder / "left_out.csv"
+
+    def rows_path(self, role: str) -> Path:
+        return self.folder / f"{role}.csv"
+
+    def blocks(self, role: str) -> Path:
+        return self.folder / role
+
+    def read_plan(self) -> Plan | None:
+        return Plan(**read_json(self.plan_path)) if self.plan_path.is_file() else None
+
+    def write_plan(self, plan: Plan) -> None:
+        write_json(self.plan_path, vars(plan))
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def lock(self, shard: str | None = None) -> Iterator[None]:
+        """Hold the output folder: alone, or beside other shards but as the only one of this shard."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {self.folder}: {error.strerror}; name another folder with --out") from error
+        with _locked(self.out / ".lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX, f"{self.out} is in use by another build"):
+            if shard is None:
+                yield
+                return
+            name = f".lock-{shard.replace('/', '-of-')}"
+            with _locked(self.folder / name, fcntl.LOCK_EX, f"shard {shard} of {self.out} is being prepared by another job"):
+                yield
+
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """One of several shards plans; the others wait for it here."""
+        self.folder.mkdir(exist_ok=True)
+        with _locked(self.folder / ".lock-plan", fcntl.LOCK_EX, "", wait=True):
+            yield
+
+
+@contextmanager
+def _locked(path: Path, kind: int, complaint: str, wait: bool = False) -> Iterator[None]:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write in {path.parent}: {error.strerror}; name another folder with --out") from error
+    try:
+        try:
+            fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{complaint}; wait for it, or name another folder with --out") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning("%s does not support locks: see to it yourself that no other build writes there", path.parent)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise `UserError` unless `folder`'s disk has `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(f"{what} needs {needed / 1e9:.1f} GB, but the disk of {folder} has {free / 1e9:.1f} GB free; make "
+                        f"room or name another folder with --out")
+
+
+def remove_remains(folder: Path, names: list[str]) -> None:
+    """Remove the temporary files that a killed build left beside the files it was writing."""
+    for name in names:
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def cpu_count() -> int:
+    """The cores this process may use (a SLURM job has fewer than its node)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def positive(text: str) -> int:
+    """A flag's whole number, 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
