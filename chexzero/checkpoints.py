@@ -12,6 +12,7 @@ import torch
 
 from chexzero.errors import UserError
 from chexzero.files import require_file
+from chexzero.folders import read_folder
 from chexzero.model import CLIP, OPENAI_EXTRAS, build_model, count_blocks
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
     Taken are: a bare state dict (`.pt`, float16 or float32, with or without the prefix `module.` that DataParallel
     adds), a dict that has it under `model`, `state_dict` or `model_state_dict` (our `last.pt` is one), OpenAI's
-    TorchScript archive, and `.safetensors`. Raises `UserError` for anything else.
+    TorchScript archive, `.safetensors`, and the folders of transformers and open_clip. Raises `UserError` for anything else.
     """
+    if Path(path).is_dir():
+        return read_folder(Path(path))
     path = require_file(path, REMEDY)
     try:
         if path.suffix == ".safetensors":

@@ -1,0 +1,146 @@
+"""Exports give the same logits in the library they are made for, loaded in a process that has none of our code."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from chexzero.checkpoints import load_model
+from chexzero.clip import tokenize
+from chexzero.convert import from_hf_clip, to_hf_clip
+from chexzero.errors import UserError
+from chexzero.export import export, main
+from chexzero.images import prepare
+from chexzero.model import CLIP
+
+TEXTS = ["pleural effusion", "No acute cardiopulmonary process.", "a 3.5 cm mass; rib fracture?"]
+
+LOADERS = {
+    "hf": """
+import transformers
+from PIL import Image
+kind = json.load(open(folder + "/config.json"))["architectures"][0]
+model = getattr(transformers, kind).from_pretrained(folder).eval()
+processor = transformers.VisionTextDualEncoderProcessor.from_pretrained(folder)
+images = [Image.fromarray(image).convert("RGB") for image in data["images"]]
+inputs = processor(text=texts, images=images, return_tensors="pt", padding=True)
+with torch.no_grad():
+    logits = model(**inputs).logits_per_image.numpy()
+""",
+    "open_clip": """
+import open_clip
+model = open_clip.create_model("local-dir:" + folder).eval()
+tokens = open_clip.get_tokenizer("local-dir:" + folder)(texts)
+with torch.no_grad():
+    image = model.encode_image(torch.from_numpy(data["prepared"]), normalize=True)
+    logits = (model.logit_scale.exp() * image @ model.encode_text(tokens, normalize=True).T).numpy()
+""",
+    "onnx": """
+import onnxruntime
+def tower(name, **inputs):
+    return onnxruntime.InferenceSession(f"{folder}/{name}.onnx").run(None, inputs)[0]
+scale = json.load(open(folder + "/clip.json"))["logit_scale"]
+logits = scale * tower("vision", images=data["images"].astype(np.float32)) @ tower("text", tokens=data["tokens"]).T
+""",
+}
+HEAD = "import json, sys, numpy as np, torch\nfolder, data, texts = sys.argv[1], np.load(sys.argv[2]), sys.argv[4:]\n"
+TAIL = "\nassert 'chexzero' not in sys.modules\nnp.save(sys.argv[3], logits)"
+
+
+def small_model(kind: str) -> CLIP:
+    torch.manual_seed(0)
+    text = dict(context_length=77, vocab_size=49408, transformer_width=128, transformer_heads=2, transformer_layers=2)
+    if kind == "vit":
+        return CLIP(64, 224, 2, 128, 32, **text).eval()
+    from dinov3_adapter import build_vision_tower
+
+    tower = build_vision_tower("dinov3_tiny", "random", image_resolution=96, embed_dim=64)
+    for name, parameter in tower.named_parameters():
+        if "bias" in name:  # biases begin at zero, where a mistake would not show
+            torch.nn.init.normal_(parameter, std=0.1)
+    return CLIP(64, 96, 0, 0, None, **text, visual=tower).eval()
+
+
+@pytest.mark.parametrize("target", LOADERS)
+@pytest.mark.parametrize("kind", ["vit", "dinov3"])
+def test_another_library_gives_our_logits(tmp_path, kind, target):
+    if target == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    model = small_model(kind)
+    if (kind, target) == ("dinov3", "onnx"):  # tracing takes seconds a block
+        model.visual.trunk.blocks = model.visual.trunk.blocks[:2]
+    images = np.random.default_rng(0).integers(0, 256, (3, 320, 320), dtype=np.uint8)
+    prepared, tokens = prepare(torch.from_numpy(images), model.image_resolution), tokenize(TEXTS)
+    with torch.no_grad():
+        expected = model(prepared, tokens)[0].numpy()
+    export(model, target, tmp_path / "out")
+    np.savez(tmp_path / "data.npz", images=images, prepared=prepared.numpy(), tokens=tokens.long().numpy())
+    subprocess.run([sys.executable, "-c", HEAD + LOADERS[target] + TAIL, tmp_path / "out", tmp_path / "data.npz",
+                    tmp_path / "logits.npy", *TEXTS], check=True, cwd=tmp_path, capture_output=True)
+    assert np.abs(np.load(tmp_path / "logits.npy") - expected).max() < 1e-4
+    if target != "onnx":
+        ours, again = model.state_dict(), load_model(tmp_path / "out").state_dict()
+        assert ours.keys() == again.keys() and all(torch.equal(ours[key], again[key]) for key in ours)
+
+
+def test_names_go_there_and_back():
+    state = small_model("vit").state_dict()
+    again = from_hf_clip(to_hf_clip(state))
+    assert again.keys() == state.keys() and all(torch.equal(state[key], again[key]) for key in state)
+
+
+def test_what_a_target_cannot_carry_is_refused(tmp_path):
+    resnet = CLIP(64, 64, (1, 1, 1, 1), 16, None, 77, 49408, 64, 1, 1)
+    for target in ("hf", "open_clip"):
+        with pytest.raises(UserError, match="onnx"):
+            export(resnet, target, tmp_path / target)
+    odd = small_model("dinov3")
+    odd.visual.trunk.blocks[0].mlp.fc1 = torch.nn.Linear(192, 8)
+    with pytest.raises(UserError, match="--to hf"):
+        export(odd, "open_clip", tmp_path / "odd")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="not an empty folder"):
+        export(small_model("vit"), "hf", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_card_says_what_is_on_record_and_what_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "checkpoints" / "run"
+    run.mkdir(parents=True)
+    torch.save(small_model("vit").state_dict(), run / "checkpoint_20.pt")
+    selection = {"checkpoint": "checkpoint_20.pt", "step": 20, "reason": "Highest."}
+    (run / "selection.json").write_text(json.dumps(selection))
+    (run / "config.json").write_text(json.dumps({"settings": {"vision": "vit_b_32", "cxr_filepath": "data/cxr.h5"}}))
+    main(["--run", str(run), "--to", "open_clip", "first"])
+    card = (tmp_path / "first" / "README.md").read_text()
+    assert "Highest." in card and "Not evaluated yet" in card and "was not found beside the run" in card
+
+    label = {"auroc": 0.75, "lower": 0.7, "upper": 0.8, "n_pos": 3, "n": 9}
+    from chexzero.labels import LABELS
+    values = {"labels": dict.fromkeys(LABELS, label), "mean_5": 0.75, "mean_14": None}
+    results = tmp_path / "results" / "run"
+    results.mkdir(parents=True)
+    (results / "metrics.json").write_text(json.dumps(
+        {"valid": values, "test": values, "selected": {"checkpoint": "checkpoint_20.pt"}}))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "build.json").write_text(json.dumps({
+        "drawn": True, "sources": {"train": {"rexgradient/train": {"images": 7, "studies": 5, "patients": 4}}},
+        "overlap": {"status": "none found"}}))
+    main(["--run", str(run), "--to", "open_clip", "second"])
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert "| Edema | 0.750 | 0.750 (0.700 to 0.800) | 3 of 9 |" in card and "n/a" in card
+    assert "drawn phantoms" in card and "| train | rexgradient/train | 7 | 5 | 4 |" in card and "none found" in card
+
+
+def test_a_run_without_a_selection_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="run_train.py"):
+        main(["--run", str(tmp_path), "--to", "hf", str(tmp_path / "out")])
