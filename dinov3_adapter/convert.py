@@ -102,39 +102,41 @@ def recognise(state: Mapping[str, torch.Tensor]) -> Layout | None:
     return next((layout for layout in LAYOUTS if any(re.search(layout.mark, key) for key in state)), None)
 
 
-def drop_unused(state: State) -> list[str]:
-    """Remove from `state` (timm's names) the few tensors no trunk takes; return their names; raise if one matters."""
-    dropped = []
-    for key in list(state):
-        if key == "mask_token" or key.startswith("local_cls_norm."):
-            dropped.append(key)
-        elif key in ("rope_embed.periods", "rope.periods"):
-            _require(_is_rope(state[key]), f"{key} are not those of base {ROPE_BASE:g}, which the model has")
-            dropped.append(key)
-        elif key.endswith(".k_bias"):
-            _require(not bool(state[key].any()), f"{key} is not zero, and the model has no key bias to take it")
-            dropped.append(key)
-    for key in dropped:
-        del state[key]
-    return dropped
+def drop_unused(state: State, wanted: Mapping[str, torch.Size]) -> tuple[list[str], list[str]]:
+    """Remove from `state` (timm's names) the few tensors that this trunk does not take.
 
-
-def fit_biases(state: State, wanted: Mapping[str, torch.Size]) -> tuple[list[str], list[str]]:
-    """Settle query and value biases between a file and a trunk; return the names (dropped, filled with zeros).
-
-    Files of the same weights come with zero biases and without any. Those the trunk lacks must be zero to be dropped;
-    those the file lacks are zero if it lacks them all (a file that has some of them is damaged: they stay missing).
+    Returns their names, and what is wrong with them: RoPE periods that are not the trunk's, biases that are not zero.
     """
-    def is_bias(key: str) -> bool:
-        return key.endswith((".attn.q_bias", ".attn.v_bias"))
+    dropped, problems = [], []
+    for key in list(state):
+        is_bias = key.endswith(".k_bias") or (_is_bias(key) and key not in wanted)
+        is_rope = key in ("rope_embed.periods", "rope.periods")
+        if not (is_bias or is_rope or key == "mask_token" or key.startswith("local_cls_norm.")):
+            continue
+        value = state.pop(key)
+        dropped.append(key)
+        if is_rope and not _is_rope(value):
+            problems.append(f"its {key} are not those of base {ROPE_BASE:g}, which the model has")
+        if is_bias and value.any():
+            problems.append(f"its {key} is not zero, and the model has no such bias")
+    return dropped, problems
 
-    dropped = [key for key in state if is_bias(key) and key not in wanted]
-    for key in dropped:
-        _require(not bool(state.pop(key).any()), f"{key} is not zero, and the model has no bias to take it")
-    filled = [] if any(map(is_bias, state)) else [key for key in wanted if is_bias(key)]
-    if "cls_token" in state:
-        state.update({key: state["cls_token"].new_zeros(wanted[key]) for key in filled})
-    return dropped, filled
+
+def fill_biases(state: State, wanted: Mapping[str, torch.Size]) -> list[str]:
+    """Add zeros for the query and value biases if the file has none of them; return the names.
+
+    The same weights are published with zero biases and without any. A file that has some of them is damaged: there
+    they stay missing.
+    """
+    if "cls_token" not in state or any(map(_is_bias, state)):
+        return []
+    filled = [key for key in wanted if _is_bias(key)]
+    state.update({key: state["cls_token"].new_zeros(wanted[key]) for key in filled})
+    return filled
+
+
+def _is_bias(key: str) -> bool:
+    return key.endswith((".attn.q_bias", ".attn.v_bias"))
 
 
 def to_huggingface(state: Mapping[str, torch.Tensor]) -> State:

@@ -53,21 +53,24 @@ def _fit(state: convert.State, name: str, path: Path) -> tuple[convert.State, to
                            f"{_some(list(state))}); name a DINOv3 ViT as Meta, Hugging Face or timm publish it, or a "
                            f"checkpoint trained here")
     trunk = layout.to_timm(state)
-    dropped = convert.drop_unused(trunk)
+    converted = dict(trunk)
     wanted = trunk_shapes(find_size(name))
-    no_bias, filled = convert.fit_biases(trunk, wanted)
+    dropped, problems = convert.drop_unused(trunk, wanted)
+    filled = convert.fill_biases(trunk, wanted)
     differences = _differences(trunk, wanted)
     if differences:
-        other = next((other for other in SIZES if other != name and _fits(trunk, other)), None)
+        other = next((other for other in SIZES if other != name and _fits(converted, other)), None)
         raise WeightsError(f"its weights are those of {other}; use --vision {other}" if other else
                            f"{differences}; name the weights of this size, or fetch the file again")
+    if problems:
+        raise WeightsError(f"{_some(problems)}; name a file of the published weights")
     if path.is_dir():
         _check_config(path / "config.json", name)
     projection = state.get("visual.head.proj.weight")
     is_ours = layout.to_timm is convert.from_ours
     outside = sum(not key.startswith("visual.") for key in state) if is_ours else 0
     log.info("%s: %d tensors for %s (layout: %s)%s%s%s", path, len(trunk), name, layout.title,
-             f"; left out, as no forward pass reads them: {_some(dropped + no_bias)}" if dropped + no_bias else "",
+             f"; left out, as no forward pass reads them: {_some(dropped)}" if dropped else "",
              f"; {len(filled)} query and value biases the file does not have are zero" if filled else "",
              f"; the {outside} tensors of its text side are not taken" if outside else "")
     return {key: value.float() for key, value in trunk.items()}, projection
@@ -88,8 +91,9 @@ def _fits(trunk: Mapping[str, torch.Tensor], name: str) -> bool:
         return False
     wanted = trunk_shapes(SIZES[name])
     trunk = dict(trunk)
-    convert.fit_biases(trunk, wanted)
-    return not _differences(trunk, wanted)
+    _, problems = convert.drop_unused(trunk, wanted)
+    convert.fill_biases(trunk, wanted)
+    return not problems and not _differences(trunk, wanted)
 
 
 def _differences(trunk: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> str:

@@ -1,0 +1,180 @@
+"""The DINOv3 tower against transformers' model, from every layout of weights, and back."""
+
+import pytest
+import torch
+from dinov3_files import cls_feature, meta_layout, random_model, small_model, small_size
+from safetensors.torch import save_file
+from transformers import DINOv3ViTModel
+
+from dinov3_adapter import SIZES, AdapterError, build_vision_tower, to_huggingface, tower_from_state_dict
+from dinov3_adapter.convert import from_huggingface
+from dinov3_adapter.registry import trunk_shapes
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(params=["plain", "gated", "no_bias"])
+def kind(request, monkeypatch):
+    monkeypatch.setitem(SIZES, "small", small_size(request.param))
+    return request.param
+
+
+@pytest.mark.parametrize("layout", ["huggingface folder", "huggingface file", "meta", "timm", "ours"])
+@pytest.mark.parametrize("shape", [(224, 224), (320, 320), (160, 256)], ids=str)
+def test_cls_feature_equals_transformers(kind, layout, shape, tmp_path):
+    model = small_model(kind)
+    tower = build_vision_tower("small", save(model, layout, tmp_path)).eval()
+    images = torch.randn(2, 3, *shape)
+    expected = cls_feature(model, images)
+    with torch.no_grad():
+        features = tower(images)
+    assert (expected[0] - expected[1]).abs().max() > 0.01  # the two images do differ
+    assert (features - expected).abs().max() < TOLERANCE
+
+
+def save(model, layout, folder):
+    """Write the model's weights in a layout; the name never tells which it is."""
+    if layout.startswith("huggingface"):
+        model.save_pretrained(folder / "dinov3_vitl16.pth")
+        return folder / "dinov3_vitl16.pth" / ("" if layout.endswith("folder") else "model.safetensors")
+    if layout == "meta":
+        torch.save(meta_layout(model), folder / "weights.bin")
+        return folder / "weights.bin"
+    trunk = build_vision_tower("small", save(model, "meta", folder)).trunk.state_dict()
+    if layout == "timm":
+        save_file(trunk, folder / "weights.bin")
+        return folder / "weights.bin"
+    ours = {f"visual.trunk.{key}": value for key, value in trunk.items()}
+    ours |= {"visual.image_resolution": torch.tensor(224), "logit_scale": torch.tensor(4.6)}
+    torch.save({"model": ours, "step": 3}, folder / "last.pt")
+    return folder / "last.pt"
+
+
+@pytest.mark.parametrize("size", [224, 320])
+def test_true_base_size_equals_transformers(base_model, base_tower, size):
+    images = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        assert (base_tower(images) - cls_feature(base_model, images)).abs().max() < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def base_model():
+    return random_model(1, hidden_size=768, num_attention_heads=12, num_hidden_layers=12, intermediate_size=3072)
+
+
+@pytest.fixture(scope="module")
+def base_tower(base_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    base_model.save_pretrained(folder)
+    tower = build_vision_tower("dinov3_vitb", folder).eval()
+    torch.save(meta_layout(base_model), folder / "meta.pth")
+    from_meta = build_vision_tower("dinov3_vitb", folder / "meta.pth").state_dict()
+    assert all(torch.equal(value, from_meta[key]) for key, value in tower.state_dict().items())
+    return tower
+
+
+def test_base_tower_has_857_hundred_thousand_parameters(base_tower):
+    assert round(sum(parameter.numel() for parameter in base_tower.parameters()) / 1e6, 1) == 85.7
+
+
+@pytest.mark.parametrize("name, millions", [("dinov3_vits", 21.6), ("dinov3_vitsplus", 28.7), ("dinov3_vitb", 85.7),
+                                            ("dinov3_vitl", 303.1), ("dinov3_vithplus", 840.6),
+                                            ("dinov3_vit7b", 6716.0)])
+def test_sizes_are_those_of_the_paper(name, millions):
+    shapes = trunk_shapes(SIZES[name])
+    assert sum(shape.numel() for shape in shapes.values()) / 1e6 == pytest.approx(millions, abs=0.06)
+    assert shapes["norm.weight"] == (SIZES[name].width,)
+
+
+def test_huggingface_round_trip_is_bit_equal(kind, tmp_path):
+    model = small_model(kind)
+    model.save_pretrained(tmp_path)
+    trunk = build_vision_tower("small", tmp_path).trunk.state_dict()
+    there = to_huggingface(trunk)
+    again = from_huggingface(there)
+    again.pop("mask_token")
+    assert again.keys() == trunk.keys()
+    assert all(torch.equal(value, again[key]) for key, value in trunk.items())
+
+    saved = {key.removeprefix("model."): value for key, value in model.state_dict().items()}
+    assert there.keys() == saved.keys()
+    assert all(torch.equal(value, there[key]) for key, value in saved.items() if "mask_token" not in key)
+
+    fresh = DINOv3ViTModel(model.config)
+    save_file(there, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = DINOv3ViTModel.from_pretrained(tmp_path).eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(cls_feature(loaded, images), cls_feature(model, images))
+    assert not torch.equal(cls_feature(fresh.eval(), images), cls_feature(model, images))
+
+
+def test_file_without_biases_equals_the_same_with_zeros(monkeypatch, tmp_path):
+    monkeypatch.setitem(SIZES, "small", small_size("plain"))
+    state = meta_layout(small_model("plain"))
+    bare = {key: value for key, value in state.items() if ".qkv.bias" not in key}
+    zero = {key: value * 0 if key.endswith("qkv.bias") else value for key, value in state.items()}
+    torch.save(bare, tmp_path / "bare.pth")
+    torch.save(zero, tmp_path / "zero.pth")
+    images = torch.randn(1, 3, 64, 64)
+    one, two = (build_vision_tower("small", tmp_path / name).eval()(images) for name in ("bare.pth", "zero.pth"))
+    assert torch.equal(one, two)
+
+
+def test_half_precision_weights_are_read_as_float32(monkeypatch, tmp_path):
+    monkeypatch.setitem(SIZES, "small", small_size("plain"))
+    model = small_model("plain")
+    torch.save({key: value.bfloat16() for key, value in meta_layout(model).items()}, tmp_path / "half.pth")
+    tower = build_vision_tower("small", tmp_path / "half.pth")
+    assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
+
+
+def test_state_dict_describes_itself():
+    tower = build_vision_tower("dinov3_tiny", "random", image_resolution=320, embed_dim=48).eval()
+    state = tower.state_dict()
+    again = tower_from_state_dict(state).eval()
+    assert int(again.image_resolution) == 320
+    assert again.head.proj.weight.shape == (48, SIZES["dinov3_tiny"].width)
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(images), tower(images))
+
+
+def test_projection_comes_with_our_checkpoint(tmp_path):
+    tower = build_vision_tower("dinov3_tiny", "random", embed_dim=48)
+    torch.save({f"visual.{key}": value for key, value in tower.state_dict().items()}, tmp_path / "ours.pt")
+    again = build_vision_tower("dinov3_tiny", tmp_path / "ours.pt", embed_dim=48)
+    assert torch.equal(again.head.proj.weight, tower.head.proj.weight)
+    without = build_vision_tower("dinov3_tiny", tmp_path / "ours.pt")
+    assert without(torch.randn(1, 3, 32, 32)).shape == (1, tower.head.proj.in_features)
+    with pytest.raises(AdapterError, match="projection of shape"):
+        build_vision_tower("dinov3_tiny", tmp_path / "ours.pt", embed_dim=64)
+
+
+def test_image_sizes_that_do_not_fit():
+    with pytest.raises(AdapterError, match="not a multiple of 16"):
+        build_vision_tower("dinov3_tiny", "random", image_resolution=250)
+    with pytest.raises(AdapterError, match="100 x 96 pixels"):
+        build_vision_tower("dinov3_tiny", "random")(torch.zeros(1, 3, 100, 96))
+
+
+def test_grad_checkpointing_changes_memory_not_gradients():
+    plain = build_vision_tower("dinov3_tiny", "random", embed_dim=8)
+    saving = tower_from_state_dict(plain.state_dict())
+    saving.set_grad_checkpointing(True)
+    images = torch.randn(2, 3, 64, 64)
+    kept = []
+    for tower in (plain, saving):
+        tower.train()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t):
+            tower(images).square().sum().backward()
+        kept.append(sum(sizes))
+    for one, two in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+    assert kept[1] < kept[0]
+
+
+def test_drop_path_acts_only_while_training():
+    tower = build_vision_tower("dinov3_tiny", "random", drop_path=0.5)
+    images = torch.randn(1, 3, 32, 32).expand(8, -1, -1, -1)
+    assert tower.train()(images).std(dim=0).max() > 1e-3
+    assert tower.eval()(images).std(dim=0).max() < 1e-5
