@@ -3,8 +3,8 @@
 
     python run_train.py --vision dinov3_vitb
 
-Reads data/cxr.h5, data/impressions.csv, data/valid.h5 and data/valid_labels.csv, writes checkpoints/<model_name>/. Without new
-flags the training is CheXzero's. docs/CLUSTER.md has several GPUs and SLURM.
+Reads data/cxr.h5, data/impressions.csv, data/valid.h5 and data/valid_labels.csv, writes checkpoints/<model_name>/.
+Without new flags the training is CheXzero's. docs/CLUSTER.md has several GPUs and SLURM.
 """
 
 import argparse
@@ -41,7 +41,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=16, help="pairs a step, over all processes")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--save_interval", type=int, default=100, help="steps between checkpoints (0: only validated ones)")
+    parser.add_argument("--save_interval", type=int, default=100, help="steps between checkpoints (0: only "
+                                                                       "validated ones)")
     parser.add_argument("--log_interval", type=int, default=10, help="steps between rows of train_log.csv")
     parser.add_argument("--save_dir", default="checkpoints/", help="where the runs' folders are")
     parser.add_argument("--seed", type=int, default=1234)

@@ -1,96 +1,109 @@
 """The flags of `run_train.py` that upstream has not. Every default leaves the training as upstream has it."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from chexzero.data import REMEDY
 from chexzero.errors import UserError
 from chexzero.files import require_file
+from chexzero.inference import PRECISIONS
 from chexzero.loss import EQUAL_TEXT
 from chexzero.runlog import import_wandb
 from chexzero.selection import METRICS
 
-IMPRESSIONS, UPSTREAM_IMPRESSIONS = "data/impressions.csv", "data/mimic_impressions.csv"
-VALID, VALID_LABELS = "data/valid.h5", "data/valid_labels.csv"
+log = logging.getLogger(__name__)
+
+#: Smallest value of each numeric flag.
+LEAST = {"batch_size": 1, "epochs": 0, "max_steps": 0, "val_interval": 0, "save_interval": 0, "log_interval": 0,
+         "save_last_interval": 0, "grad_accum": 1, "num_workers": 0, "warmup_steps": 0, "val_pairs": 0, "patience": 0,
+         "keep_top_k": 0, "context_length": 3, "lr": 0.0, "momentum": 0.0, "min_delta": 0.0, "clip_grad_norm": 0.0,
+         "clip_logit_scale": 1.0}
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags, in groups."""
     group = parser.add_argument_group("length, validation and selection")
-    group.add_argument("--max_steps", type=int, help="train so many steps, whatever --epochs says")
-    group.add_argument("--val_interval", type=int, default=200, help="steps between validations (0: none)")
-    group.add_argument("--valid", help=f"validation images (default: {VALID})")
-    group.add_argument("--valid_labels", help=f"their labels (default: {VALID_LABELS})")
-    group.add_argument("--val_pairs", type=int, default=0, help="hold out so many training pairs (whole patients) and "
-                                                                "report their loss")
-    group.add_argument("--select_by", choices=METRICS, default="mean_5", metavar="METRIC",
-                       help="column of metrics.csv that selects the checkpoint (default: mean_5, the five competition labels)")
-    group.add_argument("--keep_top_k", type=int, help="keep the selected checkpoint and the K after it (default: keep all)")
-    group.add_argument("--patience", type=int, default=0, help="stop after so many validations without improvement (0: never)")
-    group.add_argument("--min_delta", type=float, default=0.0, help="what counts as improvement for --patience")
+    group.add_argument("--max_steps", type=int,
+                       help="train so many steps, over as many epochs as that takes (default: by --epochs)")
+    group.add_argument("--val_interval", type=int, default=200, help="steps between validations (default: 200; 0: "
+                                                                     "none)")
+    group.add_argument("--valid", metavar="FILE", help="validation images (default: valid.h5 beside the training "
+                                                       "images)")
+    group.add_argument("--valid_labels", metavar="FILE", help="their labels (default: valid_labels.csv beside them)")
+    group.add_argument("--val_pairs", type=int, default=0,
+                       help="hold so many training pairs (whole patients) out and report their loss (default: 0)")
+    group.add_argument("--select_by", choices=METRICS, default="mean_5", metavar="COLUMN",
+                       help="column of metrics.csv that selects the checkpoint (default: mean_5, the competition "
+                            "labels)")
+    group.add_argument("--keep_top_k", type=int,
+                       help="keep only the selected checkpoint and the K next best (default: keep all)")
+    group.add_argument("--patience", type=int, default=0,
+                       help="stop after so many validations without improvement (default: 0, never)")
+    group.add_argument("--min_delta", type=float, default=0.0, help="smallest improvement that counts for --patience")
 
-    group = parser.add_argument_group("stopping and resuming")
-    group.add_argument("--resume", choices=["auto"], help="auto: go on with the run of this name, if there is one")
+    group = parser.add_argument_group("stopping and going on")
+    group.add_argument("--resume", choices=["auto"], help="auto: go on with the run of this name if there is one")
     group.add_argument("--overwrite", action="store_true", help="remove the run of this name and begin again")
-    group.add_argument("--save_last_interval", type=int, default=500, help="steps between saves of last.pt, beside those at "
-                                                                           "validations")
+    group.add_argument("--save_last_interval", type=int, default=500,
+                       help="steps between writes of last.pt, beside those at validations (default: 500)")
 
     group = parser.add_argument_group("speed and memory")
-    group.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
-    group.add_argument("--grad_accum", type=int, default=1, help="compute a batch in so many parts, against all its pairs")
-    group.add_argument("--num_workers", type=int, help="processes that read (default: by the cores with a GPU, else 0)")
+    group.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="what the towers compute in")
+    group.add_argument("--grad_accum", type=int, default=1,
+                       help="compute a batch in so many parts, each against all pairs of the batch (default: 1)")
+    group.add_argument("--num_workers", type=int, help="processes that read (default: by the cores with a GPU, else "
+                                                       "0)")
     group.add_argument("--compile", action="store_true", help="torch.compile the towers")
-    group.add_argument("--fused", action="store_true", help="fused AdamW")
+    group.add_argument("--fused", action="store_true", help="fused kernels for --optimizer adam")
 
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--warmup_steps", type=int, default=0, help="linear warm-up of the learning rate")
-    group.add_argument("--lr_schedule", choices=["constant", "cosine"], default="constant")
-    group.add_argument("--clip_grad_norm", type=float, metavar="NORM", help="clip the norm of the gradient")
-    group.add_argument("--clip_logit_scale", type=float, metavar="SCALE", help="largest factor on the cosines (OpenAI: 100)")
+    group.add_argument("--warmup_steps", type=int, default=0, help="linear warm-up of the learning rate (default: 0)")
+    group.add_argument("--lr_schedule", choices=["constant", "cosine"], default="constant", help="after the warm-up")
+    group.add_argument("--clip_grad_norm", type=float, metavar="NORM", help="clip the gradient's norm (default: no)")
+    group.add_argument("--clip_logit_scale", type=float, metavar="SCALE",
+                       help="largest factor on the cosines (default: none; OpenAI's is 100)")
 
     group = parser.add_argument_group("false negatives")
     group.add_argument("--one_per_study", action="store_true", help="never two images of a study in one batch")
-    group.add_argument("--equal_text", choices=EQUAL_TEXT, default="negative", help="what pairs with the same text are")
+    group.add_argument("--equal_text", choices=EQUAL_TEXT, default="negative",
+                       help="what pairs of a batch with the same text are to each other (default: negative)")
 
     group = parser.add_argument_group("logs")
-    group.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard files")
-    group.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
-    group.add_argument("--wandb_project", default="chexzero")
+    group.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=True,
+                       help="write event files for TensorBoard (default: yes)")
+    group.add_argument("--wandb", action="store_true", help="log to Weights & Biases too")
+    group.add_argument("--wandb_project", default="chexzero", help="name of the project there")
 
 
 def resolve(config: argparse.Namespace) -> argparse.Namespace:
-    """Fill in the defaults that depend on which files exist, and refuse what cannot work before anything is loaded."""
-    _require_ranges(config)
-    upstream_alone = not Path(IMPRESSIONS).exists() and Path(UPSTREAM_IMPRESSIONS).exists()
+    """Fill in what depends on the files there are, and refuse what cannot work before anything is loaded."""
+    for name, least in LEAST.items():
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise UserError(f"--{name} {value} must be at least {least}; choose another value")
+    folder = Path(config.cxr_filepath).parent
+    ours, upstreams = folder / "impressions.csv", folder / "mimic_impressions.csv"
     if config.txt_filepath is None:
-        config.txt_filepath = UPSTREAM_IMPRESSIONS if upstream_alone else IMPRESSIONS
-    _resolve_validation(config)
-    for path in (config.cxr_filepath, config.txt_filepath, *([config.valid, config.valid_labels] * bool(config.val_interval))):
+        config.txt_filepath = str(upstreams if upstreams.exists() and not ours.exists() else ours)
+    for path in (config.cxr_filepath, config.txt_filepath):
         require_file(path, REMEDY)
+    _resolve_validation(config, folder, built_here=ours.exists())
     if config.select_by == "val_loss" and not config.val_pairs:
-        raise UserError("--select_by val_loss needs held-out pairs; add --val_pairs, for instance --val_pairs 1000")
+        raise UserError("--select_by val_loss needs held-out pairs; add for instance --val_pairs 1000")
     if config.wandb:
         import_wandb()
     return config
 
 
-def _resolve_validation(config: argparse.Namespace) -> None:
-    """Without --valid the file beside the training images' default is meant; upstream's users have none."""
+def _resolve_validation(config: argparse.Namespace, folder: Path, built_here: bool) -> None:
+    """Upstream's data have no validation set: unless one was asked for there is then none, and a warning says so."""
     asked = config.valid or config.valid_labels
-    config.valid, config.valid_labels = config.valid or VALID, config.valid_labels or VALID_LABELS
-    if config.val_interval and not asked and config.txt_filepath != IMPRESSIONS and not Path(config.valid).exists():
-        import logging
-
-        logging.getLogger(__name__).warning(
-            "no validation: %s does not exist (name images and labels with --valid and --valid_labels); no checkpoint will be "
-            "selected", config.valid)
+    config.valid = config.valid or str(folder / "valid.h5")
+    config.valid_labels = config.valid_labels or str(folder / "valid_labels.csv")
+    if config.val_interval and not asked and not built_here and not Path(config.valid).exists():
+        log.warning("%s does not exist: no validation, and no checkpoint will be selected; name a validation set "
+                    "with --valid and --valid_labels", config.valid)
         config.val_interval = 0
-
-
-def _require_ranges(config: argparse.Namespace) -> None:
-    least = {"batch_size": 1, "epochs": 0, "max_steps": 0, "val_interval": 0, "save_interval": 0, "log_interval": 0,
-             "save_last_interval": 0, "grad_accum": 1, "num_workers": 0, "warmup_steps": 0, "val_pairs": 0, "patience": 0,
-             "keep_top_k": 0, "context_length": 3, "lr": 0.0, "momentum": 0.0, "min_delta": 0.0}
-    for name, smallest in least.items():
-        value = getattr(config, name)
-        if value is not None and not value >= smallest:
-            raise UserError(f"--{name} {value} must be at least {smallest}; choose another value")
+    for path in (config.valid, config.valid_labels) if config.val_interval else ():
+        require_file(path, f"{REMEDY}, or train without validation with --val_interval 0")

@@ -22,8 +22,8 @@ def start() -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available()
     if use_cuda and local_rank >= torch.cuda.device_count():
-        raise UserError(f"local rank {local_rank} has no GPU of its own (this machine has {torch.cuda.device_count()}); "
-                        f"start as many processes on a node as it has GPUs")
+        raise UserError(f"local rank {local_rank} has no GPU of its own (this machine has "
+                        f"{torch.cuda.device_count()}); start as many processes on a node as it has GPUs")
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)

@@ -31,9 +31,11 @@ class Towers(nn.Module):
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images: (b, H, W) as stored, or prepared (b, 3, R, R). texts: tokens (b, T). Returns two (b, b x ranks)."""
-        image_features = self._in_chunks(self._image_features, images)
-        text_features = self._in_chunks(self._text_features, texts)
-        return all_pairs(image_features, text_features, self.clip.logit_scale.exp())
+        return all_pairs(*self.encode(images, texts), self.clip.logit_scale.exp())
+
+    def encode(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of images and texts, float32 (b, D), rows of length 1."""
+        return self._in_chunks(self._image_features, images), self._in_chunks(self._text_features, texts)
 
     def _image_features(self, images: torch.Tensor) -> torch.Tensor:
         if images.ndim == 3:

@@ -1,7 +1,7 @@
 """Feeding: stored bytes and tokens of a batch, read by worker processes; the rest happens on the device.
 
-The order of the batches is computed before anything is read, from the seed and the epoch alone. It is the same for any
-number of workers, and a resumed run starts in the middle of it.
+The order of the batches is computed before anything is read, from the seed and the epoch alone. It is the same for
+any number of workers, and a resumed run starts in the middle of it.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from chexzero.texts import load_texts, prepare_texts
 class PairDataset(Dataset):
     """Pairs of a radiograph and the tokens of its report, read a batch at a time.
 
-    `__getitems__(rows)` returns `{"img": (B, H, W) as stored, "txt": int64 (B, T), "row": int64 (B,)}`, the texts cut to the
-    batch's longest. Each process opens the image file for itself.
+    `__getitems__(rows)` returns `{"img": (B, H, W) as stored, "txt": int64 (B, T), "row": int64 (B,)}`, the texts cut
+    to the batch's longest. Each process opens the image file for itself.
     """
 
     def __init__(self, cxr_filepath: str | os.PathLike, texts_folder: Path):
@@ -40,8 +40,8 @@ class PairDataset(Dataset):
             try:
                 self._images.read_direct(images, np.s_[row], np.s_[place])
             except OSError as error:
-                raise UserError(f"row {row} of {self.cxr_filepath} cannot be read ({str(error).split(',')[0]}); build "
-                                f"the file again with `python -m data_prep build`") from error
+                raise UserError(f"row {row} of {self.cxr_filepath} cannot be read ({str(error).split(',')[0]}); "
+                                f"build the file again with `python -m data_prep build`") from error
         return {"img": torch.from_numpy(images), "txt": cut(self._tokens[rows]),
                 "row": torch.tensor(rows, dtype=torch.int64)}
 
@@ -68,16 +68,16 @@ def cut(tokens: NDArray) -> torch.Tensor:
 class Batches(Sampler):
     """The batches of an epoch: rows shuffled by seed and epoch, the last short batch kept.
 
-    rows: which rows are trained on. batch_size: over all ranks; each rank takes its own part of each batch, so that no row
-    is read twice. With several ranks the last batch of an epoch is cut to a multiple of their number. `studies`
-    (a number for every row of the file): no two rows of the same study in one batch.
+    rows: which rows are trained on. batch_size: over all ranks; each rank takes its own part of each batch, so that
+    no row is read twice. With several ranks the last batch of an epoch is cut to a multiple of their number.
+    `studies` (a number for every row of the file): no two rows of the same study in one batch.
     """
 
     def __init__(self, rows: NDArray, batch_size: int, seed: int, *, studies: NDArray | None = None,
                  rank: int = 0, world_size: int = 1):
         if batch_size % world_size:
-            raise UserError(f"--batch_size {batch_size} is the batch of all {world_size} processes, but cannot be divided "
-                            f"evenly among them; choose a multiple of {world_size}")
+            raise UserError(f"--batch_size {batch_size} is the batch of all {world_size} processes, but cannot be "
+                            f"divided evenly among them; choose a multiple of {world_size}")
         self.rows, self.batch_size, self.seed, self.studies = rows, batch_size, seed, studies
         self.rank, self.world_size = rank, world_size
         self.set_position(0, 0)
@@ -106,8 +106,8 @@ class Batches(Sampler):
 def one_per_study(order: NDArray, studies: NDArray, batch_size: int) -> list[NDArray]:
     """Cut `order` into batches in which no study comes twice; each row once, in order as far as that goes.
 
-    order, studies: (N,), the rows and the study of each. A row whose study is in the batch already waits for the next;
-    at the end, when only views of the same studies are left, batches are short.
+    order, studies: (N,), the rows and the study of each. A row whose study is in the batch already waits for the
+    next; at the end, when only views of the same studies are left, batches are short.
     """
     batches, waiting = [], []
     rows = iter(zip(order.tolist(), studies.tolist(), strict=True))
@@ -148,7 +148,8 @@ def load_pairs(config: argparse.Namespace, device: torch.device) -> DataLoader:
     batches = Batches(rows, config.batch_size, config.seed, studies=texts.studies if config.one_per_study else None,
                       rank=distributed.rank(), world_size=distributed.world_size())
     if len(batches) == 0:
-        raise UserError(f"{config.cxr_filepath} has fewer pairs ({len(rows)}) than there are processes; use fewer processes")
+        raise UserError(f"{config.cxr_filepath} has fewer pairs ({len(rows)}) than there are processes; use fewer "
+                        f"processes")
     workers = default_workers(device) if config.num_workers is None else config.num_workers
     return make_loader(dataset, batches, workers, device)
 

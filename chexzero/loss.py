@@ -1,7 +1,7 @@
 """The contrastive loss over the batch of all ranks, and which pairs of a batch count as matching.
 
-Loss of a batch of B pairs: logits = exp(logit_scale) x cosines, (B, B); the mean of the cross-entropies of its rows and
-of its columns against the diagonal. Radford et al. 2021 (CLIP), as CheXzero uses it.
+Loss of a batch of B pairs: logits = exp(logit_scale) x cosines, (B, B); the mean of the cross-entropies of its rows
+and of its columns against the diagonal. Radford et al. 2021 (CLIP), as CheXzero uses it.
 """
 
 import torch
@@ -16,8 +16,8 @@ EQUAL_TEXT = ("negative", "positive")
 class ContrastiveLoss(nn.CrossEntropyLoss):
     """Cross-entropy over the rows of a logit matrix; `equal_text` says what pairs with the same text are.
 
-    `negative` (upstream): only an image's own text matches it. `positive`: all texts of the batch that are equal to its
-    own match it, with equal shares (hundreds of reports read "No acute cardiopulmonary process").
+    `negative` (upstream): only an image's own text matches it. `positive`: all texts of the batch that are equal to
+    its own match it, with equal shares (hundreds of reports read "No acute cardiopulmonary process").
     """
 
     def __init__(self, equal_text: str = "negative"):
@@ -43,8 +43,8 @@ def all_pairs(image_features: torch.Tensor, text_features: torch.Tensor,
 def matches(texts: torch.Tensor, criterion: nn.Module) -> torch.Tensor:
     """What the rows of the logits are compared with.
 
-    texts: this rank's tokens (b, T). Returns the index of each row's own pair among the pairs of all ranks, int64 (b,);
-    or, for `equal_text="positive"`, each row's shares, float32 (b, b x W), rows that sum to 1.
+    texts: this rank's tokens (b, T). Returns the index of each row's own pair among the pairs of all ranks, int64
+    (b,); or, for `equal_text="positive"`, each row's shares, float32 (b, b x W), rows that sum to 1.
     """
     if getattr(criterion, "equal_text", "negative") == "negative":
         return torch.arange(len(texts), device=texts.device) + distributed.rank() * len(texts)

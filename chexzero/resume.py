@@ -30,8 +30,8 @@ def save_file(content: Any, path: Path) -> None:
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
             torch.save(content, handle)
     except RuntimeError as error:  # torch's writer reports a failed write so
-        raise UserError(f"cannot write {path} ({str(error).splitlines()[0][:120]}); check the disk's space; what was saved "
-                        f"before is unharmed") from error
+        raise UserError(f"cannot write {path} ({str(error).splitlines()[0][:120]}); check the disk's space; what "
+                        f"was saved before is unharmed") from error
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:
@@ -55,8 +55,8 @@ def load_last(folder: Path) -> dict[str, Any] | None:
         except UserError as error:
             log.warning("%s", error)
     if paths:
-        raise UserError(f"no state in {folder} can be read; start again with --overwrite, or from a checkpoint of it with "
-                        f"another --model_name")
+        raise UserError(f"no state in {folder} can be read; start again with --overwrite, or from a checkpoint of "
+                        f"it with another --model_name")
     return None
 
 
@@ -74,6 +74,29 @@ def load_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # zipfile, pickle and torch each have their own
         first = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"{path} is damaged ({first}); the state saved before it is tried") from error
+
+
+#: Settings that may change when a run goes on: no number of the training depends on them.
+FREE_SETTINGS = {"config", "resume", "overwrite", "save_dir", "model_name", "cxr_filepath", "txt_filepath", "valid",
+                 "valid_labels", "num_workers", "log_interval", "save_interval", "save_last_interval", "keep_top_k",
+                 "patience", "min_delta", "tensorboard", "wandb", "wandb_project"}
+#: A run may become longer where the learning rate does not depend on its length.
+LENGTH_SETTINGS = {"epochs", "max_steps"}
+
+
+def check_same(folder: Path, state: dict[str, Any], settings: dict[str, Any], data: dict[str, Any]) -> None:
+    """Raise `UserError` unless a state was made with these settings and data (their content, not their path)."""
+    free = FREE_SETTINGS | (LENGTH_SETTINGS if settings["lr_schedule"] == "constant" else set())
+    changed = [f"--{name} {state['settings'].get(name)} (now {value})" for name, value in settings.items()
+               if name not in free and state["settings"].get(name) != value]
+    if changed:
+        raise UserError(f"{folder} was trained with {', '.join(changed)}; go on with the same settings, or begin "
+                        f"another run with --model_name")
+    then, now = ({Path(name).name: entry for name, entry in one["files"].items()} for one in (state["data"], data))
+    changed = [name for name in now if name in then and then[name] != now[name]]
+    if changed:
+        raise UserError(f"{folder} was trained on other data ({', '.join(changed)} changed since); put the files "
+                        f"back, or begin another run with --model_name")
 
 
 class StopSignal:

@@ -25,15 +25,17 @@ def run_folder(config: argparse.Namespace) -> Path:
 def open_folder(config: argparse.Namespace) -> Path:
     """Make the run's folder ready: new, resumed (`--resume`) or begun again (`--overwrite`).
 
-    Raises `UserError` where another run's files would be overwritten without being told to, or nothing can be written.
+    Raises `UserError` where another run's files would be overwritten without being told to, or nothing can be
+    written.
     """
     folder = run_folder(config)
     found = _written(folder)
     resumable = config.resume and any(path.name in (LAST, PREVIOUS) for path in found)
     only_begun = config.resume and all(any(path.match(name) for name in (*BEGUN, ".*")) for path in found)
     if found and not (resumable or config.overwrite or only_begun):
-        raise UserError(f"{folder} already holds a run ({', '.join(sorted(path.name for path in found)[:3])}, ...); go on with "
-                        f"it with --resume auto, choose another --model_name, or begin again with --overwrite")
+        raise UserError(f"{folder} already holds a run ({', '.join(sorted(path.name for path in found)[:3])}, ...); "
+                        "go on with it with --resume auto, choose another --model_name, or begin again with "
+                        f"--overwrite")
     for path in found:
         if path.name.startswith(".") or not resumable:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -43,7 +45,8 @@ def open_folder(config: argparse.Namespace) -> Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --save_dir") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with "
+                        f"--save_dir") from error
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down: `train_log.csv`, `metrics.csv`, `config.json`, TensorBoard and, if wanted, Weights & Biases."""
+"""What a run writes down: `train_log.csv`, `metrics.csv`, `config.json`, TensorBoard and Weights & Biases."""
 
 import argparse
 import csv
@@ -15,8 +15,10 @@ from typing import Any
 
 from torch import nn
 
+from chexzero import distributed
+from chexzero.data import read_build
 from chexzero.errors import UserError
-from chexzero.files import read_json, sha256_of, write_text
+from chexzero.files import sha256_of, write_text
 from chexzero.labels import LABELS
 
 TRAIN_COLUMNS = ["step", "epoch", "samples", "loss", "lr", "logit_scale", "pairs_per_second", "data_wait",
@@ -24,7 +26,8 @@ TRAIN_COLUMNS = ["step", "epoch", "samples", "loss", "lr", "logit_scale", "pairs
 METRIC_COLUMNS = ["step", "epoch", "samples", "train_loss", "val_loss", "mean_5", "mean_13", "mean_14",
                   *(f"{label}_auc" for label in LABELS), "seconds"]
 PACKAGES = ["torch", "open_clip_torch", "timm", "transformers", "numpy", "pandas", "h5py", "scikit-learn"]
-#: Files up to this size are hashed where no build.json gives their hash; a larger one would delay the start by minutes.
+#: Files up to this size are hashed where no build.json gives their hash; a larger one would delay the start by
+#: minutes.
 HASHED_UP_TO = 4 * 2**30
 
 
@@ -109,7 +112,7 @@ def import_wandb() -> Any:
     return wandb
 
 
-def describe_run(config: argparse.Namespace, model: nn.Module, world_size: int, data: dict[str, Any]) -> dict[str, Any]:
+def describe_run(config: argparse.Namespace, model: nn.Module, data: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`: enough to run it again and to see that it is the same."""
     return {"settings": vars(config),
             "model": {"vision": config.vision, "text_encoder": config.text_encoder,
@@ -120,25 +123,25 @@ def describe_run(config: argparse.Namespace, model: nn.Module, world_size: int, 
                       "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)},
             "data": data,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-            "git": git_revision(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]], "processes": world_size}
+            "git": git_revision(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "processes": distributed.world_size()}
 
 
 def describe_data(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
-    """Size and SHA-256 of each data file (from the `build.json` beside it where that lists it), and if it is drawn."""
+    """Size and SHA-256 of each data file (as the `build.json` beside it has it), and whether the data are drawn."""
     files: dict[str, Any] = {}
     drawn = None
     for path in map(Path, paths):
-        build = path.parent / "build.json"
-        record = read_json(build) if build.exists() else {}
-        drawn = record.get("drawn", drawn) if isinstance(record, dict) else drawn
+        record = read_build(path.parent)
+        drawn = record.get("drawn", drawn)
         size = path.stat().st_size
         known = _recorded_hash(record, path.name)
         files[str(path)] = {"bytes": size, "sha256": known or (sha256_of(path) if size <= HASHED_UP_TO else None)}
     return {"files": files, "drawn": drawn}
 
 
-def _recorded_hash(build: Any, name: str) -> str | None:
-    entry = build.get("files", {}).get(name) if isinstance(build, dict) else None
+def _recorded_hash(build: dict, name: str) -> str | None:
+    entry = build.get("files", {}).get(name)
     return entry.get("sha256") if isinstance(entry, dict) else None
 
 

@@ -4,91 +4,92 @@ All of it is read off the rows of `metrics.csv`, so a resumed run decides as an 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from chexzero.labels import LABELS, MEANS
-from chexzero.validation import ValidationSet
 
 Row = dict[str, Any]
 
 METRICS = [*MEANS, "val_loss", *(f"{label}_auc" for label in LABELS)]
-#: Where the metric that was asked for has no defined label, the next of these is taken.
-FALLBACK = list(MEANS)
+_LONG_NAMES = {
+    "mean_5": "mean zero-shot AUROC over the five CheXpert competition labels",
+    "mean_13": "mean zero-shot AUROC over the 13 findings",
+    "mean_14": "mean zero-shot AUROC over all 14 labels",
+    "val_loss": "contrastive loss on held-out pairs",
+}
 
 
-def usable_metric(wanted: str, validation: ValidationSet) -> str | None:
-    """`wanted`, or the first of the means that is defined on this validation set, or None if none is."""
+def members(metric: str) -> list[str]:
+    """Labels whose AUROCs a metric averages; none for the loss."""
+    if metric == "val_loss":
+        return []
+    return MEANS.get(metric, [metric.removesuffix("_auc")])
+
+
+def usable_metric(wanted: str, defined: Collection[str]) -> str | None:
+    """`wanted`, or the first of the means that has a label among `defined`, or None if none has."""
     if wanted == "val_loss":
         return wanted
-    for name in [wanted, *FALLBACK]:
-        if validation.defined(MEANS.get(name, [name.removesuffix("_auc")])):
-            return name
-    return None
+    return next((name for name in [wanted, *MEANS] if set(members(name)) & set(defined)), None)
 
 
-def lower_is_better(metric: str) -> bool:
-    return metric == "val_loss"
-
-
-def ranked(rows: Sequence[Row], metric: str) -> list[Row]:
+def ranked(rows: Sequence[Row], metric: str | None) -> list[Row]:
     """The validations with a defined `metric`, best first; of equal ones the earlier first."""
-    sign = 1 if lower_is_better(metric) else -1
-    defined = [row for row in rows if _number(row.get(metric)) is not None]
-    return sorted(defined, key=lambda row: (sign * float(row[metric]), row["step"]))
+    if metric is None:
+        return []
+    defined = [row for row in rows if row.get(metric) is not None and math.isfinite(row[metric])]
+    return sorted(defined, key=lambda row: (-_gain(row, metric), row["step"]))
+
+
+def best(rows: Sequence[Row], metric: str | None) -> Row | None:
+    return next(iter(ranked(rows, metric)), None)
 
 
 def steps_to_keep(rows: Sequence[Row], metric: str | None, keep_top_k: int) -> set[int]:
-    """Steps whose checkpoints stay: the best and the `keep_top_k` after it."""
-    if metric is None:
-        return {rows[-1]["step"]} if rows else set()
-    return {row["step"] for row in ranked(rows, metric)[:keep_top_k + 1]}
+    """Steps whose checkpoints stay: the best and the `keep_top_k` after it (the last one where none is defined)."""
+    kept = ranked(rows, metric)[:keep_top_k + 1] or list(rows[-1:])
+    return {row["step"] for row in kept}
 
 
 def is_exhausted(rows: Sequence[Row], metric: str | None, patience: int, min_delta: float) -> bool:
-    """Whether the last `patience` validations brought nothing that beats the best before them by more than `min_delta`."""
+    """Whether none of the last `patience` validations beat the best before it by more than `min_delta`."""
     if metric is None or patience == 0:
         return False
-    sign = -1 if lower_is_better(metric) else 1
-    best, waited = -math.inf, 0
+    highest, waited = -math.inf, 0
     for row in rows:
-        value = _number(row.get(metric))
-        if value is not None and sign * value > best + min_delta:
-            best, waited = sign * value, 0
+        if row.get(metric) is not None and _gain(row, metric) > highest + min_delta:
+            highest, waited = _gain(row, metric), 0
         else:
             waited += 1
     return waited >= patience
 
 
-def describe(rows: Sequence[Row], metric: str | None, wanted: str, ends: tuple[float | None, float | None],
+def describe(rows: Sequence[Row], metric: str | None, wanted: str, ends: Sequence[float | None],
              n_images: int) -> dict[str, Any]:
-    """The content of `selection.json`. `ends` is the metric's interval at the best step."""
-    order = ranked(rows, metric) if metric else []
-    if not order:
-        last = rows[-1]
-        return {"step": last["step"], "checkpoint": f"checkpoint_{last['step']}.pt", "metric": None, "value": None,
-                "lower": None, "upper": None, "n_compared": 0, "runner_up": None,
-                "reason": f"The last validated checkpoint (step {last['step']}) was taken: no label of the validation set "
-                          f"has both classes, so the checkpoints could not be compared."}
-    best = order[0]
+    """The content of `selection.json`.
+
+    ends: the metric's interval at the best step. wanted: the metric that was asked for, which may not be defined.
+    """
+    order = ranked(rows, metric)
+    chosen = order[0] if order else rows[-1]
     runner_up = {"step": order[1]["step"], "value": order[1][metric]} if len(order) > 1 else None
-    return {"step": best["step"], "checkpoint": f"checkpoint_{best['step']}.pt", "metric": metric,
-            "value": best[metric], "lower": ends[0], "upper": ends[1], "n_compared": len(order), "runner_up": runner_up,
-            "reason": _sentence(best, order, metric, wanted, ends, n_images)}
+    lower, upper = ends if order else (None, None)
+    reason = _sentence(order, metric, wanted, (lower, upper), n_images) if order else (
+        f"The last validated checkpoint (step {chosen['step']}) was taken: no label of the validation set has both "
+        f"classes, so the checkpoints could not be compared. The test set played no part.")
+    return {"step": chosen["step"], "checkpoint": f"checkpoint_{chosen['step']}.pt",
+            "metric": metric if order else None, "value": chosen[metric] if order else None,
+            "lower": lower, "upper": upper, "n_compared": len(order), "runner_up": runner_up, "reason": reason}
 
 
-_NAMES = {"mean_5": "mean zero-shot AUROC over the five CheXpert competition labels",
-          "mean_13": "mean zero-shot AUROC over the 13 findings", "mean_14": "mean zero-shot AUROC over all 14 labels",
-          "val_loss": "contrastive loss on held-out pairs"}
-
-
-def _sentence(best: Row, order: list[Row], metric: str, wanted: str, ends: tuple, n_images: int) -> str:
-    name = _NAMES.get(metric, f"zero-shot AUROC for {metric.removesuffix('_auc')}")
-    extreme = "lowest" if lower_is_better(metric) else "highest"
-    where = "" if metric == "val_loss" else f" on the {n_images} validation images"
+def _sentence(order: list[Row], metric: str, wanted: str, ends: tuple, n_images: int) -> str:
+    chosen = order[0]
+    name = _LONG_NAMES.get(metric, f"zero-shot AUROC for {metric.removesuffix('_auc')}")
+    extreme, where = ("lowest", "") if metric == "val_loss" else ("highest", f" on the {n_images} validation images")
     bounds = f", 95 % CI {ends[0]:.3f} to {ends[1]:.3f}" if None not in ends else ""
-    text = (f"The checkpoint of step {best['step']} was selected because its {name}{where} ({best[metric]:.3f}{bounds}) was "
-            f"the {extreme} of {len(order)} validated checkpoints")
+    text = (f"The checkpoint of step {chosen['step']} was selected because its {name}{where} "
+            f"({chosen[metric]:.3f}{bounds}) was the {extreme} of {len(order)} validated checkpoints")
     if len(order) > 1:
         text += f"; the runner-up was step {order[1]['step']} ({order[1][metric]:.3f})"
     if metric != wanted:
@@ -96,5 +97,6 @@ def _sentence(best: Row, order: list[Row], metric: str, wanted: str, ends: tuple
     return text + ". The test set played no part."
 
 
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+def _gain(row: Row, metric: str) -> float:
+    """The metric, turned round where lower is better."""
+    return -row[metric] if metric == "val_loss" else row[metric]

@@ -1,7 +1,8 @@
 """The reports as the training loop wants them: tokenised once, kept on disk, mapped into memory.
 
-Half a million reports of 77 tokens are 77 MB as uint16. They are written once beside the CSV (or, where that folder cannot
-be written to, under the run) into a folder named after the CSV's SHA-256, so that a changed CSV is tokenised again.
+Half a million reports of 77 tokens are 77 MB as uint16. They are written once beside the CSV (or, where that folder
+cannot be written to, under the run) into a folder named after the CSV's SHA-256, so that a changed CSV is tokenised
+again.
 """
 
 import logging
@@ -15,8 +16,7 @@ from numpy.typing import NDArray
 
 from chexzero.clip import tokenize
 from chexzero.data import REMEDY, check_rows
-from chexzero.errors import UserError
-from chexzero.files import atomic_path, read_table, sha256_of
+from chexzero.files import atomic_path, read_table, require_file, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ PIECE = 20_000  # texts tokenised at a time
 
 @dataclass
 class Texts:
-    """`tokens` (N, T) uint16, padded with 0; `studies`, `patients` (N,) int32, or None where the CSV has no such column."""
+    """`tokens`: uint16 (N, T), padded with 0. `studies`, `patients`: int32 (N,), or None without such a column."""
 
     tokens: NDArray[np.uint16]
     studies: NDArray[np.int32] | None
@@ -37,7 +37,7 @@ class Texts:
 
 def prepare_texts(txt_filepath: str | os.PathLike, cxr_filepath: str | os.PathLike, context_length: int,
                   fallback: Path) -> Path:
-    """Check that row i of the reports is row i of the images, tokenise the reports, return the folder that holds them."""
+    """Check that row i of the reports is row i of the images; tokenise them; return the folder of the tokens."""
     columns = available_columns(txt_filepath)
     table = read_table(txt_filepath, ["impression", *columns], all_columns=False, remedy=REMEDY)
     check_rows(cxr_filepath, txt_filepath, table)
@@ -61,19 +61,12 @@ def load_texts(folder: Path) -> Texts:
 
 
 def available_columns(path: str | os.PathLike) -> list[str]:
-    """Which of the columns that training can use beside the text a report CSV has."""
-    header = read_table_header(path)
-    return [name for name in ("id", *GROUPS) if name in header]
-
-
-def read_table_header(path: str | os.PathLike) -> list[str]:
-    """Column names of a CSV; a missing or empty file raises `UserError`."""
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; {REMEDY}")
+    """Which of the columns that training can use beside the text a report CSV has; `id` and those of `GROUPS`."""
     try:
-        return list(pd.read_csv(path, nrows=0, encoding="utf-8-sig"))
+        header = pd.read_csv(require_file(path, REMEDY), nrows=0, encoding="utf-8-sig").columns
     except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError):
-        return []  # read_table says what is wrong
+        return []  # read_table says what is wrong with the file
+    return [name for name in ("id", *GROUPS) if name in header]
 
 
 def _write(table: pd.DataFrame, context_length: int, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """A training run between its steps: what is counted, written down, validated, saved and resumed.
 
-The loop itself is `run_train.train`. Everything that must survive a kill is in `Run.state`; all else is read from files.
+The loop itself is `run_train.train`. What must survive a kill is in `Progress`, the weights and the optimiser.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,109 +21,116 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from chexzero import distributed, resume, selection
+from chexzero import distributed, resume
 from chexzero.engine import Updates, bare
 from chexzero.errors import EXIT_USER_ERROR, UserError
 from chexzero.files import write_json, write_text
 from chexzero.loss import equal_pairs, text_codes
-from chexzero.run_files import checkpoint_name, checkpoint_steps, remove_checkpoints, run_folder
+from chexzero.run_files import checkpoint_name, checkpoint_steps, run_folder
 from chexzero.runlog import METRIC_COLUMNS, TRAIN_COLUMNS, Boards, CsvLog, describe_data, describe_run
 from chexzero.texts import load_texts
-from chexzero.validation import held_out_loss, interval, read_validation_set, validate
+from chexzero.validation import Validator
 
 log = logging.getLogger(__name__)
 
-#: Settings that a resumed run may change, for no number of the training depends on them. A longer run (`epochs`,
-#: `max_steps`) is allowed where the rate does not depend on the length.
-FREE_SETTINGS = {"config", "resume", "overwrite", "save_dir", "model_name", "num_workers", "log_interval", "save_interval",
-                 "save_last_interval", "keep_top_k", "patience", "min_delta", "tensorboard", "wandb", "wandb_project",
-                 "cxr_filepath", "txt_filepath", "valid", "valid_labels", "compile"}
-LENGTH_SETTINGS = {"epochs", "max_steps"}
+
+@dataclass
+class Progress:
+    """How far a run has come, after whole steps."""
+
+    step: int = 0
+    epoch: int = 0  # from 0
+    batch: int = 0  # batches done in this epoch
+    example_ct: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last row of train_log.csv, over all ranks
+    sizes: list[int] = field(default_factory=list)  # pairs in each of these steps
+    equal: list[int] = field(default_factory=lambda: [0, 0])  # pairs of one study, of one text, in these steps
+    losses_since_validation: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sum and number
+    validated: int = -1  # the last step that was validated
+    exhausted: bool = False  # --patience has run out
 
 
 class Run:
-    """The record of one training run, new or resumed. Only rank 0 writes."""
+    """The record of one training run, new or resumed. Rank 0 writes, the others follow."""
 
     def __init__(self, model: nn.Module, loader: DataLoader, device: torch.device, optimizer: Updates,
                  config: argparse.Namespace):
-        self.model, self.loader, self.device, self.optimizer, self.config = model, loader, device, optimizer, config
+        self.model, self.loader, self.optimizer, self.config = model, loader, optimizer, config
         self.folder, self.is_main = run_folder(config), distributed.is_main()
-        self.step = self.epoch = self.batch = self.example_ct = 0
-        self.losses: list[float] = []  # since the last row of train_log.csv
-        self.validation_loss_sum, self.validation_loss_count = 0.0, 0  # since the last validation
-        self.interval: dict[str, Any] = {}  # of the best validation: {"step", "ends"}
-        self.exhausted = False
-        self._pending: tuple[int, list[int], torch.Tensor] | None = None
-        self._equal = [0, 0]  # pairs of one study, pairs of one text, since the last row of train_log.csv
-        self._waited = self._paused = 0.0
-        self._texts = load_texts(loader.dataset.texts_folder)
+        self.progress, self.stop, self.stop_asked = Progress(), resume.StopSignal(), False
+        self.stop.listen()
+        self.texts = load_texts(loader.dataset.texts_folder)
         self.train_log = CsvLog(self.folder / "train_log.csv", TRAIN_COLUMNS)
         self.metrics = CsvLog(self.folder / "metrics.csv", METRIC_COLUMNS)
-        self.validation = read_validation_set(config) if config.val_interval else None
-        self.metric = selection.usable_metric(config.select_by, self.validation) if self.validation else None
-        if self.validation and self.metric != config.select_by:
-            log.warning("--select_by %s is not defined on %s; %s", config.select_by, config.valid_labels,
-                        f"{self.metric} is used instead" if self.metric else "no checkpoint can be compared, the last one counts")
-        self.data = distributed.from_main(self._data_files() if self.is_main else None)
-        self.is_new = not self._resume()
+        self.validator = Validator(config, self.folder, loader.dataset, device) if config.val_interval else None
+        if self.validator and self.is_main:
+            self.validator.announce()
+        self.data = distributed.from_main(self._describe_data() if self.is_main else None)
+        self._pending: tuple[int, np.ndarray, torch.Tensor] | None = None
+        self._waited = self._paused = 0.0  # seconds since the last row of train_log.csv: for data; outside training
+
+        state = resume.load_last(self.folder) if config.resume else None
+        self.is_new = state is None
+        if self.is_new:
+            self._begin_files()
+        else:
+            self._continue_from(state)
         self.boards = Boards(self.folder, config, self.step) if self.is_main else None
-        self.stop = resume.StopSignal()
-        self.stop_asked = False
-        self._bar = tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True,
+        self._bar = tqdm(total=optimizer.total_steps, initial=self.step, unit="step", dynamic_ncols=True,
                          disable=not (self.is_main and sys.stderr.isatty()))
 
-    # --- the way through the data ------------------------------------------------------------------------------------
+    @property
+    def step(self) -> int:
+        return self.progress.step
 
     @property
-    def total_steps(self) -> int:
-        return self.optimizer.total_steps
+    def example_ct(self) -> int:
+        return self.progress.example_ct
 
     @property
     def finished(self) -> bool:
-        by_steps = self.config.max_steps is not None and self.step >= self.config.max_steps
-        by_epochs = self.config.max_steps is None and (
-            self.epoch >= self.config.epochs
-            or (self.epoch == self.config.epochs - 1 and self.batch >= len(self.loader.batch_sampler)))
-        return self.exhausted or by_steps or by_epochs
+        at, config = self.progress, self.config
+        if at.exhausted or config.max_steps is not None:
+            return at.exhausted or at.step >= config.max_steps
+        in_last_epoch = at.epoch == config.epochs - 1
+        return at.epoch >= config.epochs or (in_last_epoch and at.batch >= len(self.loader.batch_sampler))
+
+    # --- the way through the data ---
 
     def batches(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Yield `(epoch, batch)` from where the run stands to its end."""
-        self.stop.listen()
-        self._log_begun = time.perf_counter()
-        sampler = self.loader.batch_sampler
-        sampler.set_position(self.epoch, self.batch)
+        self._log_begun, self._paused = time.perf_counter(), 0.0
+        at, sampler = self.progress, self.loader.batch_sampler
+        sampler.set_position(at.epoch, at.batch)
         while not self.finished:
             feed = iter(self.loader)
-            while True:
+            while not self.finished:
                 asked = time.perf_counter()
                 data = next(feed, None)
                 self._waited += time.perf_counter() - asked
                 if data is None:
+                    at.epoch, at.batch = at.epoch + 1, 0
+                    sampler.set_position(at.epoch, 0)
                     break
-                yield self.epoch, data
-                if self.finished:
-                    return
-            self.epoch, self.batch = self.epoch + 1, 0
-            sampler.set_position(self.epoch, 0)
-
-    # --- after a step ------------------------------------------------------------------------------------------------
+                yield at.epoch, data
 
     def record(self, loss: torch.Tensor) -> None:
         """Count the step that gave `loss` (this rank's).
 
-        The loss is read from the device one step later, so that a GPU always has the next step to go on with; with it
-        the ranks learn whether one of them was told to stop.
+        The loss is read from the device one step later, so that a GPU always has the next step to go on with. With it
+        the ranks learn whether one of them was told to stop, all at the same step.
         """
-        rows = self.loader.batch_sampler.batches[self.batch]
-        self.step, self.batch, self.example_ct = self.step + 1, self.batch + 1, self.example_ct + len(rows)
+        at = self.progress
+        rows = self.loader.batch_sampler.batches[at.batch]
         self._settle()
+        at.step, at.batch, at.example_ct = at.step + 1, at.batch + 1, at.example_ct + len(rows)
         told = loss.new_full((), float(self.stop.received is not None), dtype=torch.float32)
-        self._pending = (self.step, rows, distributed.mean(torch.stack([loss.detach().float(), told])))
+        self._pending = (at.step, rows, distributed.mean(torch.stack([loss.detach().float(), told])))
         self._count_equal(rows)
         self._bar.update()
 
     def due(self, *intervals: int) -> bool:
-        """Whether one of the intervals (in steps, 0 for never) ends with this step; if so its loss is known and finite."""
+        """Whether one of the intervals (in steps, 0: never) ends here; if so the step's loss is known, and finite."""
         due = any(interval and self.step % interval == 0 for interval in intervals)
         if due:
             self._settle()
@@ -130,220 +138,163 @@ class Run:
 
     def validation_due(self) -> bool:
         """Every `--val_interval` steps, and after the last one."""
-        return bool(self.config.val_interval) and (self.due(self.config.val_interval) or (self.finished and self.due(1)))
+        return self.validator is not None and (self.due(self.config.val_interval) or (self.finished and self.due(1)))
 
     def checkpoint_path(self) -> Path:
-        """Where this step's weights go; sure that they are finite."""
+        """Where this step's weights go, sure that they are finite."""
         self._require_finite_weights()
         return self.folder / checkpoint_name(self.step)
 
     def log(self) -> tuple[float, str]:
-        """Write a row of `train_log.csv`; return the mean loss since the last one, and speed and time left in words."""
-        now = time.perf_counter()
+        """Write a row of `train_log.csv`; return the mean loss since the row before, and the progress in words."""
+        at, now = self.progress, time.perf_counter()
         seconds = max(1e-9, now - self._log_begun - self._paused)
-        steps = max(1, len(self.losses))
-        loss = sum(self.losses) / steps
-        pairs = sum(self._sizes)
-        row = {"step": self.step, "epoch": self.epoch, "samples": self.example_ct, "loss": loss, "lr": self.optimizer.lr,
-               "logit_scale": float(bare(self.model).logit_scale.detach().exp()), "pairs_per_second": pairs / seconds,
-               "data_wait": min(1.0, self._waited / seconds),
-               "same_study_pairs": None if self._texts.studies is None else self._equal[0] / steps,
-               "same_text_pairs": self._equal[1] / steps}
-        left = timedelta(seconds=round(seconds / steps * (self.total_steps - self.step)))
-        self.losses, self._sizes, self._equal = [], [], [0, 0]
+        steps = max(1, len(at.losses))
+        row = {"step": at.step, "epoch": at.epoch, "samples": at.example_ct, "loss": sum(at.losses) / steps,
+               "lr": self.optimizer.lr, "logit_scale": float(bare(self.model).logit_scale.detach().exp()),
+               "pairs_per_second": sum(at.sizes) / seconds, "data_wait": min(1.0, self._waited / seconds),
+               "same_study_pairs": None if self.texts.studies is None else at.equal[0] / steps,
+               "same_text_pairs": at.equal[1] / steps}
+        left = timedelta(seconds=round(seconds / steps * (self.optimizer.total_steps - at.step)))
+        at.losses, at.sizes, at.equal = [], [], [0, 0]
         self._waited, self._paused, self._log_begun = 0.0, 0.0, now
         if self.is_main:
             self.train_log.append(row)
             self.boards.write("train", row)
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {row['pairs_per_second']:.1f} pairs/s")
-        return loss, f"step {self.step} of {self.total_steps}, {row['pairs_per_second']:.1f} pairs/s, {left} left"
+            self._bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['pairs_per_second']:.1f} pairs/s")
+        words = f"step {at.step} of {self.optimizer.total_steps}, {row['pairs_per_second']:.1f} pairs/s, {left} left"
+        return row["loss"], words
+
+    def validate(self) -> None:
+        """Validate on rank 0 while the others wait; write `metrics.csv` and `selection.json`; mind `--patience`."""
+        begun, at = time.perf_counter(), self.progress
+        if self.is_main:
+            total, number = at.losses_since_validation
+            row = self.validator.run(bare(self.model), {
+                "step": at.step, "epoch": at.epoch, "samples": at.example_ct,
+                "train_loss": total / number if number else None})
+            if row is None:
+                self._fail(f"the predictions after step {at.step} are not finite")
+            self.boards.write("valid", row)
+        at.exhausted = distributed.from_main(self.is_main and self.validator.exhausted())
+        if at.exhausted and self.is_main:
+            log.info("the last %d validations brought no better %s (by more than %g): the run ends at step %d",
+                     self.config.patience, self.validator.metric, self.config.min_delta, at.step)
+        at.validated, at.losses_since_validation = at.step, [0.0, 0.0]
+        self._paused += time.perf_counter() - begun
 
     def end_step(self) -> None:
-        """Save `last.pt` when due or when told to stop; in the latter case leave with the code that asks for a requeue."""
-        if self.stop_asked and not self.finished:
+        """Save `last.pt` when due; after SIGTERM or SIGUSR1 leave with the exit code that asks to be requeued."""
+        asked = self.stop_asked and not self.finished
+        at_an_end = asked or self.finished or self.progress.validated == self.step
+        if at_an_end or self.due(self.config.save_last_interval):
             self.save_last()
+        if asked:
             self.close()
             if self.is_main:
-                log.warning("stopped by %s at step %d; everything is saved: go on with --resume auto",
-                            self.stop.received or "another process's signal", self.step)
+                log.warning("told to stop by %s; step %d is saved: go on with --resume auto",
+                            self.stop.received or "a signal to another process", self.step)
+            distributed.finish()
             raise SystemExit(resume.EXIT_REQUEUE)
-        if self.finished or self.validated_now or self.due(self.config.save_last_interval):
-            self.save_last()
-
-    @property
-    def validated_now(self) -> bool:
-        return self.validation is not None and self._last_validated == self.step
 
     def close(self) -> None:
-        """End the bar and the logs, give the signals back, leave the ranks."""
+        """End the bar and the logs, and give the signals back."""
         self._bar.close()
         self.stop.restore()
         if self.boards:
             self.boards.close()
         distributed.wait_for_main()
 
-    # --- validation --------------------------------------------------------------------------------------------------
-
-    def validate(self) -> None:
-        """Validate on rank 0 while the others wait; write `metrics.csv` and `selection.json`; decide on stopping."""
-        begun = time.perf_counter()
-        if self.is_main:
-            self._validate()
-        self.exhausted = distributed.from_main(self.is_main and selection.is_exhausted(
-            self.metrics.rows(), self.metric, self.config.patience, self.config.min_delta))
-        if self.exhausted and self.is_main:
-            log.info("no validation of the last %d improved %s by more than %g: stopping at step %d",
-                     self.config.patience, self.metric, self.config.min_delta, self.step)
-        self._last_validated = self.step
-        self.validation_loss_sum, self.validation_loss_count = 0.0, 0
-        self._paused += time.perf_counter() - begun
-
-    def _validate(self) -> None:
-        clip, config = bare(self.model), self.config
-        values, predictions = validate(clip, self.validation, self.device, config.precision)
-        if not values:
-            self._fail("the predictions of step", self.step, [])
-        if len(self.held_out):
-            values["val_loss"] = held_out_loss(clip, self.loader.dataset, self.held_out, config.batch_size, self.device,
-                                               config.precision)
-        mean_loss = self.validation_loss_sum / self.validation_loss_count if self.validation_loss_count else None
-        row = {"step": self.step, "epoch": self.epoch, "samples": self.example_ct, "train_loss": mean_loss} | values
-        self.metrics.append(row)
-        self.boards.write("valid", row)
-        rows = self.metrics.rows()
-        best = selection.ranked(rows, self.metric)[:1] if self.metric else []
-        if best and best[0]["step"] == self.step and self.metric != "val_loss":
-            self.interval = {"step": self.step, "ends": interval(self.validation, predictions, self.metric)}
-        ends = self.interval["ends"] if best and self.interval.get("step") == best[0]["step"] else (None, None)
-        content = selection.describe(rows, self.metric, config.select_by, tuple(ends), len(self.validation.labels))
-        write_json(self.folder / "selection.json", content)
-        if config.keep_top_k is not None:
-            remove_checkpoints(self.folder, selection.steps_to_keep(rows, self.metric, config.keep_top_k))
-        log.info("step %d: %s (selected: step %d)", self.step, self._in_words(row), content["step"])
-
-    def _in_words(self, row: dict[str, Any]) -> str:
-        names = ["mean_5", "mean_13", "mean_14", "val_loss"]
-        shown = [f"{name} {row[name]:.4f}" for name in names if row.get(name) is not None and math.isfinite(row[name])]
-        return "validation " + (", ".join(shown) or "without a defined AUROC")
-
-    @property
-    def held_out(self) -> np.ndarray:
-        return self.loader.dataset.held_out
-
-    # --- what can go wrong -------------------------------------------------------------------------------------------
+    # --- what can go wrong ---
 
     def _settle(self) -> None:
+        """Read the last step's loss from the device."""
         if self._pending is None:
             return
         step, rows, values = self._pending
         self._pending = None
         loss, told = values.tolist()
         if not math.isfinite(loss):
-            self._fail(f"the loss is {loss} at step", step, rows)
-        self.losses.append(loss)
-        self._sizes.append(len(rows))
-        self.validation_loss_sum += loss
-        self.validation_loss_count += 1
+            self._fail(f"the loss of step {step} is {loss}", rows)
+        at = self.progress
+        at.losses.append(loss)
+        at.sizes.append(len(rows))
+        at.losses_since_validation = [at.losses_since_validation[0] + loss, at.losses_since_validation[1] + 1]
         self.stop_asked = self.stop_asked or told > 0
 
     def _require_finite_weights(self) -> None:
         with torch.no_grad():
-            finite = torch.stack([p.isfinite().all() for p in bare(self.model).parameters()]).all()
+            finite = torch.stack([parameter.isfinite().all() for parameter in bare(self.model).parameters()]).all()
         if not finite:
-            batch = max(0, self.batch - 1)
-            self._fail("weights are not finite after step", self.step, self.loader.batch_sampler.batches[batch])
+            rows = self.loader.batch_sampler.batches[max(0, self.progress.batch - 1)]
+            self._fail(f"step {self.step} left weights that are not finite", rows)
 
-    def _fail(self, what: str, step: int, rows: list[int]) -> None:
-        """Stop with the batch's ids and the last good checkpoint; nothing that was saved is touched."""
+    def _fail(self, what: str, rows: np.ndarray | tuple = ()) -> None:
+        """End the run, naming the batch and the last good checkpoint; nothing that was saved is touched."""
         self._bar.close()
         if not self.is_main:
             raise SystemExit(EXIT_USER_ERROR)
-        ids = self._ids(rows)
-        write_text(self.folder / "failed_batch.csv", "row,id\n" + "".join(
-            f"{row},{name}\n" for row, name in zip(rows, ids, strict=True)))
-        shown = ", ".join(ids[:64]) + (f" and {len(ids) - 64} more" if len(ids) > 64 else "")
-        steps = [saved for saved in checkpoint_steps(self.folder) if saved < step]
-        good = f"the last good checkpoint is {self.folder / checkpoint_name(max(steps))}" if steps else \
-            "no checkpoint had been saved before"
-        raise UserError(f"{what} {step}; the batch (also in {self.folder / 'failed_batch.csv'}): {shown}; {good}; try a lower "
-                        f"--lr, --warmup_steps, --clip_grad_norm 1 or --precision bf16 (fp32)")
-
-    def _ids(self, rows: list[int]) -> list[str]:
-        with h5py.File(self.config.cxr_filepath, "r") as handle:
-            if "id" not in handle:
-                return [f"row {row}" for row in rows]
-            return [handle["id"][row].decode() for row in rows]
+        ids = row_ids(self.config.cxr_filepath, rows)
+        record = self.folder / "failed_batch.csv"
+        write_text(record, "row,id\n" + "".join(f"{row},{name}\n" for row, name in zip(rows, ids, strict=True)))
+        more = f" and {len(ids) - 64} more" if len(ids) > 64 else ""
+        steps = [step for step in checkpoint_steps(self.folder) if step < self.step]
+        good = (f"the last good checkpoint is {self.folder / checkpoint_name(max(steps))}" if steps
+                else "no checkpoint had been saved before")
+        raise UserError(f"{what}; its batch, also in {record}: {', '.join(ids[:64])}{more}; {good}; lower --lr, or "
+                        f"try --warmup_steps, --clip_grad_norm 1 or another --precision, with another --model_name")
 
     def _count_equal(self, rows: np.ndarray) -> None:
-        if self._texts.studies is not None:
-            self._equal[0] += equal_pairs(torch.from_numpy(self._texts.studies[rows]))
-        self._equal[1] += equal_pairs(text_codes(torch.from_numpy(self._texts.tokens[rows].astype(np.int64))))
+        if self.texts.studies is not None:
+            self.progress.equal[0] += equal_pairs(torch.from_numpy(self.texts.studies[rows]))
+        tokens = torch.from_numpy(self.texts.tokens[rows].astype(np.int64))
+        self.progress.equal[1] += equal_pairs(text_codes(tokens))
 
-    # --- saving and resuming -----------------------------------------------------------------------------------------
+    # --- saving and resuming ---
 
     def save_last(self) -> None:
-        """Write `last.pt` (rank 0), with the random states of all ranks."""
+        """Write `last.pt`, with the random states of all ranks."""
         begun = time.perf_counter()
         self._settle()
         self._require_finite_weights()
         random = distributed.gather_objects(resume.random_state())
         if self.is_main:
             resume.save_last(self.folder, {
-                "step": self.step, "epoch": self.epoch, "batch": self.batch, "example_ct": self.example_ct,
-                "losses": self.losses, "sizes": self._sizes, "equal": self._equal, "interval": self.interval,
-                "validation_loss": [self.validation_loss_sum, self.validation_loss_count],
-                "last_validated": self._last_validated, "exhausted": self.exhausted, "random": random,
+                "step": self.step, "progress": asdict(self.progress), "random": random,
+                "interval": self.validator.interval if self.validator else None,
                 "settings": vars(self.config), "data": self.data,
                 "model": bare(self.model).state_dict(), "updates": self.optimizer.state_dict()})
         self._paused += time.perf_counter() - begun
 
-    def _resume(self) -> bool:
-        """Go on from the newest whole state, if that is wanted and there is one; else begin the files."""
-        self._sizes: list[int] = []
-        self._last_validated = -1
-        state = resume.load_last(self.folder) if self.config.resume else None
-        if state is None:
-            if self.is_main:
-                self.train_log.begin()
-                self.metrics.begin()
-                write_json(self.folder / "config.json", describe_run(
-                    self.config, bare(self.model), distributed.world_size(), self.data))
-            return False
-        self._check_settings(state)
+    def _begin_files(self) -> None:
+        if self.is_main:
+            self.train_log.begin()
+            self.metrics.begin()
+            write_json(self.folder / "config.json", describe_run(self.config, bare(self.model), self.data))
+
+    def _continue_from(self, state: dict[str, Any]) -> None:
+        resume.check_same(self.folder, state, vars(self.config), self.data)
         bare(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["updates"])
-        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
-        self.example_ct, self.losses, self._sizes = state["example_ct"], state["losses"], state["sizes"]
-        self._equal, self.interval = state["equal"], state["interval"]
-        self.validation_loss_sum, self.validation_loss_count = state["validation_loss"]
-        self._last_validated = state["last_validated"]
-        random = state["random"]
-        if len(random) == distributed.world_size():
-            resume.restore_random_state(random[distributed.rank()])
+        self.progress = Progress(**state["progress"])
         if self.is_main:
             self.train_log.cut_after(self.step)
             self.metrics.cut_after(self.step)
-            log.info("resuming %s at step %d", self.folder, self.step)
+            log.info("going on with %s after step %d", self.folder, self.step)
         distributed.wait_for_main()
-        self.exhausted = selection.is_exhausted(self.metrics.rows(), self.metric, self.config.patience,
-                                                self.config.min_delta)
-        return True
+        if self.validator:
+            self.validator.interval = state["interval"] or self.validator.interval
+            self.progress.exhausted = self.validator.exhausted()  # --patience may have been raised
+        if len(state["random"]) == distributed.world_size():
+            resume.restore_random_state(state["random"][distributed.rank()])
 
-    def _check_settings(self, state: dict[str, Any]) -> None:
-        now, then = vars(self.config), state["settings"]
-        free = FREE_SETTINGS | (LENGTH_SETTINGS if self.config.lr_schedule == "constant" else set())
-        changed = [f"--{name} {then.get(name)} (now {value})" for name, value in now.items()
-                   if name not in free and then.get(name) != value]
-        if changed:
-            raise UserError(f"{self.folder} was trained with {', '.join(changed)}; resume it with the same settings, or begin "
-                            f"another run with --model_name")
-        hashes = [{Path(name).name: entry for name, entry in data["files"].items()} for data in (state["data"], self.data)]
-        if hashes[0] != hashes[1]:
-            names = ", ".join(name for name in hashes[1] if hashes[0].get(name) != hashes[1][name])
-            raise UserError(f"{self.folder} was trained on other data ({names} changed since); put it back, or begin another "
-                            f"run with --model_name")
-
-    def _data_files(self) -> dict[str, Any]:
+    def _describe_data(self) -> dict[str, Any]:
         config = self.config
-        validation = [config.valid, config.valid_labels] if config.val_interval else []
-        return describe_data([config.cxr_filepath, config.txt_filepath, *validation])
+        return describe_data([config.cxr_filepath, config.txt_filepath,
+                              *([config.valid, config.valid_labels] if config.val_interval else [])])
+
+
+def row_ids(cxr_filepath: str, rows: np.ndarray | tuple) -> list[str]:
+    """Ids of some rows of an image file; `row 17` where it has none (upstream's files)."""
+    with h5py.File(cxr_filepath, "r") as handle:
+        return [handle["id"][row].decode() if "id" in handle else f"row {row}" for row in rows]
