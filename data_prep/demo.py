@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from chexzero.errors import UserError
 from chexzero.files import read_json, write_json, write_text
-from chexzero.labels import FINDINGS
+from chexzero.labels import LABELS
 from data_prep.demo_cases import Study, sample_patient, sample_study
 from data_prep.demo_draw import draw_view, to_uint8, to_uint16
 from data_prep.demo_reports import Report, write_report
@@ -31,6 +31,7 @@ from data_prep.demo_reports import Report, write_report
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the drawing; another one is another corpus
+FEW = 100    # pictures for which starting processes would take longer than drawing them
 RELEASES = ("chexpert_plus", "chexpert", "rexgradient")
 PARTS = {"plus_train": 0, "plus_valid": 1, "chexpert_test": 2, "rex_train": 3, "rex_valid": 4, "rex_test": 5}
 NOTICE = (
@@ -233,7 +234,7 @@ def _cores() -> int:
 
 def _draw_all(pictures: list[Picture], workers: int) -> None:
     bar = {"total": len(pictures), "desc": "drawing", "unit": " images", "mininterval": 1}
-    if workers == 1 or len(pictures) < 100:  # starting processes would take longer
+    if workers == 1 or len(pictures) < FEW:
         for picture in tqdm(pictures, **bar):
             draw_picture(picture)
         return
@@ -255,7 +256,7 @@ def draw_picture(picture: Picture) -> None:
 def plan(part: str, count: int, seed: int) -> Iterator[Case]:
     """The studies of one part: exactly `count` images, or for the test set `count` studies, one a patient.
 
-    The first studies of the evaluation parts show one finding after another, so that small sets have both classes.
+    The first studies of the evaluation parts show one label after another, so that small sets have both classes.
     """
     evaluation = part in ("plus_valid", "chexpert_test")
     planned = 0
@@ -263,7 +264,7 @@ def plan(part: str, count: int, seed: int) -> Iterator[Case]:
         rng = np.random.default_rng((seed, PARTS[part], patient))
         person, earlier = sample_patient(rng), None
         for number in range(_studies_of_a_patient(part, count, rng)):
-            wanted = FINDINGS[patient % len(FINDINGS)] if evaluation and patient < 2 * len(FINDINGS) else None
+            wanted = LABELS[patient % len(LABELS)] if evaluation and patient < 2 * len(LABELS) else None
             study = earlier = sample_study(rng, person, earlier, wanted)
             if part != "chexpert_test":
                 study = replace(study, views=study.views[: count - planned])

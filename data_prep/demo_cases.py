@@ -116,10 +116,12 @@ def sample_study(
 ) -> Study:
     """A study; with an `earlier` one of the same patient, about half its findings are still there, changed.
 
-    A `wanted` finding is there whatever chance says, so that a small evaluation set has every one.
+    A `wanted` label is 1 whatever chance says, so that a small evaluation set has both classes of every one.
     """
     findings = {} if rng.random() < NORMAL_SHARE else _sample_findings(rng)
-    if wanted is not None:
+    if wanted == NO_FINDING:
+        findings = {}
+    elif wanted is not None:
         findings[wanted] = _sample_finding(rng, wanted)
     if earlier is not None and findings:
         for old in earlier.findings:

@@ -13,3 +13,16 @@ def shared() -> Path:
     if not (SHARED / "goldens").is_dir():
         pytest.skip("the shared reference folder is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def demo_releases(tmp_path_factory) -> Path:
+    """A tiny drawn corpus: folder with `chexpert_plus`, `chexpert` and `rexgradient`. Read it; do not write into it.
+
+    36 training images (18 in each release), 30 validation images, 28 test studies.
+    """
+    from data_prep.demo import write_corpus
+
+    root = tmp_path_factory.mktemp("demo_releases")
+    write_corpus(root, train=36, valid=30, test=28, seed=11, workers=1)
+    return root
