@@ -1,7 +1,6 @@
 """What `--vision`, `--text_encoder` and their companions name: a model made of two towers and their weights."""
 
 import argparse
-import functools
 import logging
 import os
 import re
@@ -125,13 +124,16 @@ def create_model(vision: str = "vit_b_32", *, text_encoder: str = "chexzero",
         vision_weights = vision_weights or OPENAI
     text_weights = text_weights or size.weights
 
-    read = functools.lru_cache(_read_clip)  # both towers often come from one file
+    state = None
     if vision in CLIP_VISION and str(vision_weights) != RANDOM:
-        _load_vision(model, read(str(vision_weights), openai_name, "--vision_weights"), vision_weights, vision)
+        state = _read_clip(str(vision_weights), openai_name, "--vision_weights")
+        _load_vision(model, state, vision_weights, vision)
     if str(text_weights) != RANDOM:
-        state = read(str(text_weights), openai_name, "--text_weights")
+        together = str(text_weights) == str(vision_weights)
+        if state is None or not together:
+            state = _read_clip(str(text_weights), openai_name, "--text_weights")
         _load_text(model, state, text_weights, text_encoder)
-        if str(text_weights) == str(vision_weights) and "logit_scale" in state:
+        if together and "logit_scale" in state:
             model.logit_scale.data.copy_(state["logit_scale"])
     model.set_grad_checkpointing(grad_checkpointing)
     return model

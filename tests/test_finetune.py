@@ -1,0 +1,166 @@
+"""Learning rates, freezing and LoRA: what learns changes, what is frozen keeps its bits."""
+
+import argparse
+
+import pytest
+import torch
+from torch.nn import functional
+
+from chexzero import finetune, towers
+from chexzero.errors import UserError
+from chexzero.model import build_model
+from chexzero.towers import TextSize, create_model
+from dinov3_adapter import SIZES
+from dinov3_adapter.registry import Size
+
+DEPTH = 3
+
+
+@pytest.fixture(autouse=True)
+def small_sizes(monkeypatch):
+    options = {"embed_dim": 64, "num_heads": 2, "depth": DEPTH, "init_values": 1.0}
+    monkeypatch.setitem(SIZES, "plain", Size("vit_base_patch16_dinov3_qkvb", 64, overrides=options))
+    monkeypatch.setitem(SIZES, "gated", Size("vit_7b_patch16_dinov3", 64, overrides=options))
+    monkeypatch.setitem(towers.TEXT_SIZES, "tiny", TextSize(width=64, heads=1, layers=2, weights="random"))
+    monkeypatch.setitem(towers.CLIP_VISION, "vit_b_32", towers.ClipVision("ViT-B/32", 16, 64, layers=DEPTH, width=64))
+
+
+def arguments(*flags):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lr", type=float, default=0.05)
+    finetune.add_arguments(parser)
+    return parser.parse_args(flags)
+
+
+def model_of(vision, **options):
+    torch.manual_seed(0)
+    return create_model(vision, text_encoder="tiny", vision_weights="random", image_resolution=64, **options)
+
+
+def train(model, args, steps=1, optimizer=None):
+    """Steps as the training loop does them; returns the names of the parameters that changed."""
+    optimizer = optimizer or torch.optim.AdamW(finetune.parameter_groups(model, args))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    torch.manual_seed(1)
+    for step in range(steps):
+        optimizer.zero_grad()
+        logits, _ = model(torch.randn(4, 3, 64, 64), torch.randint(1, 49407, (4, 12)))
+        functional.cross_entropy(logits, torch.arange(4)).backward()
+        finetune.set_frozen(model, step, args)
+        optimizer.step()
+    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+def names(model):
+    return {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("vision", ["plain", "gated", "vit_b_32"])
+def test_defaults_are_upstreams(vision):
+    args, model = arguments(), model_of(vision)
+    assert finetune.prepare(model, args) is model
+    groups = finetune.parameter_groups(model, args)
+    assert [group["lr"] for group in groups] == [0.05]
+    assert all(one is two for one, two in zip(groups[0]["params"], model.parameters(), strict=True))
+    assert train(model, args) == names(model)
+    assert finetune.merge_lora(model).keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("vision, block, embedding, norm, projection", [
+    ("plain", "visual.trunk.blocks.{}.attn.q_bias", "visual.trunk.cls_token", "visual.trunk.norm.bias",
+     "visual.head.proj.weight"),
+    ("vit_b_32", "visual.transformer.resblocks.{}.mlp.c_fc.weight", "visual.conv1.weight", "visual.ln_post.weight",
+     "visual.proj")])
+def test_learning_rates(vision, block, embedding, norm, projection):
+    args = arguments("--vision_lr", "0.01", "--projection_lr", "0.2", "--text_lr", "0", "--layer_decay", "0.5")
+    model = model_of(vision)
+    finetune.prepare(model, args)
+    groups = finetune.parameter_groups(model, args)
+    rate_of = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    rates = {name: rate_of[id(parameter)] for name, parameter in model.named_parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(rates)
+    assert groups[0]["lr"] == args.lr == rates["logit_scale"]
+    assert rates[projection] == 0.2
+    assert rates["text_projection"] == rates["transformer.resblocks.0.ln_1.bias"] == 0
+    assert rates[norm] == 0.01
+    assert [rates[block.format(i)] for i in range(DEPTH)] == [0.00125, 0.0025, 0.005]
+    assert rates[embedding] == 0.000625
+    changed = train(model, args)
+    assert changed == {name for name in names(model) if rates[name]}
+
+
+@pytest.mark.parametrize("vision", ["plain", "vit_b_32"])
+@pytest.mark.parametrize("blocks", ["2", "all"])
+@pytest.mark.parametrize("for_some_steps", [True, False])
+def test_freezing(vision, blocks, for_some_steps):
+    args = arguments("--freeze_blocks", blocks, *(["--freeze_steps", "2"] if for_some_steps else []))
+    model = model_of(vision)
+    finetune.prepare(model, args)
+    optimizer = torch.optim.AdamW(finetune.parameter_groups(model, args))
+    changed = train(model, args, steps=2, optimizer=optimizer)
+    projection = {"visual.head.proj.weight", "visual.proj"}
+    last = {name for name in names(model) if any(f"{part}.2." in name for part in ("visual.trunk.blocks",
+            "visual.transformer.resblocks")) or ".norm." in name.removeprefix("visual.trunk") or "ln_post" in name}
+    expected = {name for name in names(model) if not name.startswith("visual.") or name in projection
+                or (blocks == "2" and name in last)}
+    assert changed == expected
+    later = train(model, args, steps=3, optimizer=optimizer)
+    assert later == (names(model) if for_some_steps else expected)
+
+
+@pytest.mark.parametrize("vision", ["plain", "gated"])
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_lora(vision, grad_checkpointing):
+    pytest.importorskip("peft")
+    args = arguments("--lora_rank", "4", "--lora_alpha", "8")
+    model = model_of(vision, grad_checkpointing=grad_checkpointing)
+    plain = model.state_dict()
+    images, texts = torch.randn(2, 3, 64, 64), torch.tensor([[49406, 320, 49407]] * 2)
+    untouched = model(images, texts)[0]
+    finetune.prepare(model, args)
+    assert torch.allclose(model(images, texts)[0], untouched, atol=1e-5)  # a new update is zero
+
+    changed = train(model, args, steps=2)
+    trunk = {name for name in changed if name.startswith("visual.trunk.")}
+    matrices = 5 if vision == "gated" else 4
+    assert len(trunk) == DEPTH * matrices * 2
+    assert all(".lora_" in name for name in trunk)
+    assert {name for name in names(model) if not name.startswith("visual.trunk.")} == changed - trunk
+
+    merged = finetune.merge_lora(model)
+    assert merged.keys() == plain.keys()
+    assert {key for key in plain if key.startswith("visual.trunk.") and not torch.equal(merged[key], plain[key])} == {
+        name.split(".lora_")[0] + ".weight" for name in trunk}
+    model.eval()
+    again = build_model(merged)
+    assert torch.allclose(again(images, texts)[0], model(images, texts)[0], atol=1e-4)
+    assert not torch.allclose(again(images, texts)[0], untouched, atol=1e-2)
+    assert model.state_dict().keys() != plain.keys()  # merging left the model as it was
+
+
+def test_lora_state_can_be_resumed():
+    pytest.importorskip("peft")
+    args = arguments("--lora_rank", "2")
+    model = finetune.prepare(model_of("plain"), args)
+    train(model, args)
+    other = finetune.prepare(model_of("plain"), args)
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert train(other, args) == train(model, args)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--layer_decay", "1.5"], "not in 0..1"), (["--layer_decay", "0"], "not in 0..1"),
+    (["--vision_lr", "-1"], "no learning rate"), (["--text_lr", "nan"], "no learning rate"),
+    (["--freeze_blocks", "4"], "a tower of 3 blocks"), (["--freeze_blocks", "-1"], "a tower of 3 blocks"),
+    (["--freeze_steps", "5"], "needs --freeze_blocks"), (["--lora_rank", "-2"], "negative"),
+    (["--freeze_blocks", "1", "--freeze_steps", "-1"], "negative"),
+])
+def test_wrong_settings(flags, message):
+    with pytest.raises(UserError, match=message):
+        finetune.prepare(model_of("plain"), arguments(*flags))
+
+
+def test_lora_is_for_dinov3_towers():
+    with pytest.raises(UserError, match="for the DINOv3 towers"):
+        finetune.prepare(model_of("vit_b_32"), arguments("--lora_rank", "4"))
