@@ -1,0 +1,146 @@
+"""The report's sections about the numbers: areas, operating points, calibration, prompts, ensembles."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from chexzero.evaluation import SetResult, number
+from chexzero.labels import LABELS, MEANS, NO_FINDING
+from chexzero.prompts import UPSTREAM, Prompt, best_on_validation
+from chexzero.sections import Figure, Section, Table
+from chexzero.statistics import auroc, bootstrap_auroc, percentile_interval
+from chexzero.wording import interval, signed, unit_name
+
+MEAN_NAMES = {"mean_5": "Mean of the 5 competition labels", "mean_13": "Mean of the 13 findings",
+              "mean_14": "Mean of all 14 labels"}
+
+
+def areas_section(valid: SetResult, test: SetResult, figures: Sequence[Figure]) -> Section:
+    """AUROC and average precision with counts, on both sets."""
+    rows = [[label, *_area_cells(valid, i), *_area_cells(test, i), number(test.average_precision[i])]
+            for i, label in enumerate(LABELS)]
+    for key in MEANS:
+        rows.append([MEAN_NAMES[key], *_mean_cells(valid, key), *_mean_cells(test, key), None])
+    table = Table("Zero-shot AUROC with 95 % bootstrap intervals",
+                  ["Label", "Positive (validation)", "AUROC (validation)", "95 % interval (validation)", "Positive (test)",
+                   "AUROC (test)", "95 % interval (test)", "Average precision (test)"], rows)
+    text = [f"Validation: {len(valid)} {unit_name(valid)}; test: {len(test)} {unit_name(test)}. Prompts: “<label>” against "
+            f"“no <label>”. Where a class is missing the area is undefined (n/a), and the mean is taken over the labels "
+            f"that are defined ({_counts(valid)} on validation, {_counts(test)} on test)."]
+    left_out = valid.units.left_out + test.units.left_out
+    if left_out:
+        text.append(f"{left_out} studies have no frontal view and are left out (`--level study_mean` would count them).")
+    text.append(f"{NO_FINDING} is asked with upstream's pair, “{NO_FINDING}” against “no {NO_FINDING}”, a double negative: "
+                f"an area below 0.5 is expected there (CheXzero's own is 0.070). A sound pair stands under Prompts.")
+    return Section("areas", "Zero-shot AUROC", text, [table], list(figures))
+
+
+def _area_cells(result: SetResult, i: int) -> list:
+    return [int(result.n_pos[i]), number(result.auroc[i]), interval(result.lower[i], result.upper[i])]
+
+
+def _mean_cells(result: SetResult, key: str) -> list:
+    mean = result.mean(key)
+    return [f"{len(mean.used)} labels", number(mean.value), interval(mean.lower, mean.upper)]
+
+
+def _counts(result: SetResult) -> str:
+    return f"{int(np.isfinite(result.auroc).sum())} of {len(LABELS)}"
+
+
+def operating_section(valid: SetResult, test: SetResult) -> Section:
+    """F1, MCC, sensitivity and specificity on the test set at thresholds chosen on the validation set."""
+    rows = [[label, number(test.at[i]), int(test.n_pos[i]), *(number(getattr(test.rates, name)[i]) for name in
+             ("f1", "mcc", "sensitivity", "specificity")), number(valid.rates.mcc[i])] for i, label in enumerate(LABELS)]
+    table = Table("On the test set, at the threshold with the highest MCC on the validation set",
+                  ["Label", "Threshold", "Positive (test)", "F1", "MCC", "Sensitivity", "Specificity",
+                   "MCC (validation, where it was chosen)"], rows)
+    return Section("operating_points", "Operating points", [
+        "A case counts as positive at or above the threshold. Labels without a positive and a negative case in the "
+        "validation set have no threshold, hence n/a."], [table])
+
+
+def calibration_section(valid: SetResult, test: SetResult, figure: Figure) -> Section:
+    """Expected calibration error per label."""
+    rows = [[label, number(valid.ece[i]), number(test.ece[i]), number(test.probability[:, i].mean()),
+             test.n_pos[i] / len(test)] for i, label in enumerate(LABELS)]
+    table = Table("Expected calibration error in ten bins", ["Label", "ECE (validation)", "ECE (test)",
+                  "Mean probability (test)", "Share positive (test)"], rows)
+    return Section("calibration", "Calibration", [
+        "The probabilities are upstream's: the softmax of two plain cosines, not scaled by the model's logit scale. "
+        "They rank cases; they lie between 0.12 and 0.88 by construction and are not meant as the chance of disease."],
+        [table], [figure])
+
+
+def prompts_section(prompts: Sequence[Prompt], valid: SetResult, test: SetResult, valid_scores: np.ndarray,
+                    test_scores: np.ndarray, n_bootstrap: int) -> Section:
+    """Upstream's prompt beside the best alternative, chosen per label on validation.
+
+    prompts: upstream's 14 pairs first, then the alternatives; scores: (N units, len(prompts)) in this order.
+    """
+    best = best_on_validation(prompts, valid.truth, valid_scores)
+    chosen = [best[label] for label in LABELS]
+    on_valid, on_test = auroc(valid.truth, valid_scores[:, chosen]), auroc(test.truth, test_scores[:, chosen])
+    rows = []
+    for i, label in enumerate(LABELS):
+        rows.append([label, sum(prompt.label == label for prompt in prompts), describe(prompts[chosen[i]]),
+                     number(valid.auroc[i]), number(on_valid[i]), number(test.auroc[i]), number(on_test[i]),
+                     signed(on_test[i] - test.auroc[i])])
+    table = Table("The alternative with the highest validation AUROC, label by label", [
+        "Label", "Tried", "Chosen on validation", "Upstream's (validation)", "Chosen (validation)", "Upstream's (test)",
+        "Chosen (test)", "Difference (test)"], rows)
+    sections_tables, metrics = [table], {
+        label: {"prompt": prompts[chosen[i]].as_dict(), "valid_auroc": number(on_valid[i]),
+                "test_auroc": number(on_test[i])} for i, label in enumerate(LABELS)}
+    sound = next((k for k, prompt in enumerate(prompts) if prompt.label == NO_FINDING and prompt.name == "pair"), None)
+    if sound is not None:
+        found = {result.name: _with_sound(result, scores[:, sound], n_bootstrap)
+                 for result, scores in ((valid, valid_scores), (test, test_scores))}
+        sections_tables.append(_sound_table(prompts[sound], valid, test, found))
+        metrics["sound_no_finding"] = {name: {key: number(value) for key, value in one.items()}
+                                       for name, one in found.items()}
+    return Section("prompts", "Prompts", [
+        "Every other number in this report uses upstream's pair for every label. Here each label's alternatives (several "
+        "templates, synonyms, a sound pair for No Finding) are compared on the validation set and the best is applied to "
+        "the test set; because it was chosen there, its validation AUROC is optimistic."], sections_tables, [], metrics)
+
+
+def describe(prompt: Prompt) -> str:
+    """A prompt in a table cell."""
+    if prompt.name == UPSTREAM:
+        return "upstream's pair"
+    return f"{prompt.name}: “{prompt.positive[0]}”{_more(prompt.positive)} / “{prompt.negative[0]}”{_more(prompt.negative)}"
+
+
+def _more(texts: Sequence[str]) -> str:
+    return f" (+{len(texts) - 1})" if len(texts) > 1 else ""
+
+
+def _with_sound(result: SetResult, scores: np.ndarray, n_bootstrap: int) -> dict[str, float]:
+    """AUROC of the sound pair with its interval, and the mean over 14 with it."""
+    i = LABELS.index(NO_FINDING)
+    truth = result.truth[:, i]
+    drawn = bootstrap_auroc(truth, scores, n_bootstrap)
+    values, samples = result.auroc.copy(), result.samples.copy()
+    values[i], samples[:, i] = auroc(truth, scores)[0], drawn[:, 0]
+    low, high = percentile_interval(drawn[:, 0])
+    mean = result.mean("mean_14", values, samples)
+    return {"auroc": values[i], "lower": low, "upper": high, "mean_14": mean.value, "mean_14_lower": mean.lower,
+            "mean_14_upper": mean.upper}
+
+
+def _sound_table(prompt: Prompt, valid: SetResult, test: SetResult, found: dict[str, dict[str, float]]) -> Table:
+    i = LABELS.index(NO_FINDING)
+    rows = []
+    for result in (valid, test):
+        one = found[result.name]
+        rows += [[f"{NO_FINDING}, upstream's double negative", result.name, number(result.auroc[i]),
+                  interval(result.lower[i], result.upper[i])],
+                 [f"{NO_FINDING}, {describe(prompt)}", result.name, number(one["auroc"]),
+                  interval(one["lower"], one["upper"])]]
+        rows += [[f"Mean of 13, without {NO_FINDING}", result.name, *_mean_cells(result, "mean_13")[1:]],
+                 ["Mean of 14, upstream's pair", result.name, *_mean_cells(result, "mean_14")[1:]],
+                 ["Mean of 14, sound pair", result.name, number(one["mean_14"]),
+                  interval(one["mean_14_lower"], one["mean_14_upper"])]]
+    return Table(f"{NO_FINDING}: upstream's pair and a sound one, and the means with and without it",
+                 ["What", "Set", "AUROC", "95 % interval"], rows)

@@ -1,0 +1,138 @@
+"""Checks that compare the validation with the test set, to catch mistakes that leave plausible-looking numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from chexzero.evaluation import SetResult
+from chexzero.labels import FINDINGS, LABELS
+from chexzero.predictions import EvaluationSet
+from chexzero.sections import Section, Table
+from chexzero.statistics import auroc, mean_over_labels, percentile_interval
+
+PASSED, LOOK, NOT_POSSIBLE = "passed", "LOOK HERE", "not possible"
+
+#: A mean this close to one half is what permuted labels give; one this far above it is what a working model gives.
+CHANCE, WORKING = 0.08, 0.12
+
+#: Gain in mean AUROC by reassigning the label columns on one set, beyond the gain on the other, that is no accident.
+REASSIGNED = 0.10
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    verdict: str
+    detail: str
+
+
+def at_chance(one: SetResult, other: SetResult) -> Check:
+    """A model that is good on one set and near 0.5 on the other: the labels of the other do not belong to its images."""
+    name = f"{one.name} labels belong to the {one.name} images"
+    shared = [label for i, label in enumerate(LABELS)
+              if label in FINDINGS and np.isfinite(one.auroc[i]) and np.isfinite(other.auroc[i])]
+    if not shared:
+        return Check(name, NOT_POSSIBLE, "no finding is defined on both sets")
+    columns = [LABELS.index(label) for label in shared]
+    mine, theirs = one.auroc[columns].mean(), other.auroc[columns].mean()
+    low, high = percentile_interval(np.nanmean(one.samples[:, columns], axis=1))
+    other_low = percentile_interval(np.nanmean(other.samples[:, columns], axis=1))[0]
+    detail = (f"mean AUROC over {len(shared)} findings {mine:.3f} ({low:.3f}–{high:.3f}) on {one.name}, {theirs:.3f} on "
+              f"{other.name}")
+    good = theirs > 0.5 + WORKING and other_low > 0.5
+    if good and mine < 0.5 + CHANCE and high < theirs:
+        return Check(name, LOOK, f"{detail}: near 0.5 although the model works on {other.name}; are the rows of the label "
+                                 f"file in the order of the images, and is it the right file?")
+    if good and high < other_low and theirs - mine > 0.1:
+        return Check(name, LOOK, f"{detail}: far below; another kind of images, or some labels or rows are exchanged")
+    return Check(name, PASSED, detail)
+
+
+def columns_in_place(one: SetResult, other: SetResult) -> Check:
+    """Label columns exchanged in one file: predictions then fit the labels better under other names."""
+    name = f"{one.name} label columns stand under their names"
+    gains = [_reassignment_gain(result) for result in (one, other)]
+    (gain, moved), (other_gain, _) = gains
+    detail = f"another assignment of the columns would gain {gain:.3f} in mean AUROC on {one.name}, {other_gain:.3f} on " \
+             f"{other.name}"
+    if gain - other_gain > REASSIGNED:
+        return Check(name, LOOK, f"{detail}: {', '.join(moved)}; read label files by column name")
+    return Check(name, PASSED, detail)
+
+
+def _reassignment_gain(result: SetResult) -> tuple[float, list[str]]:
+    """Gain in mean AUROC when predictions may be matched with any label's truth, and what would be matched."""
+    columns = [i for i in range(len(LABELS)) if np.isfinite(result.auroc[i]) and LABELS[i] in FINDINGS]
+    if len(columns) < 2:
+        return 0.0, []
+    size = len(columns)
+    truth = np.repeat(result.truth[:, columns], size, axis=1)
+    scores = np.tile(result.probability[:, columns], size)
+    areas = auroc(truth, scores).reshape(size, size)
+    of_truth, of_score = linear_sum_assignment(areas, maximize=True)
+    moved = [f"{LABELS[columns[t]]} fits the predictions for {LABELS[columns[s]]}"
+             for t, s in zip(of_truth, of_score, strict=True) if t != s]
+    return float(areas[of_truth, of_score].mean() - np.trace(areas) / size), moved
+
+
+def inverted(result: SetResult) -> Check:
+    """Findings whose interval lies below 0.5: prompts or labels the wrong way round."""
+    name = f"no finding is upside down on {result.name}"
+    below = [label for i, label in enumerate(LABELS) if label in FINDINGS and result.upper[i] < 0.5]
+    if below:
+        return Check(name, LOOK, f"the whole interval lies below 0.5 for {', '.join(below)}")
+    return Check(name, PASSED, "no interval lies below 0.5 (No Finding apart, whose pair is a double negative)")
+
+
+def shared_cases(valid: EvaluationSet, test: EvaluationSet) -> list[Check]:
+    """Patients and image files that stand in both sets."""
+    patients = set(valid.table["patient_id"]) & set(test.table["patient_id"])
+    same = valid.images_sha256 == test.images_sha256
+    return [
+        Check("no patient is in both sets", LOOK if patients else PASSED, f"{len(patients)} patients in common"),
+        Check("the two image files differ", LOOK if same else PASSED,
+              "they are the same file" if same else "different SHA-256"),
+    ]
+
+
+def as_built(build: dict, sets: Sequence[EvaluationSet]) -> Check:
+    """Image and label files are those that the build wrote, by SHA-256."""
+    name, files = "data files are as they were built", build.get("files")
+    files = files if isinstance(files, dict) else {}
+    changed, known = [], 0
+    for path, digest in [pair for one in sets for pair in ((one.images, one.images_sha256),
+                                                           (one.labels, one.labels_sha256))]:
+        recorded = files.get(path.name)
+        recorded = recorded.get("sha256") if isinstance(recorded, dict) else recorded
+        known += isinstance(recorded, str)
+        if isinstance(recorded, str) and recorded != digest:
+            changed.append(path.name)
+    if changed:
+        return Check(name, LOOK, f"{', '.join(changed)} differ from the SHA-256 in build.json: changed since the build")
+    return Check(name, PASSED if known else NOT_POSSIBLE, f"{known} of {2 * len(sets)} files are listed in build.json")
+
+
+def as_recorded(recorded: dict[str, float], probability: np.ndarray, truth: np.ndarray) -> Check:
+    """The validation AUROC that training recorded for this step, and the one of all validation images here."""
+    name = "validation AUROC as training recorded it"
+    value = recorded.get("mean_13", float("nan"))
+    here = mean_over_labels(auroc(truth, probability), FINDINGS)[0]
+    if not np.isfinite(value) or not np.isfinite(here):
+        return Check(name, NOT_POSSIBLE, "training recorded none for this checkpoint")
+    return Check(name, PASSED if abs(value - here) < 0.005 else LOOK,
+                 f"mean of 13 over all {len(truth)} images: {value:.4f} recorded, {here:.4f} here")
+
+
+def sanity_section(valid: SetResult, test: SetResult, checks: Sequence[Check]) -> Section:
+    """All checks as a section; `metrics` counts those that need a look."""
+    checks = [at_chance(test, valid), at_chance(valid, test), columns_in_place(test, valid),
+              columns_in_place(valid, test), inverted(valid), inverted(test), *checks]
+    flagged = [check for check in checks if check.verdict == LOOK]
+    text = [f"{len(flagged)} of {len(checks)} checks need a look: {'; '.join(check.name for check in flagged)}."
+            if flagged else f"All {len(checks)} checks passed or could not be made."]
+    table = Table("Checks", ["Check", "Verdict", "Detail"], [[c.name, c.verdict, c.detail] for c in checks])
+    return Section("sanity", "Sanity checks", text, [table], [],
+                   {"flagged": [check.name for check in flagged],
+                    "checks": {check.name: {"verdict": check.verdict, "detail": check.detail} for check in checks}})

@@ -1,0 +1,315 @@
+"""How good is a trained model, against CheXzero, and how sure are we? Checkpoints in, report out.
+
+    python run_zero_shot.py --run checkpoints/pt-imp
+    python run_zero_shot.py --images FOLDER --labels "pleural effusion" "pneumothorax" --run checkpoints/pt-imp
+
+The first writes `results/<run>/report.html`, `report.md`, `metrics.json`, predictions, figures and tables. It is the
+only command that opens the test set.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chexzero import charts, comparison, provenance, readers, result_sections, sanity
+from chexzero.baseline import baseline_section, checkpoints_in
+from chexzero.data import read_build
+from chexzero.errors import UserError, run_command
+from chexzero.evaluation import SetResult, evaluate_set, number
+from chexzero.files import require_file, safe_name, write_json, write_text
+from chexzero.labels import LABELS
+from chexzero.operating_points import thresholds
+from chexzero.predictions import LEVELS, EvaluationSet, Predictor, check_predictions, ensemble, read_set, units
+from chexzero.prompts import Prompt, read_alternatives, upstream_prompts
+from chexzero.report import Report, write_report
+from chexzero.reported import reported_figures
+from chexzero.run_folder import RunFolder, read_run, step_of
+from chexzero.sections import Section
+from chexzero.settings import parse_with_config
+from chexzero.suites import SUITES, EvaluationContext
+from chexzero.suites import add_arguments as add_suite_arguments
+from chexzero.test_reads import record_test_read
+from chexzero.thumbnails import thumbnails_section
+from chexzero.wording import interval, unit_name
+
+CHECKPOINT_REMEDY = "name a run's folder with --run, or checkpoints with --checkpoint"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--run", metavar="DIR", help="a run of run_train.py: checkpoints/<model_name>; its selected checkpoint is evaluated")
+    add("--checkpoint", nargs="+", metavar="FILE", help="evaluate these instead; several are an ensemble (mean probability)")
+    add("--ensemble", nargs="+", metavar="top K", help="the K best checkpoints of the run by validation, as an ensemble")
+    add("--data", metavar="DIR", help="folder of valid.h5, test.h5 and their labels (default: the run's, else data)")
+    add("--splits", default="splits", metavar="DIR", help="folder of the manifests (default: %(default)s)")
+    add("--out", default="results", metavar="DIR", help="where <model_name>/ is written (default: %(default)s)")
+    add("--level", choices=LEVELS, default="image", help="image: first frontal view of each study, as upstream; "
+        "study_mean, study_max: mean or maximum over a study's views (default: %(default)s)")
+    add("--prompts", metavar="FILE", help="YAML file with alternative prompts (default: the package's prompts.yaml)")
+    add("--baseline", metavar="DIR", help="folder of checkpoints (CheXzero's) to run on the same images and compare with")
+    add("--radiologists", nargs="+", default=[], metavar="FILE", help="CSVs of radiologists' calls (Study and labels)")
+    add("--supervised", nargs="+", default=[], metavar="FILE", help="CSVs of supervised models' predictions (Study, labels)")
+    add("--thumbnails", action="store_true", help="show the most confident cases as images of patients in the report")
+    add("--suite", nargs="+", default=[], choices=["chexpert", *SUITES], help="more evaluations beside the 14 labels")
+    add("--images", metavar="FOLDER", help="predict a folder of PNG or JPEG images instead of evaluating")
+    add("--labels", nargs="+", metavar="FINDING", help="with --images: the findings to look for (default: the 14 labels)")
+    add("--n_bootstrap", type=positive, default=1000, metavar="N", help="resamples of the intervals (default: %(default)s)")
+    add("--batch_size", type=positive, default=64, metavar="N", help="images at a time (default: %(default)s)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the image tower (default: %(default)s)")
+    add("--seed", type=int, default=1234, help="of the suites that sample (default: %(default)s)")
+    add_suite_arguments(parser)
+    return parse_with_config(parser, argv)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is evaluated: the checkpoints (several: an ensemble), the run they belong to, and why these."""
+
+    name: str
+    run: RunFolder | None
+    checkpoints: list[Path]
+    selected: dict[str, Any]
+
+
+def choose(args: argparse.Namespace) -> Choice:
+    """The run's selected checkpoint, the top K of its validations, or the checkpoints that were named."""
+    run = read_run(args.run) if args.run else None
+    if args.checkpoint and args.ensemble:
+        raise UserError("--checkpoint and --ensemble exclude each other; leave one out")
+    if args.checkpoint:
+        checkpoints = sorted(require_file(path, CHECKPOINT_REMEDY) for path in args.checkpoint)
+        what = checkpoints[0].name if len(checkpoints) == 1 else f"The ensemble of {len(checkpoints)} checkpoints"
+        reason = f"{what} was named with --checkpoint; how it was selected is not on record."
+        step = step_of(checkpoints[0]) if len(checkpoints) == 1 else None
+    elif run is None:
+        raise UserError(f"nothing to evaluate; {CHECKPOINT_REMEDY}")
+    elif args.ensemble:
+        steps = run.best_steps(ensemble_size(args.ensemble))
+        checkpoints, step = sorted(run.checkpoint_of(step) for step in steps), steps[0]
+        reason = (f"Ensemble (mean of the probabilities) of the {len(steps)} checkpoints with the best "
+                  f"{run.ranking_metric} on validation: steps {', '.join(map(str, steps))}, of "
+                  f"{len(run.metrics)} validated.")
+    else:
+        checkpoints, step = [run.selected()], run.selection.get("step")
+        reason = str(run.selection.get("reason") or "The run's selection.json names it.")
+    name = run.path.resolve().name if run else checkpoints[0].stem if len(checkpoints) == 1 else "ensemble"
+    selected = {"checkpoint": checkpoints[0].name, "step": step, "reason": reason}
+    if len(checkpoints) > 1:
+        selected |= {"checkpoint": run.checkpoint_of(step).name if run and step is not None else checkpoints[0].name,
+                     "ensemble": [path.name for path in checkpoints]}
+    return Choice(safe_name(name, "name of the run"), run, checkpoints, selected)
+
+
+def ensemble_size(words: Sequence[str]) -> int:
+    """`top 3` or `3` -> 3."""
+    text = words[-1]
+    if len(words) > 2 or (len(words) == 2 and words[0] != "top") or not text.isdigit() or int(text) < 1:
+        raise UserError(f"--ensemble {' '.join(words)} is not understood; write --ensemble top 3")
+    return int(text)
+
+
+def pick_device(wanted: str | None) -> str:
+    """The device asked for, or a GPU if there is one."""
+    import torch
+
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {wanted} cannot be used ({str(error).splitlines()[0]}); use --device cpu") from error
+    return wanted
+
+
+def predict(checkpoints: Sequence[Path], sets: Sequence[EvaluationSet], prompts: Sequence[Prompt], cache: Path,
+            args: argparse.Namespace, device: str) -> tuple[list[np.ndarray], list[Predictor]]:
+    """The ensemble's probabilities (N images, len(prompts)) of each set. One model is in memory at a time."""
+    members, predictors = [], []
+    for checkpoint in checkpoints:
+        predictor = Predictor(checkpoint, cache, device=device, batch_size=args.batch_size, precision=args.precision,
+                              progress=sys.stderr.isatty())
+        members.append([predictor.predict(one, prompts) for one in sets])
+        predictor.forget_model()
+        predictors.append(predictor)
+    return [ensemble(scores) for scores in zip(*members, strict=True)], predictors
+
+
+def evaluate(args: argparse.Namespace) -> Path:
+    """The whole evaluation; returns the report's path."""
+    choice = choose(args)
+    data_dir = Path(args.data) if args.data else (choice.run and choice.run.data_dir()) or Path("data")
+    out, device = Path(args.out) / choice.name, pick_device(args.device)
+    figures, cache = out / "figures", Path(args.out) / ".cache"
+    build = read_build(data_dir)
+    drawn = bool(build.get("drawn"))
+    sets = [read_set(data_dir, "valid"), read_set(data_dir, "test")]
+    prompts = upstream_prompts() + read_alternatives(args.prompts)
+    counted = [units(one, args.level) for one in sets]
+    doctors = [readers.read_reader(path, counted[1].table["study_id"], binary=True) for path in args.radiologists]
+    models = [readers.read_reader(path, counted[1].table["study_id"], binary=False) for path in args.supervised]
+    rivals = checkpoints_in(Path(args.baseline)) if args.baseline else []
+
+    by_image, predictors = predict(choice.checkpoints, sets, prompts, cache, args, device)
+    scores = [one.reduce(values) for one, values in zip(counted, by_image, strict=True)]
+    upstream = [values[:, :len(LABELS)] for values in scores]
+    for one, values in zip(sets, upstream, strict=True):
+        check_predictions(values, f"the predictions for {one.images}")
+    at = thresholds(counted[0].truth, upstream[0])
+    valid, test = (evaluate_set(one.name, unit, values, at, args.n_bootstrap)
+                   for one, unit, values in zip(sets, counted, upstream, strict=True))
+    reads = record_test_read(out / "test_reads.json", predictors, sets[1], args.level)
+
+    curves = [charts.validation_curve(choice.run, figures), charts.training_loss(choice.run, figures)] if choice.run else []
+    sections = [
+        comparison.paper_section(test, drawn, charts.beside_paper(test, figures)),
+        result_sections.areas_section(valid, test, [charts.roc(valid, test, doctors, figures),
+                                                    charts.precision_recall(valid, test, figures)]),
+        provenance.selection_section(choice.run, choice.selected, [one for one in curves if one], reads),
+        sanity.sanity_section(valid, test, [
+            *sanity.shared_cases(*sets), sanity.as_built(build, sets),
+            sanity.as_recorded(choice.run.recorded(choice.selected["step"]) if choice.run and len(predictors) == 1 else {},
+                               by_image[0][:, :len(LABELS)], sets[0].truth)]),
+    ]
+    if rivals:
+        by_image_theirs, _ = predict(rivals, sets[1:], upstream_prompts(), cache, args, device)
+        theirs = evaluate_set("test", counted[1], counted[1].reduce(by_image_theirs[0]), at, args.n_bootstrap)
+        sections.append(baseline_section(test, theirs, [path.name for path in rivals], figures))
+    if doctors:
+        sections.append(readers.radiologist_section(test, doctors, args.n_bootstrap))
+    if models:
+        sections.append(readers.supervised_section(test, models))
+    sections += [result_sections.operating_section(valid, test),
+                 result_sections.calibration_section(valid, test, charts.calibration(test, figures)),
+                 result_sections.prompts_section(prompts, valid, test, *scores, args.n_bootstrap)]
+    sections += run_suites(args, choice, data_dir, out, device)
+    if args.thumbnails:
+        sections.append(thumbnails_section(test, sets[1].images, figures))
+    sections += [provenance.overlap_section(data_dir), provenance.data_section(data_dir, sets),
+                 provenance.provenance_section(choice.run, vars(args), predictors, sets)]
+
+    for result in (valid, test):
+        write_predictions(out / f"predictions_{result.name}.csv", result)
+    write_json(out / "metrics.json", {
+        "model_name": choice.name, "drawn": drawn, "selected": choice.selected, "level": args.level,
+        "n_bootstrap": args.n_bootstrap, "valid": valid.metrics(), "test": test.metrics(),
+        "sections": {section.key: section.metrics for section in sections if section.metrics}})
+    report = Report(f"Zero-shot evaluation of {choice.name}", summary(choice, valid, test, drawn),
+                    banner(choice, drawn), facts(choice, valid, test, data_dir), sections)
+    path = write_report(report, out)
+    print_means(valid, test)
+    print(f"report: {path}")
+    return path
+
+
+def run_suites(args: argparse.Namespace, choice: Choice, data_dir: Path, out: Path, device: str) -> list[Section]:
+    """The suites that were asked for, with the first checkpoint's model."""
+    wanted = [name for name in dict.fromkeys(args.suite) if name in SUITES]
+    if not wanted:
+        return []
+    from chexzero.checkpoints import load_model
+
+    context = EvaluationContext(load_model(choice.checkpoints[0], device), device, data_dir, Path(args.splits), out,
+                                args.batch_size, args.seed, vars(args))
+    return [SUITES[name].run(context) for name in wanted]
+
+
+def write_predictions(path: Path, result: SetResult) -> None:
+    """`id, patient_id, study_id, view` and the 14 probabilities of each case."""
+    table = result.units.table.copy()
+    for i, label in enumerate(LABELS):
+        table[label] = result.probability[:, i]
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def banner(choice: Choice, drawn: bool) -> list[str]:
+    """What must be read before any number."""
+    if not drawn:
+        return []
+    return ["This corpus was drawn by a program. No number in this report is a clinical result.",
+            f"The images are chest phantoms and the reports were composed; the model is {provenance.model_words(choice.run)}, "
+            f"trained on them to show that the whole way works. CheXzero's figures come from real radiographs."]
+
+
+def summary(choice: Choice, valid: SetResult, test: SetResult, drawn: bool) -> list[str]:
+    """The one sentence, and how the checkpoint was selected."""
+    mean, findings = test.mean("mean_5"), test.mean("mean_13")
+    paper = reported_figures()["chexzero"]["test_mean_auroc_5"]
+    beside = "" if drawn or len(mean.used) < 5 else (
+        f"; CheXzero's ensemble reported {paper:.3f} (difference {mean.value - paper:+.3f})")
+    return [f"On the {'drawn ' if drawn else ''}test set ({len(test)} {unit_name(test)}) the mean zero-shot AUROC is "
+            f"{say(mean)} over the {'five' if len(mean.used) == 5 else f'{len(mean.used)} defined of the five'} competition "
+            f"labels{beside}, and {say(findings)} over {len(findings.used)} of the 13 findings. On the validation set "
+            f"({len(valid)}) it is {say(valid.mean('mean_5'))} and {say(valid.mean('mean_13'))}.",
+            choice.selected["reason"]]
+
+
+def say(mean) -> str:
+    return "n/a" if not mean.used else f"{mean.value:.3f} (95 % interval {interval(mean.lower, mean.upper)})"
+
+
+def facts(choice: Choice, valid: SetResult, test: SetResult, data_dir: Path) -> dict[str, str]:
+    """The few facts under the title."""
+    return {"Model": provenance.model_words(choice.run),
+            "Checkpoint": ", ".join(choice.selected.get("ensemble", [choice.selected["checkpoint"]])),
+            "Data": f"{data_dir}: {len(valid)} validation, {len(test)} test cases ({unit_name(test)})",
+            "Intervals": f"95 % percentile bootstrap, {len(test.samples)} resamples of the cases"}
+
+
+def print_means(valid: SetResult, test: SetResult) -> None:
+    print(f"{'':28}{'validation':>12}{'test':>8}{'95 % interval':>16}{'positive':>10}")
+    for i, label in enumerate(LABELS):
+        print(f"{label:28}{shown(valid.auroc[i]):>12}{shown(test.auroc[i]):>8}"
+              f"{interval(test.lower[i], test.upper[i]) or 'n/a':>16}{test.n_pos[i]:>10}")
+    for key, title in result_sections.MEAN_NAMES.items():
+        mean = test.mean(key)
+        print(f"{title:32}{shown(valid.mean(key).value):>8}{shown(mean.value):>8}"
+              f"{interval(mean.lower, mean.upper) or 'n/a':>16}{f'{len(mean.used)} labels':>10}")
+
+
+def shown(value: float) -> str:
+    return "n/a" if number(value) is None else f"{value:.3f}"
+
+
+def predict_images(args: argparse.Namespace) -> Path:
+    """Probabilities for a folder of images, to `<out>/<name>/images_<folder>.csv`."""
+    from chexzero.checkpoints import load_model
+    from chexzero.folder_predict import images_in, predict_folder
+
+    choice, folder = choose(args), Path(args.images)
+    images_in(folder)
+    if len(choice.checkpoints) > 1:
+        raise UserError("--images takes one checkpoint; name one with --checkpoint")
+    device = pick_device(args.device)
+    table = predict_folder(load_model(choice.checkpoints[0], device), folder, args.labels or LABELS,
+                           batch_size=args.batch_size, device=device)
+    path = Path(args.out) / choice.name / f"images_{safe_name(folder.resolve().name, 'name of the folder')}.csv"
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    print(table.head(20).to_string(index=False, float_format="{:.3f}".format))
+    print(f"{len(table)} images with {choice.checkpoints[0].name}: {path}")
+    print("Probabilities compare “finding” with “no finding”; they rank images and are no diagnosis.")
+    return path
+
+
+def main() -> None:
+    args = parse_args()
+    if args.labels and not args.images:
+        raise UserError("--labels belongs to --images FOLDER; add it, or leave --labels out")
+    (predict_images if args.images else evaluate)(args)
+
+
+if __name__ == "__main__":
+    run_command(main)
