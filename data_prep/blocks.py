@@ -1,10 +1,11 @@
 """Prepared images on their way: one file a block of rows, each whole or not there.
 
-A block is the unit of resuming and of sharing work: `<work>/<role>/000012.npz` holds rows 12 * 64 and following. Every
+A block is the unit of resuming and of sharing work: `<work>/<role>/000012.npz` holds rows 12 * 64 and on. Every
 process writes its own files, each moved into place when it is whole, so a kill at any moment loses no more
 than the blocks in hand, and jobs on several nodes never write to one file.
 """
 
+import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,18 +26,20 @@ DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 
 @dataclass
 class Block:
-    """`images` uint8 (n, 320, 320), `file_sha256` and `pixel_sha256` uint8 (n, 32), `errors` (n,) text, "" where the
-    image is good; where it is not, the rest is zero."""
+    """`images` uint8 (n, 320, 320), `bits` uint8 (n,) of a sample in the file, `file_sha256` and `pixel_sha256` uint8
+    (n, 32), `errors` (n,) text, "" where the image is good; where it is not, the rest is zero."""
 
     images: np.ndarray
+    bits: np.ndarray
     file_sha256: np.ndarray
     pixel_sha256: np.ndarray
     errors: np.ndarray
 
     @classmethod
     def empty(cls, n: int) -> "Block":
-        return cls(np.zeros((n, RESOLUTION, RESOLUTION), np.uint8), np.zeros((n, 32), np.uint8),
-                   np.zeros((n, 32), np.uint8), np.full(n, "not prepared", f"<U{REASON_LENGTH}"))
+        hashes = np.zeros((n, 32), np.uint8)
+        return cls(np.zeros((n, RESOLUTION, RESOLUTION), np.uint8), np.zeros(n, np.uint8), hashes, hashes.copy(),
+                   np.full(n, "not prepared", f"<U{REASON_LENGTH}"))
 
 
 def count(rows: int) -> int:
@@ -71,12 +74,13 @@ def prepare_block(task: Task) -> list[str]:
         try:
             if problem:
                 raise UnreadableImage(problem)
-            image, file_hash, pixel_hash = prepare_image(root, path, task.depth16)
+            image = prepare_image(root, path, task.depth16)
         except UnreadableImage as error:
             block.errors[i] = str(error)[:REASON_LENGTH]
             continue
-        block.images[i], block.errors[i] = image, ""
-        block.file_sha256[i], block.pixel_sha256[i] = np.frombuffer(file_hash, np.uint8), np.frombuffer(pixel_hash, np.uint8)
+        block.images[i], block.bits[i], block.errors[i] = image.pixels, image.bits, ""
+        block.file_sha256[i] = np.frombuffer(image.file_sha256, np.uint8)
+        block.pixel_sha256[i] = np.frombuffer(hashlib.sha256(image.pixels).digest(), np.uint8)
     with atomic_path(task.target) as temporary, open(temporary, "wb") as handle:
         np.savez(handle, **vars(block))
     return [str(error) for error in block.errors if error]
@@ -111,8 +115,8 @@ def read_all(folder: Path, rows: int, images: bool = True) -> Iterator[Block]:
     for index in range(count(rows)):
         block = read_block(block_path(folder, index), length(index, rows), images)
         if block is None:
-            raise UserError(f"{block_path(folder, index)} is missing or damaged; run `python -m data_prep build` with the "
-                            f"same flags again, it prepares only what is missing")
+            raise UserError(f"{block_path(folder, index)} is missing or damaged; run `python -m data_prep build` "
+                            f"with the same flags again, it prepares only what is missing")
         yield block
 
 

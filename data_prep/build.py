@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 
 from chexzero.errors import UserError
-from chexzero.files import read_json
 from data_prep import chexpert, chexpert_plus, rexgradient
-from data_prep.finish import OUTPUTS, finish, identity_of
+from data_prep.finish import OUTPUTS, SETS, finish
 from data_prep.pixels import DEPTH16
-from data_prep.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, describe, difference, make_plan
+from data_prep.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, describe, make_plan
 from data_prep.prepare import prepare
+from data_prep.record import REDO, is_finished
 from data_prep.roles import ROLES_FILE
-from data_prep.work import Plan, Work, cpu_count, positive, remove_remains
+from data_prep.work import Work, cpu_count, positive, remove_remains
 
 log = logging.getLogger(__name__)
 
@@ -29,20 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choices = parser.add_argument_group("what is taken")
     choices.add_argument("--views", choices=VIEWS, default="all", help="training images by view")
     choices.add_argument("--valid_views", choices=EVALUATION_VIEWS, default="all", help="validation images by view")
-    choices.add_argument("--test_views", choices=EVALUATION_VIEWS, default="first_frontal", help="test images by view")
+    choices.add_argument("--test_views", choices=EVALUATION_VIEWS, default="first_frontal", help="test images by "
+                                                                                                 "view")
     choices.add_argument("--section", choices=SECTIONS, default="impression", help="the part of the report")
     choices.add_argument("--empty_report", choices=EMPTY_REPORTS, default="space",
-                         help="an image without that part: train it with a space as upstream does, leave it out, or take "
-                              "the findings (then a space)")
+                         help="an image without that part: train it with a space as upstream does, leave it out, or "
+                              "take the findings (then a space)")
     choices.add_argument("--depth16", choices=DEPTH16, default="stretch",
-                         help="16-bit images: scale each image's own range to 0..255, or drop the low byte as upstream does")
+                         help="16-bit images: scale each image's own range to 0..255, or drop the low byte as "
+                              "upstream does")
     choices.add_argument("--on_overlap", choices=("drop", "stop", "keep"), default="drop",
                          help="training images that match an evaluation image or patient")
     choices.add_argument("--max_failures", type=share, default=0.001, metavar="SHARE",
                          help="share of the training images that may be unreadable; evaluation sets tolerate none")
     parser.add_argument("--workers", type=positive, default=cpu_count(), help="processes that prepare images")
-    parser.add_argument("--shard", type=shard, metavar="I/N", help="prepare one of N parts; `python -m data_prep finish` "
-                                                                   "joins them")
+    parser.add_argument("--shard", type=shard, metavar="I/N", help="prepare one of N parts; `python -m data_prep "
+                                                                   "finish` joins them")
     parser.add_argument("--overwrite", action="store_true", help="discard what an earlier build left in --out")
 
 
@@ -54,9 +56,11 @@ def run(args: argparse.Namespace) -> None:
         if args.overwrite:
             _overwrite(work, label)
         releases, plan = describe(args)
-        if _is_finished(plan, work):
+        if is_finished(plan, work.out):
+            work.discard()
             print(f"{work.out} already holds this build; nothing to do")
             return
+        _protect(work)
         with work.planning():
             plan = make_plan(args, releases, plan, work)
         log.info("%s", ", ".join(f"{role}: {rows} images" for role, rows in plan.rows.items()))
@@ -67,25 +71,16 @@ def run(args: argparse.Namespace) -> None:
             finish(work, plan, args.workers)
 
 
-def _is_finished(plan: Plan, work: Work) -> bool:
-    """Whether `--out` already holds what this command makes; another build's result is not touched."""
-    if not (work.out / "build.json").is_file():
-        return False
-    record = read_json(work.out / "build.json")
-    old, new = identity_of(record), plan.identity | {"on_overlap": plan.finishing["on_overlap"]}
-    if old != new:
-        raise UserError(f"{work.out} holds a finished build with other settings ({difference(old, new)}); name another "
-                        f"--out, or discard that one with --overwrite")
-    for name, file in record["files"].items():
-        if not (work.out / name).is_file() or (work.out / name).stat().st_size != file["bytes"]:
-            raise UserError(f"{work.out / name} is not as {work.out / 'build.json'} says; build anew with --overwrite")
-    work.discard()
-    return True
+def _protect(work: Work) -> None:
+    """Refuse to replace sets that no build of ours was making here."""
+    if not work.plan_path.is_file() and (strangers := [name for name in SETS if (work.out / name).exists()]):
+        raise UserError(f"{work.out / strangers[0]} is there already and belongs to no build; {REDO}")
 
 
 def _overwrite(work: Work, label: str | None) -> None:
     if label:
-        raise UserError("--overwrite and --shard do not go together; remove the output folder before the array starts")
+        raise UserError("--overwrite and --shard do not go together; remove the output folder before the array "
+                        "starts")
     for name in OUTPUTS:
         (work.out / name).unlink(missing_ok=True)
     remove_remains(work.out, OUTPUTS)

@@ -44,6 +44,8 @@ def study_key(text: str, where: str) -> str:
 def _after_split(text: str, where: str) -> tuple[str, ...]:
     parts = checked_path(text, where).parts
     start = next((i for i, part in enumerate(parts) if part in SPLITS), len(parts))
+    if odd := [part for part in parts[start:] if not re.fullmatch(r"[\w.-]+", part)]:
+        raise UserError(f"{where} has the odd part {odd[0]!r}; correct the row")
     return parts[start:]
 
 
@@ -72,9 +74,9 @@ def chexpert_row(source: str, key: str, **known: str) -> Row:
 
 @dataclass(frozen=True)
 class Chexpert:
-    """CheXpert (Irvin et al., AAAI 2019): 234 validation images labelled by three radiologists (`valid.csv`), 500 test
-    studies labelled by five (`groundtruth.csv`, Saporta et al. 2022), 14 labels, each 0 or 1. Patients are numbered
-    through with CheXpert-Plus."""
+    """CheXpert (Irvin et al., AAAI 2019): 234 validation images labelled by three radiologists (`valid.csv`), the 500
+    test studies labelled by five (`groundtruth.csv`, Saporta et al. 2022); 14 labels, each 0 or 1. Patients are
+    numbered through with CheXpert-Plus."""
 
     tables: dict[str, Path]
     images: list[Path]
@@ -115,7 +117,8 @@ class Chexpert:
         """The images of the labelled studies that are in the folders, by study in the table's order, then by view."""
         for key in self.labels(split):
             study = "/".join(key.split("/")[:3])
-            names = {image_key(f"{study}/{name}", str(root)) for root in self.images for name in _image_names(root / study)}
+            names = {image_key(f"{study}/{name}", f"{root}: a file's name") for root in self.images
+                     for name in _image_names(root / study)}
             keys = [name for name in names if name == key or key == study]
             if not keys:
                 raise UserError(f"{self.tables[split]} labels {key}, but it has no image under "

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class ChexpertPlus:
-    """CheXpert-Plus (Chambon et al. 2024): 223,228 training images of 64,525 patients with the report cut into sections,
-    and the 234 images of CheXpert's validation set. The table names `.jpg` files; on disk they are `.png`."""
+    """CheXpert-Plus (Chambon et al. 2024): 223,228 training images of 64,525 patients, with the report cut into
+    sections, and the 234 images of CheXpert's validation set. The table names `.jpg`; on disk they are `.png`."""
 
     table: Path
     images: list[Path]
@@ -37,7 +37,8 @@ class ChexpertPlus:
                               "CheXpert-Plus's table", "--chexpert_plus_csv", has_columns(("path_to_image", "split")))
         images = given(args.chexpert_plus_images, "--chexpert_plus_images", folder=True)
         root = images or given(args.chexpert_plus, "--chexpert_plus", folder=True) or table.parent
-        return cls(table, find_folders([root], ["train", "valid"], "CheXpert-Plus's images", "--chexpert_plus_images"))
+        holders = find_folders([root], ["train", "valid"], "CheXpert-Plus's images", "--chexpert_plus_images")
+        return cls(table, holders)
 
     def rows(self, split: str) -> Iterator[Row]:
         """The images whose column `split` says so, in the table's order."""
@@ -52,11 +53,12 @@ class ChexpertPlus:
     def _row(self, record: dict[str, str], where: str) -> Row:
         key = image_key(record["path_to_image"], f"{where}: path_to_image")
         patient = record["deid_patient_id"].strip()
-        if not patient or patient.lower() == "nan":
-            raise UserError(f"{where}: deid_patient_id is empty, so the patient cannot be kept out of the other sets; "
-                            f"correct the row")
-        row = chexpert_row("chexpert_plus", key, patient_id_column=patient, view=view_of(key, record["frontal_lateral"]),
-                           path=f"{key}.png", ap_pa=record["ap_pa"], sex=record["sex"], age=record["age"],
+        if patient.lower() in ("", "nan", "none"):
+            raise UserError(f"{where}: deid_patient_id is empty, so the patient cannot be kept out of the other "
+                            f"sets; correct the row")
+        view = view_of(key, record["frontal_lateral"])
+        row = chexpert_row("chexpert_plus", key, patient_id_column=patient, view=view, path=f"{key}.png",
+                           ap_pa=record["ap_pa"], sex=record["sex"], age=record["age"],
                            race=record["race"], impression=record["section_impression"],
                            findings=record["section_findings"])
         row.split = record["split"]

@@ -2,6 +2,7 @@
 
 import fnmatch
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,13 +38,13 @@ def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def find_file(root: Path, patterns: Sequence[str], what: str, flag: str,
               accept: Callable[[Path], bool] = lambda path: True) -> Path:
-    """The one file under `root` whose name matches a pattern and that `accept` takes, shallow ones first."""
+    """The file under `root` whose name matches a pattern: the first pattern that has one, of its files those that
+    `accept` takes, of these the least deep. A file that it does not take is returned only if it is alone and has
+    the usual name, the first pattern, so that its reader can say what is wrong with it."""
     for pattern in patterns:
-        found: list[Path] = []
-        for folder, names in folders(root):
-            if found and len(folder.parts) > len(found[0].parent.parts):
-                break
-            found += [path for name in names if fnmatch.fnmatch(name, pattern) and accept(path := folder / name)]
+        named = [folder / name for folder, names in folders(root) for name in names if fnmatch.fnmatch(name, pattern)]
+        found = [path for path in named if accept(path)] or (named if pattern == patterns[0] else [])
+        found = [path for path in found if len(path.parts) == min(len(path.parts) for path in found)]
         if len(found) > 1:
             raise UserError(f"{what}: both {found[0]} and {found[1]} could be meant; name one with {flag}")
         if found:
@@ -84,24 +85,34 @@ def given(path: str | None, flag: str, folder: bool) -> Path | None:
 
 def release_root(args, release: str) -> Path:
     """The folder to look for a release in: its own flag, else `--data_root`."""
-    root = given(getattr(args, release), f"--{release}", folder=True) or given(args.data_root, "--data_root", folder=True)
+    root = given(getattr(args, release), f"--{release}", folder=True)
+    root = root or given(args.data_root, "--data_root", folder=True)
     if root is None:
-        raise UserError(f"where is {release}? Name its folder with --{release}, or the folder that holds all releases "
-                        f"with --data_root")
+        raise UserError(f"where is {release}? Name its folder with --{release}, or the folder that holds all "
+                        f"releases with --data_root")
     return root
 
 
 def find_images(rows: list[Row], roots: Sequence[Path], threads: ThreadPoolExecutor) -> None:
     """Set `root` and `path` of each row to the file that is there, with either ending; else set `problem`."""
-    for row, (root, path, problem) in zip(rows, threads.map(lambda row: _find_image(row.path, roots), rows), strict=True):
+    places = threads.map(lambda row: _find_image(row.path, roots), rows)
+    for row, (root, path, problem) in zip(rows, places, strict=True):
         row.root, row.path, row.problem = str(root), path, problem
 
 
 def _find_image(path: str, roots: Sequence[Path]) -> tuple[Path, str, str]:
     stem, suffix = os.path.splitext(path)
+    problem = "not found, with any ending"
     for root in roots:
         for ending in dict.fromkeys((suffix, *SUFFIXES)):
-            if os.path.isfile(root / (stem + ending)):
+            try:
+                mode = os.stat(f"{root}/{stem}{ending}").st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, ValueError) as error:
+                problem = getattr(error, "strerror", None) or str(error)
+                continue
+            if stat.S_ISREG(mode):
                 return root, stem + ending, ""
-    is_folder = any(os.path.isdir(root / (stem + ending)) for root in roots for ending in (suffix, *SUFFIXES) if ending)
-    return roots[0], path, "is a folder, not an image" if is_folder else "not found"
+            problem = "is not a file"
+    return roots[0], path, problem

@@ -5,7 +5,7 @@ This module is all that a worker process loads: no torch.
 
 import hashlib
 import os
-from pathlib import Path
+from dataclasses import dataclass
 
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # a larger header is damage, or means harm
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
@@ -17,6 +17,8 @@ from PIL import Image  # noqa: E402
 from chexzero.data_process import RESOLUTION, preprocess  # noqa: E402
 from chexzero.files import inside  # noqa: E402
 
+LARGEST_FILE = 1 << 28
+
 #: How 16-bit samples become 8 bits: the image's own range scaled to 0..255, or upstream's way, the low byte dropped.
 DEPTH16 = ("stretch", "high_byte")
 
@@ -25,20 +27,33 @@ class UnreadableImage(ValueError):
     """The image cannot be used; the message is the reason that is listed."""
 
 
-def prepare_image(root: str, path: str, depth16: str = "stretch") -> tuple[np.ndarray, bytes, bytes]:
-    """Read `path` under `root`; returns uint8 (320, 320), the SHA-256 of the file and that of the result.
+@dataclass(frozen=True)
+class Prepared:
+    """`pixels` uint8 (320, 320), the bits of a sample in the file, and the SHA-256 of the file."""
+
+    pixels: np.ndarray
+    bits: int
+    file_sha256: bytes
+
+
+def prepare_image(root: str, path: str, depth16: str = "stretch") -> Prepared:
+    """Read and prepare the image `path` under `root`.
 
     Raises `UnreadableImage` for a file that is missing, leads out of `root`, is damaged, or shows nothing.
     """
     try:
-        data = inside(root, path).read_bytes()
-        pixels = prepare_pixels(decode(data), depth16)
+        with open(inside(root, path), "rb") as handle:
+            data = handle.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise UnreadableImage(f"the file is larger than {LARGEST_FILE >> 20} MiB")
+        image = decode(data)
+        return Prepared(prepare_pixels(image, depth16), 8 * image.itemsize, hashlib.sha256(data).digest())
     except UnreadableImage:
         raise
-    except (OSError, ValueError, MemoryError, cv2.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UnreadableImage(" ".join(reason.split()) or type(error).__name__) from error
-    return pixels, hashlib.sha256(data).digest(), hashlib.sha256(pixels).digest()
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from error
+    except (ValueError, MemoryError, cv2.error) as error:
+        raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -69,7 +84,7 @@ def _is_whole(data: bytes) -> bool:
 
 
 def prepare_pixels(image: np.ndarray, depth16: str = "stretch") -> np.ndarray:
-    """A decoded image, (H, W) or (H, W, 3), uint8 or uint16, as upstream's `preprocess` gives it: uint8 (320, 320)."""
+    """A decoded image, 8 or 16 bits, (H, W) or (H, W, 3), as upstream's `preprocess` makes it: uint8 (320, 320)."""
     low, high = int(image.min()), int(image.max())
     if low == high:
         raise UnreadableImage(f"the image is constant (every pixel is {low})")
@@ -86,8 +101,3 @@ def prepare_pixels(image: np.ndarray, depth16: str = "stretch") -> np.ndarray:
 def stretch(image: np.ndarray, low: int, high: int) -> np.ndarray:
     """uint16 samples of `low`..`high` to uint8 0..255, rounded to the nearest."""
     return np.rint((image - np.float32(low)) * np.float32(255 / (high - low))).astype(np.uint8)
-
-
-def prepare_file(path: str | Path, depth16: str = "stretch") -> np.ndarray:
-    """`prepare_image` for one file, wherever it lies: uint8 (320, 320)."""
-    return prepare_image(os.path.dirname(os.path.abspath(path)), os.path.basename(path), depth16)[0]

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -15,7 +15,9 @@ from chexzero.errors import UserError
 from chexzero.files import atomic_path, sha256_of
 from data_prep.chexpert import Chexpert, view_number
 from data_prep.chexpert_plus import ChexpertPlus
+from data_prep.failures import LEFT_OUT_COLUMNS, Tally, left_out
 from data_prep.locate import find_images
+from data_prep.record import REDO, difference
 from data_prep.rexgradient import Rexgradient
 from data_prep.roles import read_roles
 from data_prep.rows import Row, write_rows
@@ -27,7 +29,6 @@ VIEWS = ("all", "frontal", "not_lateral")
 EVALUATION_VIEWS = ("all", "first_frontal")
 SECTIONS = ("impression", "findings", "both")
 EMPTY_REPORTS = ("space", "drop", "findings")
-LEFT_OUT_COLUMNS = ["id", "source", "split", "path", "reason"]
 LIBRARIES = ("opencv-python-headless", "pillow", "numpy", "h5py")
 THREADS = 16  # that ask the disk whether a file is there; they wait more than they work
 PIECE = 4096
@@ -42,21 +43,24 @@ class Releases:
         labelled = {split for role in ("valid", "test") for names in roles[role].values() for split in names}
         self.plus = ChexpertPlus.locate(args) if splits["chexpert_plus"] else None
         self.plus_has_test = bool(self.plus and self.plus.has("test"))
-        own_images = bool(splits["chexpert"]) and not (splits["chexpert"] == ["test"] and self.plus_has_test)
+        in_plus = self.plus_has_test and any((root / "test").is_dir() for root in self.plus.images)
+        own_images = bool(splits["chexpert"]) and not (splits["chexpert"] == ["test"] and in_plus)
         self.chexpert = Chexpert.locate(args, labelled, own_images)
         self.rexgradient = Rexgradient.locate(args, splits["rexgradient"]) if splits["rexgradient"] else None
+        self.by_name = {"chexpert_plus": self.plus, "chexpert": self.chexpert, "rexgradient": self.rexgradient}
 
     def rows(self, release: str, split: str) -> Iterator[Row]:
         """The rows of a release's split; CheXpert-Plus's rows of the test set are used where its table has them."""
         if release == "chexpert" and split == "test" and self.plus_has_test:
             release = "chexpert_plus"
-        return {"chexpert_plus": self.plus, "chexpert": self.chexpert, "rexgradient": self.rexgradient}[release].rows(split)
+        return self.by_name[release].rows(split)
 
     def roots(self, source: str) -> list[Path]:
         """The folders in which a source's images may lie."""
-        plus, rexgradient = (release.images if release else [] for release in (self.plus, self.rexgradient))
-        return {"chexpert_plus": plus + self.chexpert.images, "chexpert": self.chexpert.images + plus,
-                "rexgradient": rexgradient}[source]
+        images = {name: release.images if release else [] for name, release in self.by_name.items()}
+        if source == "chexpert_plus" and self.plus_has_test:
+            return images["chexpert_plus"] + images["chexpert"]
+        return images[source]
 
     def inputs(self) -> dict[str, Path]:
         """The tables that say what there is."""
@@ -66,6 +70,10 @@ class Releases:
         if self.rexgradient:
             tables |= {f"rexgradient_{split}_json": path for split, path in self.rexgradient.tables.items()}
         return tables
+
+    def tables_named(self) -> str:
+        """The tables, for a message."""
+        return ", ".join(map(str, self.inputs().values()))
 
     def drawn(self) -> bool:
         """Whether a release is the demo's: its folder says so in DRAWN.txt."""
@@ -81,25 +89,33 @@ def describe(args: argparse.Namespace) -> tuple[Releases, Plan]:
 
 
 def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Work) -> Plan:
-    """Read the releases' tables, find the images, and write the rows of each role; an equal plan is taken as it is."""
+    """Read the releases' tables, find the images, and write the rows of each role; an equal plan is taken as it is.
+
+    Raises `UserError` if more images are missing than may be.
+    """
     if (old := work.read_plan()) is not None:
         if old.fingerprint != plan.fingerprint:
             raise UserError(f"{work.folder} holds the unfinished work of a build with other settings "
-                            f"({difference(old.identity, plan.identity)}); use those, name another --out, or discard it "
-                            f"with --overwrite")
+                            f"({difference(old.identity, plan.identity)}); {REDO}")
         old.finishing = plan.finishing
         work.write_plan(old)
         return old
     log.info("reading the tables and looking for the images")
+    work.forget_blocks()
     with atomic_path(work.left_out_path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle, \
             ThreadPoolExecutor(THREADS) as threads:
-        planner = Planner(args, releases, csv.writer(handle, lineterminator="\n"), threads)
+        listed = csv.DictWriter(handle, LEFT_OUT_COLUMNS, lineterminator="\n")
+        listed.writeheader()
+        planner = Planner(args, releases, listed, threads)
         for role, names in plan.identity["roles"].items():
             plan.rows[role] = write_rows(work.rows_path(role), planner.role_rows(role, names))
             if plan.rows[role] == 0:
-                raise UserError(f"the role {role} has no images: the tables ({', '.join(map(str, releases.inputs().values()))})"
-                                f" have none for it; name the right tables, or other roles with --roles")
+                raise UserError(f"the role {role} has no images: none of its rows in {releases.tables_named()} can "
+                                f"be used; name the right tables, or other roles with --roles")
     plan.counts = {"in_tables": dict(planner.in_tables), "empty_reports": dict(planner.empty_reports)}
+    tally = Tally(work, plan)
+    for role, missing in planner.missing.items():
+        tally.add(role, missing)
     work.write_plan(plan)
     return plan
 
@@ -112,12 +128,13 @@ def _finishing(args: argparse.Namespace) -> dict:
 class Planner:
     """Goes through the rows of the roles and lists what is left out before any image is read."""
 
-    def __init__(self, args: argparse.Namespace, releases: Releases, left_out, threads: ThreadPoolExecutor):
-        self.args, self.releases, self.left_out, self.threads = args, releases, left_out, threads
+    def __init__(self, args: argparse.Namespace, releases: Releases, listed: csv.DictWriter,
+                 threads: ThreadPoolExecutor):
+        self.args, self.releases, self.listed, self.threads = args, releases, listed, threads
         self.in_tables: Counter[str] = Counter()
         self.empty_reports: Counter[str] = Counter()
+        self.missing: Counter[str] = Counter()
         self.seen: set[bytes] = set()
-        left_out.writerow(LEFT_OUT_COLUMNS)
 
     def role_rows(self, role: str, names: dict[str, list[str]]) -> Iterator[Row]:
         """The rows of a role, found on disk."""
@@ -127,6 +144,7 @@ class Planner:
         while piece := list(islice(chosen, PIECE)):
             for source in dict.fromkeys(row.source for row in piece):
                 find_images([row for row in piece if row.source == source], self.releases.roots(source), self.threads)
+            self.missing[role] += sum(bool(row.problem) for row in piece)
             yield from piece
 
     def _training_rows(self, release: str, split: str) -> Iterator[Row]:
@@ -160,7 +178,8 @@ class Planner:
             key = row.id.removeprefix(f"{row.source}/")
             found = key if key in labels else key.rsplit("/", 1)[0]
             if found not in labels:
-                raise UserError(f"{row.id} is in the {role} set but {table} has no labels for it; name the table that has")
+                raise UserError(f"{row.id} is in the {role} set but {table} has no labels for it; name the table "
+                                f"that has")
             row.labels = labels[found]
             row.report = choose_report(row, self.args.section)  # for the overlap audit; never trained with
             if not self._is_new(row):
@@ -181,7 +200,8 @@ class Planner:
                 first.setdefault(row.study_id, row)
         for row in rows:
             if row.study_id not in first:
-                raise UserError(f"{row.study_id} of the {role} set has no frontal view; add it, or use --{role}_views all")
+                raise UserError(f"{row.study_id} of the {role} set has no frontal view; add it, or use "
+                                f"--{role}_views all")
             if first[row.study_id] is not row:
                 self._leave_out(row, "not the study's first frontal view")
         return [row for row in rows if first[row.study_id] is row]
@@ -194,13 +214,13 @@ class Planner:
         return True
 
     def _leave_out(self, row: Row, reason: str) -> None:
-        self.left_out.writerow([row.id, row.source, row.split, row.path, reason])
+        self.listed.writerow(left_out(row, reason))
 
 
 def choose_report(row: Row, section: str) -> str:
     """The text to train with, words joined by single spaces as upstream's reports are; "" if there is none."""
-    text = {"impression": row.impression, "findings": row.findings, "both": f"{row.findings} {row.impression}"}[section]
-    return " ".join(text.split())
+    texts = {"impression": row.impression, "findings": row.findings, "both": f"{row.findings} {row.impression}"}
+    return " ".join(texts[section].replace("\0", " ").split())
 
 
 def _wanted(view: str, choice: str) -> bool:
@@ -217,23 +237,3 @@ def _identity(args: argparse.Namespace, roles: dict, releases: Releases) -> dict
                    for source in ("chexpert_plus", "chexpert", "rexgradient")},
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
-
-
-def difference(old: dict, new: dict, prefix: str = "") -> str:
-    """The first settings in which two identities differ, as `name: old, now new`."""
-    found: list[str] = []
-    for key in dict.fromkeys(chain(old, new)):
-        a, b = old.get(key), new.get(key)
-        if a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            found.append(difference(a, b, f"{prefix}{key}."))
-        else:
-            found.append(f"{prefix}{key}: {a}, now {b}")
-    return "; ".join(found[:3])
-
-
-def read_left_out(path: Path) -> Iterable[dict[str, str]]:
-    """The rows that the plan left out."""
-    with open(path, newline="", encoding="utf-8") as handle:
-        yield from csv.DictReader(handle)

@@ -65,13 +65,15 @@ def study_rows(study: Any, split: str, where: str) -> list[Row]:
         raise UserError(f"{where}: the entry is a {type(study).__name__}, not an object; copy the file again")
     ids = {name: _text(study, name, where) for name in ("PatientID", "AccessionNumber")}
     for name, value in ids.items():
-        if not value.strip() or "/" in value:
-            raise UserError(f"{where}: {name} is {value!r}, so the study cannot be told from others; correct the entry")
+        if value.lower() in ("nan", "none") or not re.fullmatch(r"[\w.-]+", value):
+            raise UserError(f"{where}: {name} is {value!r}, so the study cannot be told from others; correct the "
+                            f"entry")
     known = {name: _text(study, name, where) for name in TEXT}
     paths, views = (_list(study, name, where) for name in ("ImagePath", "ImageViewPosition"))
     if len(paths) != len(views):
         raise UserError(f"{where}: {len(paths)} ImagePath but {len(views)} ImageViewPosition; correct the entry")
-    return [_row(split, ids, known, path, view or "", f"{where}: ImagePath") for path, view in zip(paths, views, strict=True)]
+    return [_row(split, ids, known, path, view or "", f"{where}: ImagePath")
+            for path, view in zip(paths, views, strict=True)]
 
 
 def _row(split: str, ids: dict[str, str], known: dict[str, str], path: str | None, view: str, where: str) -> Row:
@@ -96,7 +98,8 @@ def image_path(text: str | None, where: str) -> str:
     path = path.removeprefix("images/")
     inner = path.removeprefix("deid_png/")
     if inner == path or "/" not in inner:
-        raise UserError(f"{where} is {text!r}, not like ../deid_png/<patient>/<accession>/.../<uid>.png; correct the entry")
+        raise UserError(f"{where} is {text!r}, not like ../deid_png/<patient>/<accession>/.../<uid>.png; correct the "
+                        f"entry")
     return inner
 
 
@@ -108,16 +111,22 @@ def _text(study: dict, name: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise UserError(f"{where}: {name} is {value!r}, not text; correct the entry")
-    return value
+    return _storable(value)
 
 
 def _list(study: dict, name: str, where: str) -> list[str | None]:
     if name not in study:
-        raise UserError(f"{where} lacks {name}; name the *_metadata_view_position.json files with --rexgradient_metadata")
+        raise UserError(f"{where} lacks {name}; name the *_metadata_view_position.json files with "
+                        f"--rexgradient_metadata")
     value = study[name]
     if not isinstance(value, list) or not all(item is None or isinstance(item, str) for item in value):
         raise UserError(f"{where}: {name} is {str(value)[:80]!r}, not a list of texts; correct the entry")
-    return value
+    return [item and _storable(item) for item in value]
+
+
+def _storable(text: str) -> str:
+    """The text with what JSON can spell and UTF-8 cannot (half a surrogate pair) replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def read_entries(path: Path) -> Iterator[tuple[str, Any]]:

@@ -65,7 +65,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 def read_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield `(row number, {column: text})` for each row of a CSV of any size, rows counted from 1, header apart.
 
-    Raises `UserError` for a missing file or column, another encoding than UTF-8, or a row with too few or too many cells.
+    Raises `UserError` for a missing file or column, another encoding than UTF-8, or a row with too few or many cells.
     """
     require_file(path, remedy)
     number = 0
@@ -75,8 +75,8 @@ def read_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tu
             header = next(lines, [])
             missing = [name for name in columns if name not in header]
             if missing:
-                raise UserError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} "
-                                f"(it has: {', '.join(header[:30])}); {remedy}")
+                raise UserError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has: "
+                                f"{', '.join(header[:30])}); {remedy}")
             places = [(name, header.index(name)) for name in columns]
             for number, line in enumerate(lines, start=1):
                 if len(line) != len(header):
@@ -86,8 +86,8 @@ def read_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tu
                                     f"the file is damaged, copy it again")
                 yield number, {name: line[place] for name, place in places}
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (after row {number}); convert it, for instance with "
-                        f"`iconv -f latin1 -t utf-8`") from error
+        raise UserError(f"{path} is not UTF-8 (after row {number}); convert it, for instance with `iconv -f latin1 "
+                        f"-t utf-8`") from error
     except csv.Error as error:
         raise UserError(f"{path}, after row {number}: not readable as CSV ({error}); copy it again") from error
     except OSError as error:
@@ -97,7 +97,8 @@ def read_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tu
 def checked_path(text: str, where: str) -> PurePosixPath:
     """The relative path a table names, without `.` parts; refused if it is empty, absolute or climbs with `..`."""
     if not text.strip() or "\0" in text:
-        raise UserError(f"{where} is {'empty' if not text.strip() else 'no path (it holds a NUL byte)'}; correct the row")
+        raise UserError(f"{where} is {'empty' if not text.strip() else 'no path (it holds a NUL byte)'}; correct the "
+                        f"row")
     path = PurePosixPath(text.strip().replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{where} is {text!r}, which leads out of the release's folder; correct the row")

@@ -16,6 +16,7 @@ from typing import Any
 
 from chexzero.errors import UserError
 from chexzero.files import read_json, write_json
+from data_prep.roles import ROLES
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,10 @@ class Work:
         return self.folder / "plan.json"
 
     @property
+    def lock_path(self) -> Path:
+        return self.out / ".lock"
+
+    @property
     def left_out_path(self) -> Path:
         return self.folder / "left_out.csv"
 
@@ -68,58 +73,80 @@ class Work:
     def write_plan(self, plan: Plan) -> None:
         write_json(self.plan_path, vars(plan))
 
+    def forget_blocks(self) -> None:
+        """Remove the blocks that no plan speaks for."""
+        for role in ROLES:
+            shutil.rmtree(self.blocks(role), ignore_errors=True)
+
     def discard(self) -> None:
+        """Remove the folder, the plan first, so that what a kill leaves of it is not taken for work to resume."""
+        self.plan_path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
     def lock(self, shard: str | None = None) -> Iterator[None]:
-        """Hold the output folder: alone, or beside other shards but as the only one of this shard."""
+        """Hold the output folder: alone, or beside other shards but as the only one of this shard.
+
+        Where there is nothing to resume afterwards, nothing of the folder stays.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {self.folder}: {error.strerror}; name another folder with --out") from error
-        with _locked(self.out / ".lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX, f"{self.out} is in use by another build"):
-            if shard is None:
-                yield
+        kind = fcntl.LOCK_SH if shard else fcntl.LOCK_EX
+        with _locked(self.lock_path, kind | fcntl.LOCK_NB, f"{self.out} is in use by another build"):
+            if shard:
+                path = self.folder / f".lock-{shard.replace('/', '-of-')}"
+                with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, f"shard {shard} of {self.out} is at work already"):
+                    yield
                 return
-            name = f".lock-{shard.replace('/', '-of-')}"
-            with _locked(self.folder / name, fcntl.LOCK_EX, f"shard {shard} of {self.out} is being prepared by another job"):
+            try:
                 yield
+            finally:
+                if not self.plan_path.is_file():
+                    self.discard()
+                    self.lock_path.unlink(missing_ok=True)
 
     @contextmanager
     def planning(self) -> Iterator[None]:
         """One of several shards plans; the others wait for it here."""
         self.folder.mkdir(exist_ok=True)
-        with _locked(self.folder / ".lock-plan", fcntl.LOCK_EX, "", wait=True):
+        with _locked(self.folder / ".lock-plan", fcntl.LOCK_EX, "another job is planning"):
             yield
 
 
 @contextmanager
-def _locked(path: Path, kind: int, complaint: str, wait: bool = False) -> Iterator[None]:
+def _locked(path: Path, kind: int, complaint: str) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"cannot write in {path.parent}: {error.strerror}; name another folder with --out") from error
     try:
-        try:
-            fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{complaint}; wait for it, or name another folder with --out") from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            log.warning("%s does not support locks: see to it yourself that no other build writes there", path.parent)
+        _flock(descriptor, path, kind, complaint)
         yield
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int, path: Path, kind: int, complaint: str) -> None:
+    try:
+        fcntl.flock(descriptor, kind)
+        if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise BlockingIOError  # a build that has just finished took the file away
+    except BlockingIOError as error:
+        raise UserError(f"{complaint}; wait for it, or name another folder with --out") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("%s does not support locks: see to it yourself that no other build writes there", path.parent)
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
     """Raise `UserError` unless `folder`'s disk has `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(f"{what} needs {needed / 1e9:.1f} GB, but the disk of {folder} has {free / 1e9:.1f} GB free; make "
-                        f"room or name another folder with --out")
+        raise UserError(f"{what} needs {needed / 1e9:.1f} GB, but the disk of {folder} has {free / 1e9:.1f} GB free; "
+                        f"make room or name another folder with --out")
 
 
 def remove_remains(folder: Path, names: list[str]) -> None:

@@ -1,0 +1,118 @@
+"""Write the images of a role, the table beside them and its manifest, in one pass over the prepared blocks."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from chexzero.data_process import RESOLUTION
+from chexzero.errors import UserError
+from chexzero.files import atomic_path
+from chexzero.labels import LABELS
+from data_prep import blocks
+from data_prep.failures import row_blocks
+from data_prep.prepare import progress
+from data_prep.rows import Row
+from data_prep.work import Plan, Work
+
+#: role -> its image file and the table beside it
+FILES = {"train": ("cxr.h5", "impressions.csv"), "valid": ("valid.h5", "valid_labels.csv"),
+         "test": ("test.h5", "test_labels.csv")}
+MANIFEST_COLUMNS = ["id", "source", "split", "patient_id", "patient_id_column", "study_id", "view", "ap_pa", "sex",
+                    "age", "race", "bits", "file_sha256", "pixel_sha256"]
+
+
+@dataclass
+class GoodBlock:
+    """The rows of a block whose images are good, and these images, uint8 (n, 320, 320); n = 0 if they were not read.
+    `hashes` has the bits per sample and the SHA-256 of the file and of the result, of each row."""
+
+    rows: list[Row]
+    images: np.ndarray
+    hashes: list[dict[str, str]]
+
+
+def good_blocks(work: Work, plan: Plan, role: str, dropped: dict[str, str] | None = None,
+                images: bool = False) -> Iterator[GoodBlock]:
+    """The good rows of a role without the `dropped` ids, one block in memory at a time; with the images if asked."""
+    finished = blocks.read_all(work.blocks(role), plan.rows[role], images)
+    for (_, rows), block in zip(row_blocks(work, plan, role), finished, strict=True):
+        kept = [i for i, row in enumerate(rows) if not block.errors[i] and row.id not in (dropped or ())]
+        yield GoodBlock([rows[i] for i in kept], block.images[kept] if images else block.images,
+                        [{"bits": str(block.bits[i]), "file_sha256": block.file_sha256[i].tobytes().hex(),
+                          "pixel_sha256": block.pixel_sha256[i].tobytes().hex()} for i in kept])
+
+
+def write_role(work: Work, plan: Plan, role: str, dropped: dict[str, str],
+               count: Callable[[str, Row, dict[str, str]], None]) -> dict[str, int]:
+    """Write the files of a role, each whole or not there; `count` is told of every row. Returns file name -> rows."""
+    image_name, table_name = FILES[role]
+    ids = [row.id.encode() for block in good_blocks(work, plan, role, dropped) for row in block.rows]
+    if not ids:
+        raise UserError(f"nothing is left of the role {role}; look into the tables and {work.out / 'left_out.csv'}")
+    columns, line = TABLES[role]
+    with new_table(work.out / table_name, columns) as write_line, \
+            new_table(Path(plan.finishing["splits"]) / f"{role}.csv", MANIFEST_COLUMNS) as write_manifest, \
+            new_images(work.out / image_name, ids, made_by(plan)) as images, \
+            progress(len(ids), f"writing {image_name}") as bar:
+        at = 0
+        for block in good_blocks(work, plan, role, dropped, images=True):
+            images[at:at + len(block.rows)] = block.images
+            at += len(block.rows)
+            for row, hashes in zip(block.rows, block.hashes, strict=True):
+                write_line(line(row))
+                write_manifest([hashes[name] if name in hashes else getattr(row, name) for name in MANIFEST_COLUMNS])
+                count(role, row, hashes)
+            bar.update(len(block.rows))
+    return {image_name: len(ids), table_name: len(ids)}
+
+
+@contextmanager
+def new_images(path: Path, ids: list[bytes], attribute: dict[str, Any]) -> Iterator[h5py.Dataset]:
+    """The dataset `cxr` of a new image file, one row an id, one chunk an image; the file is whole or not there."""
+    try:
+        with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="v110") as handle:
+            handle.attrs["build"] = json.dumps(attribute, sort_keys=True)
+            handle["id"] = np.array(ids)
+            yield handle.create_dataset("cxr", (len(ids), RESOLUTION, RESOLUTION), np.uint8,
+                                        chunks=(1, RESOLUTION, RESOLUTION))
+    except RuntimeError as error:  # what h5py raises when a full disk keeps it from closing the file
+        raise UserError(f"cannot write {path} ({' '.join(str(error).split())}); check the disk's space") from error
+
+
+@contextmanager
+def new_table(path: Path, columns: list[str]) -> Iterator[Callable[[list], Any]]:
+    """A function that appends one line after another to a new CSV; the file is whole or not there."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(columns)
+        yield writer.writerow
+
+
+def made_by(plan: Plan) -> dict[str, Any]:
+    """What made an image file, without the folders of the machine it was made on."""
+    identity = plan.identity
+    return {"command": "python -m data_prep build", "drawn": plan.drawn, "roles": identity["roles"],
+            "settings": identity["settings"], "libraries": identity["libraries"],
+            "inputs": {name: file["sha256"] for name, file in identity["inputs"].items()}}
+
+
+def _impression_line(row: Row) -> list[str]:
+    return [row.path, row.report, row.id, row.source, row.split, row.patient_id, row.study_id, row.view]
+
+
+def _label_line(row: Row) -> list[str]:
+    return [row.id, row.patient_id, row.study_id, row.view, *row.labels]
+
+
+_REPORTED = (["filename", "impression", "id", "source", "split", "patient_id", "study_id", "view"], _impression_line)
+_LABELLED = (["id", "patient_id", "study_id", "view", *LABELS], _label_line)
+
+#: role -> the columns of the table beside its images, and a row's line in it
+TABLES = {"train": _REPORTED, "valid": _LABELLED, "test": _LABELLED}
