@@ -17,11 +17,12 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from chexzero import convert
+from chexzero.checkpoints import load_model
 from chexzero.errors import UserError, run_command
 from chexzero.images import MEAN, STD, prepare
 from chexzero.model import CLIP, HEAD_WIDTH, count_blocks
 from chexzero.model_card import write_model_card
-from chexzero.runs import selected_model
+from chexzero.run_folder import read_run
 from chexzero.simple_tokenizer import default_tokenizer
 
 log = logging.getLogger(__name__)
@@ -249,9 +250,11 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    model, checkpoint = selected_model(args.run, args.checkpoint)
+    run = read_run(args.run)
+    checkpoint = args.checkpoint or run.selected()
+    model = load_model(checkpoint)
     how = export(model, args.to, args.folder)
-    write_model_card(args.folder / "README.md", model, args.to, args.run, checkpoint,
+    write_model_card(args.folder / "README.md", model, args.to, run, checkpoint,
                      args.results or Path("results") / args.run.name, how)
     print(f"wrote {args.folder} from {checkpoint}\nload it with {how}")
 
