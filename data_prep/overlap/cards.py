@@ -1,0 +1,102 @@
+"""Pairs of pictures side by side, for a person to judge."""
+
+import base64
+import hashlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from data_prep.overlap import near, verify
+from data_prep.overlap.checks import IMAGE_KINDS, Check, ImageResults
+from data_prep.roles import Role
+
+MAX_FOUND = 200
+MAX_REJECTED = 8
+SHOWN_SIZE = 256  # pixels
+
+
+@dataclass
+class Card:
+    """Two pictures as data URLs: `b` (evaluation), `a` moved onto it, and the difference; with what was measured."""
+
+    a_role: str
+    a_id: str
+    b_role: str
+    b_id: str
+    kinds: list[str]
+    score: float | None
+    alignment: str
+    pictures: list[tuple[str, str]]
+
+
+def short_hash(image_id: str) -> str:
+    """Twelve hexadecimal digits that name an id without giving it away."""
+    return hashlib.sha256(image_id.encode()).hexdigest()[:12]
+
+
+def found(roles: dict[str, Role], checks: list[Check], images: ImageResults) -> list[Card]:
+    """A card for each pair whose images were called equal in any way; the first `MAX_FOUND`."""
+    kinds: dict[tuple[str, str, str, str], list[str]] = {}
+    for check in checks:
+        for match in check.matches if check.kind in IMAGE_KINDS else ():
+            kinds.setdefault((match.a_role, match.a_id, match.b_role, match.b_id), []).append(check.kind)
+    return [_card(roles, *pair, names, images.pairs.get((pair[1], pair[3])))
+            for pair, names in list(kinds.items())[:MAX_FOUND]]
+
+
+def rejected(roles: dict[str, Role], images: ImageResults) -> list[Card]:
+    """The pairs that came closest to being called near-equal and were not."""
+    role_of = {image: name for name, role in roles.items() for image in role.rows["id"]} if images.pairs else {}
+    closest = sorted(((pair.score, ids) for ids, pair in images.pairs.items() if not pair.same and pair.comparison),
+                     key=lambda item: (-item[0], item[1]))[:MAX_REJECTED]
+    return [_card(roles, role_of[a], a, role_of[b], b, [], images.pairs[a, b]) for _, (a, b) in closest]
+
+
+def _card(roles: dict[str, Role], a_role: str, a_id: str, b_role: str, b_id: str, kinds: list[str],
+          pair: near.Pair | None) -> Card:
+    a, b = _image(roles[a_role], a_id), _image(roles[b_role], b_id)
+    comparison = pair.comparison if pair else verify.compare(verify.prepare(b), verify.prepare(a))
+    if comparison is None:
+        return Card(a_role, a_id, b_role, b_id, kinds, None, "not aligned", [(b_role, _url(b)), (a_role, _url(a))])
+    moved = verify.aligned(a, comparison)
+    moved = 255 - moved if comparison.inverted else moved
+    scale = np.sqrt(abs(np.linalg.det(comparison.matrix[:, :2])))
+    angle = np.degrees(np.arctan2(comparison.matrix[1, 0], comparison.matrix[0, 0]))
+    text = f"size × {scale:.3f}, turned {angle:+.1f}°, overlap {comparison.overlap:.0%}" + (
+        ", inverted" if comparison.inverted else "")
+    return Card(a_role, a_id, b_role, b_id, kinds, round(comparison.score, 4), text,
+                [(b_role, _url(b)), (f"{a_role}, aligned", _url(moved)), ("difference", _url(_difference(b, moved)))])
+
+
+def _image(role: Role, image_id: str) -> np.ndarray:
+    row = int(np.flatnonzero(role.rows["id"].to_numpy() == image_id)[0])
+    return np.asarray(role.images[row:row + 1])[0].astype(np.uint8, copy=False)
+
+
+def _difference(b: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """What differs once mean and contrast are levelled where both have content; 0 is mid-grey."""
+    common = (b > 0) & (moved > 0)
+    if common.sum() < 100:
+        return np.full_like(b, 128)
+    x, y = b.astype(np.float32), moved.astype(np.float32)
+    level = (y - y[common].mean()) / (y[common].std() + 1) * x[common].std() + x[common].mean()
+    return np.where(common, np.clip(128 + (x - level) / 2, 0, 255), 128).astype(np.uint8)
+
+
+def _url(image: np.ndarray) -> str:
+    small = cv2.resize(image, (SHOWN_SIZE, SHOWN_SIZE), interpolation=cv2.INTER_AREA)
+    data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def shared_texts(roles: dict[str, Role], checks: list[Check]) -> list[dict[str, str]]:
+    """The telling reports that two sets share, cut to 600 characters; the first `MAX_FOUND`."""
+    texts = []
+    for check in checks:
+        for match in check.matches if check.kind == "report" else ():
+            rows = roles[match.a_role].rows
+            text = str(rows["report"].iloc[int(np.flatnonzero(rows["id"].to_numpy() == match.a_id)[0])])
+            texts.append({"a_role": match.a_role, "a_id": match.a_id, "b_role": match.b_role, "b_id": match.b_id,
+                          "text": " ".join(text.split())[:600]})
+    return texts[:MAX_FOUND]

@@ -1,0 +1,222 @@
+"""The comparisons of two roles, each with what it looked at and what it found."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data_prep.overlap import near, nominate, reports, signatures
+from data_prep.overlap.identity import Match, disagreeing, hash_keys, patient_keys, shared, study_keys
+from data_prep.roles import Role
+
+log = logging.getLogger(__name__)
+
+KINDS = {
+    "patient": "Equal patient ids (from path and from table)",
+    "study": "Equal study ids",
+    "bytes": "Equal image files (SHA-256)",
+    "pixels": "Equal preprocessed images (SHA-256)",
+    "near": "Near-equal images (aligned, texture compared)",
+    "report": "Equal telling reports",
+}
+IMAGE_KINDS = ("bytes", "pixels", "near")
+NAMES = {"train": "training", "valid": "validation", "test": "test"}
+
+
+@dataclass
+class Check:
+    """One comparison: `a` and `b` say how many values of each role were compared; `note` what could not be."""
+
+    kind: str
+    a_role: str
+    b_role: str
+    a: int
+    b: int
+    matches: list[Match] = field(default_factory=list)
+    note: str = ""
+
+
+def compare_records(roles: dict[str, Role]) -> list[Check]:
+    """All comparisons that need no pixels: ids, hashes and reports, each role with each later one."""
+    keys = {name: {"patient": patient_keys(role.rows), "study": study_keys(role.rows),
+                   "bytes": hash_keys(role.rows, "file_sha256"), "pixels": hash_keys(role.rows, "pixel_sha256")}
+            for name, role in roles.items()}
+    checks = []
+    for a, b in combinations(roles, 2):
+        for kind in keys[a]:
+            left, right = keys[a][kind], keys[b][kind]
+            check = Check(kind, a, b, left["key"].nunique(), right["key"].nunique())
+            check.matches = shared(kind, a, roles[a].rows, left, b, roles[b].rows, right)
+            check.note = _missing(check)
+            checks.append(check)
+        checks.append(_compare_reports(a, roles[a].rows, b, roles[b].rows))
+    return checks
+
+
+def _compare_reports(a: str, a_rows: pd.DataFrame, b: str, b_rows: pd.DataFrame) -> Check:
+    check = Check("report", a, b, reports.n_reports(a_rows), reports.n_reports(b_rows))
+    check.note = _missing(check)
+    if not check.note:
+        check.matches, common = reports.equal_reports(a, a_rows, b, b_rows)
+        check.note = f"{common:,} more pairs of studies share a common report, which tells nothing"
+    return check
+
+
+def _missing(check: Check) -> str:
+    without = [NAMES[role] for role, count in ((check.a_role, check.a), (check.b_role, check.b)) if not count]
+    return f"not compared: the {' and the '.join(without)} set carries none" if without else ""
+
+
+@dataclass
+class ImageResults:
+    """What the two stages gave: checks, the pairs looked at (`pairs` by ids), how many, and the measurements."""
+
+    checks: list[Check] = field(default_factory=list)
+    pairs: dict[tuple[str, str], near.Pair] = field(default_factory=dict)
+    compared: int = 0
+    copies: list[near.Copy] = field(default_factory=list)
+    unrelated: list[near.Pair] = field(default_factory=list)
+    unrelated_ids: list[tuple[str, str]] = field(default_factory=list)
+
+
+def compare_images(roles: dict[str, Role], work_dir: Path, *, copies: int, unrelated: int, seed: int,
+                   workers: int) -> ImageResults:
+    """Every training image against every evaluation image, validation against test, and the measurements.
+
+    In memory: the evaluation images, and blocks of the training images; their thumbnails lie under `work_dir`.
+    """
+    results = ImageResults()
+    sides = [name for name in ("valid", "test") if name in roles]
+    if not sides:
+        return results
+    images = np.concatenate([np.asarray(roles[name].images[:]).astype(np.uint8, copy=False) for name in sides])
+    ids = np.concatenate([roles[name].rows["id"].to_numpy() for name in sides])
+    role_of = np.repeat(sides, [len(roles[name].rows) for name in sides])
+    reliefs = np.stack([signatures.relief_map(image) for image in images])
+    thumbs = np.stack([signatures.thumbnail(relief) for relief in reliefs])
+
+    floors = [nominate.NOTHING] * len(images)
+    if "train" in roles:
+        floors, pairs = _against_training(roles["train"], images, reliefs, work_dir, workers)
+        train_ids = roles["train"].rows["id"].to_numpy()
+        results.compared += len(train_ids) * len(images)
+        _collect(results, pairs, "train", train_ids, role_of, ids, {name: len(roles[name].rows) for name in roles})
+    if len(sides) == 2:
+        pairs = _between(images, reliefs, thumbs, role_of, workers)
+        results.compared += int((role_of == "valid").sum() * (role_of == "test").sum())
+        _collect(results, pairs, "valid", ids, role_of, ids, {name: len(roles[name].rows) for name in roles})
+
+    log.info("audit: planting %d disguised copies, comparing %d unrelated pairs", copies, unrelated)
+    results.copies = near.planted_copies(images, reliefs, floors, copies, seed, workers)
+    related = _related(roles, sides, role_of)
+    results.unrelated = near.unrelated_pairs(images, thumbs, reliefs, related, unrelated, workers)
+    results.unrelated_ids = [(ids[pair.query], ids[pair.row]) for pair in results.unrelated]
+    return results
+
+
+def _against_training(train: Role, images: np.ndarray, reliefs: np.ndarray, work_dir: Path,
+                      workers: int) -> tuple[list[nominate.Nominations], list[near.Pair]]:
+    with tempfile.TemporaryDirectory(dir=work_dir, prefix=".audit-") as folder:
+        log.info("audit: thumbnails of %d training images", len(train.rows))
+        thumbs = signatures.write_thumbnails(train.images, Path(folder) / "thumbnails.npy", workers)
+        started = time.monotonic()
+        nominations = nominate.nominate(reliefs, thumbs, workers)
+        total = sum(len(found.rows) for found in nominations)
+        log.info("audit: %d of %d pairs nominated (%.0f s)", total, len(train.rows) * len(images),
+                 time.monotonic() - started)
+        del thumbs
+    fetch = near.fetcher(train.images)
+    return nominations, near.second_stage(images, nominations, fetch, workers, _progress(len(images)))
+
+
+def _progress(total: int) -> Callable[[int], None]:
+    def report(done: int) -> None:
+        if done % 100 == 0 or done == total:
+            log.info("audit: second stage, %d of %d evaluation images", done, total)
+    return report
+
+
+def _between(images: np.ndarray, reliefs: np.ndarray, thumbs: np.ndarray, role_of: np.ndarray,
+             workers: int) -> list[near.Pair]:
+    """Test images against validation images; rows and queries count over both sets."""
+    valid, test = np.flatnonzero(role_of == "valid"), np.flatnonzero(role_of == "test")
+    nominations = nominate.nominate(reliefs[test], thumbs[valid], workers)
+    pairs = near.second_stage(images[test], nominations, lambda row: images[valid[row]], workers)
+    return [near.Pair(int(test[p.query]), int(valid[p.row]), p.nominated, p.comparison) for p in pairs]
+
+
+def _collect(results: ImageResults, pairs: list[near.Pair], a: str, a_ids: np.ndarray, role_of: np.ndarray,
+             ids: np.ndarray, sizes: dict[str, int]) -> None:
+    others = [b for b in ("valid", "test") if b in sizes and b != a]
+    checks = {b: Check("near", a, b, sizes[a], sizes[b]) for b in others}
+    looked_at = dict.fromkeys(others, 0)
+    for pair in pairs:
+        a_id, b_id, b = a_ids[pair.row], ids[pair.query], str(role_of[pair.query])
+        results.pairs[a_id, b_id] = pair
+        looked_at[b] += 1
+        if pair.same:
+            checks[b].matches.append(Match("near", a, a_id, b, b_id, score=round(pair.score, 4)))
+    for b, check in checks.items():
+        check.note = f"{looked_at[b]:,} pairs nominated and compared pixel by pixel"
+    results.checks += checks.values()
+
+
+def _related(roles: dict[str, Role], sides: list[str], role_of: np.ndarray) -> Callable[[int, int], bool]:
+    """Whether two evaluation images may be of one patient: an id in common, none at all, or not of one set."""
+    rows = pd.concat([roles[name].rows for name in sides], ignore_index=True)
+    claims = patient_keys(rows).groupby("row")["key"].agg(set).to_dict()
+    nobody: set[str] = set()
+
+    def related(i: int, j: int) -> bool:
+        own, other = claims.get(i, nobody), claims.get(j, nobody)
+        return role_of[i] != role_of[j] or not own or not other or bool(own & other)
+    return related
+
+
+def reasons_to_leave_out(train: pd.DataFrame, checks: list[Check]) -> dict[str, str]:
+    """Training image id -> why: it matches an evaluation image, or it is of a patient of whom something matches.
+
+    One matching image means that the evaluation patient is this training patient: all images of theirs go.
+    """
+    direct: dict[str, str] = {}
+    claims = patient_keys(train)
+    for check in checks:
+        for match in check.matches if check.a_role == "train" else ():
+            direct.setdefault(match.a_id, f"overlap with {match.b_role}: {KINDS[match.kind].split(' (')[0].lower()} "
+                                          f"({match.b_id})")
+    row_of = dict(zip(train["id"], range(len(train)), strict=True))
+    by_row = claims.groupby("row")["key"].agg(list)
+    causes: dict[str, str] = {}
+    for image in direct:
+        for key in by_row.get(row_of[image], []):
+            causes.setdefault(key, image)
+    for row, key in zip(*(claims[claims["key"].isin(causes)][name] for name in ("row", "key")), strict=True):
+        cause = causes[key]
+        direct.setdefault(train["id"].iloc[row], f"{direct[cause].split(' (')[0]}, of the same patient ({cause})")
+    return direct
+
+
+def in_both_splits(rows: pd.DataFrame) -> dict[str, int]:
+    """Source -> patients who occur in more than one of its own splits within this role (they do no harm there)."""
+    splits = rows.groupby(["source", "patient_id"])["split"].nunique()
+    return {str(source): int((group > 1).sum()) for source, group in splits.groupby(level="source")}
+
+
+def facts(role: Role) -> dict[str, Any]:
+    """What the audit was given of a role, counted."""
+    rows = role.rows
+    hashes = rows["pixel_sha256"].dropna() if "pixel_sha256" in rows else pd.Series(dtype=str)
+    return {
+        "images": len(rows), "studies": int(rows["study_id"].nunique()),
+        "patients": int(rows["patient_id"].nunique()), "reports": reports.n_reports(rows),
+        "by_source": {" ".join(name): int(n) for name, n in rows.groupby(["source", "split"]).size().items()},
+        "ids_disagree": int(disagreeing(rows).sum()), "patients_in_several_splits": in_both_splits(rows),
+        "equal_images_within": int(hashes[hashes != ""].duplicated().sum()),
+    }

@@ -1,0 +1,82 @@
+"""The roles of a finished data set, read back from `data/` and the manifests in `splits/`."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from chexzero.data import check_rows, open_images
+from chexzero.errors import UserError
+from chexzero.files import read_json, read_table
+from data_prep.overlap.signatures import blocks
+from data_prep.roles import Role
+
+log = logging.getLogger(__name__)
+
+#: role -> (images, table)
+FILES = {"train": ("cxr.h5", "impressions.csv"), "valid": ("valid.h5", "valid_labels.csv"),
+         "test": ("test.h5", "test_labels.csv")}
+FROM_MANIFEST = ("source", "split", "patient_id_column", "file_sha256", "pixel_sha256")
+
+
+@contextmanager
+def open_roles(data: Path, splits: Path) -> Iterator[tuple[dict[str, Role], bool, list[str]]]:
+    """Yield the roles, whether the corpus is drawn, and sentences on what was left out before.
+
+    A role whose two files are both missing is left out, but there must be two; what a manifest would add and does not
+    (file hashes, the table's patients) is not compared, and pixel hashes are computed.
+    """
+    with ExitStack() as stack:
+        roles = {}
+        for name, (images, table) in FILES.items():
+            if (data / images).exists() or (data / table).exists():
+                check_rows(data / images, data / table, read_table(data / table, ["id"], all_columns=False))
+                handle = stack.enter_context(open_images(data / images))
+                if handle["cxr"].shape[1:] != (320, 320):
+                    raise UserError(f"{data / images} holds images of {handle['cxr'].shape[1:]} pixels, but the "
+                                    f"audit compares 320 x 320; make it again with `python -m data_prep build`")
+                roles[name] = Role(handle["cxr"], _rows(data / table, splits / f"{name}.csv", handle["cxr"]))
+        if len(roles) < 2:
+            raise UserError(f"{data} holds fewer than two of cxr.h5, valid.h5 and test.h5, so there is nothing to "
+                            f"compare; run `python -m data_prep build` first or name the folder with --data")
+        build = read_json(data / "build.json") if (data / "build.json").is_file() else {}
+        yield roles, bool(build.get("drawn")), _earlier(build)
+
+
+def _rows(table_path: Path, manifest_path: Path, images: Any) -> pd.DataFrame:
+    table = read_table(table_path, ["id", "patient_id", "study_id", "view"])
+    rows = table[["id", "patient_id", "study_id", "view"]].copy()
+    for name in ("source", "split"):
+        if name in table:
+            rows[name] = table[name]
+    if "impression" in table:
+        rows["report"] = table["impression"]
+    if manifest_path.is_file():
+        manifest = read_table(manifest_path, ["id"]).drop_duplicates("id").set_index("id")
+        known = manifest.reindex(rows["id"])
+        for name in FROM_MANIFEST:
+            if name in known and name not in rows:
+                rows[name] = known[name].to_numpy()
+    else:
+        log.warning("%s is not there: file hashes and the table's patient ids cannot be compared", manifest_path)
+    parts = rows["id"].str.split("/")
+    if "source" not in rows:
+        rows["source"] = parts.str[0]
+    if "split" not in rows:
+        rows["split"] = parts.str[1].where(rows["source"] != "rexgradient", "")
+    if "pixel_sha256" not in rows or rows["pixel_sha256"].isna().any():
+        rows["pixel_sha256"] = [hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+                                for _, block in blocks(images) for image in block]
+    return rows.fillna("")
+
+
+def _earlier(build: dict[str, Any]) -> list[str]:
+    overlap = build.get("overlap")
+    if not isinstance(overlap, dict) or not overlap.get("sentence"):
+        return []
+    return [f"When these files were built, the audit said: {overlap['sentence']}"]

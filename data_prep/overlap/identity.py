@@ -1,0 +1,76 @@
+"""Equal patients, studies, file bytes and preprocessed images across the roles."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Match:
+    """Something that two roles share.
+
+    `a_id` and `b_id` are image ids; for the kinds `patient` and `study` one image of each side stands for all
+    (`key` is what is shared). `score` is the texture correlation of near-equal images, None else.
+    """
+
+    kind: str
+    a_role: str
+    a_id: str
+    b_role: str
+    b_id: str
+    key: str = ""
+    score: float | None = None
+
+
+def patient_keys(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every patient that a row claims, from its path and from the release's table: columns `row` and `key`.
+
+    Upper and lower case and leading zeros of a number are levelled; a missing value claims nobody.
+    """
+    columns = [name for name in ("patient_id", "patient_id_column") if name in rows]
+    claims = pd.concat([pd.DataFrame({"row": range(len(rows)), "key": _level(rows[name]).to_numpy()})
+                        for name in columns])
+    return claims[claims["key"] != ""].drop_duplicates(ignore_index=True)
+
+
+def _level(values: pd.Series) -> pd.Series:
+    text = values.fillna("").astype(str).str.strip().str.casefold()
+    return text.str.replace(r"^patient0*(?=\d)", "patient", regex=True)
+
+
+def disagreeing(rows: pd.DataFrame) -> pd.Series:
+    """True where the path and the table both name a patient, and not the same."""
+    if "patient_id_column" not in rows:
+        return pd.Series(False, index=rows.index)
+    path, column = _level(rows["patient_id"]), _level(rows["patient_id_column"])
+    return (path != column) & (path != "") & (column != "")
+
+
+def study_keys(rows: pd.DataFrame) -> pd.DataFrame:
+    """The study of each row: `patient/study` in CheXpert's shared numbering, the accession number in ReXGradient."""
+    parts = rows["study_id"].fillna("").astype(str).str.casefold().str.rsplit("/", n=2)
+    rex = rows["source"].eq("rexgradient").to_numpy()
+    patient, study = _level(parts.str[-2]), parts.str[-1].fillna("")
+    key = (patient + "/" + study).where(~rex, "rexgradient/" + study)
+    claims = pd.DataFrame({"row": range(len(rows)), "key": key.to_numpy()})
+    return claims[~claims["key"].str.endswith("/")]
+
+
+def hash_keys(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The hashes in `column`; a missing one is no key."""
+    if column not in rows:
+        return pd.DataFrame({"row": [], "key": []})
+    claims = pd.DataFrame({"row": range(len(rows)), "key": rows[column].fillna("").astype(str).to_numpy()})
+    return claims[claims["key"] != ""]
+
+
+def shared(kind: str, a_role: str, a_rows: pd.DataFrame, a_keys: pd.DataFrame,
+           b_role: str, b_rows: pd.DataFrame, b_keys: pd.DataFrame) -> list[Match]:
+    """One match for each key that both sides have and, for images, for each pair that shares it."""
+    both = a_keys.merge(b_keys, on="key", suffixes=("_a", "_b"))
+    if kind in ("patient", "study"):
+        both = both.drop_duplicates("key")
+    both = both.sort_values(["row_b", "row_a"])
+    a_ids, b_ids = a_rows["id"].to_numpy(), b_rows["id"].to_numpy()
+    return [Match(kind, a_role, a_ids[int(a)], b_role, b_ids[int(b)], key)
+            for a, b, key in zip(both["row_a"], both["row_b"], both["key"], strict=True)]

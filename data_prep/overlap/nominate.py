@@ -1,0 +1,138 @@
+"""First stage: which training images may be the same picture as an evaluation image.
+
+It nominates and never decides. Each evaluation image is tried at several sizes and places, because a crop changes
+both; a negative correlation counts as well as a positive one, because an inverted copy has one. Two steps:
+coarse, every training image, 16 x 16 at five sizes, matrix products in blocks, the best `KEEP_COARSE` for each;
+fine, those only, 32 x 32 at seven sizes and 25 places, the best `KEEP_FINE` that reach `NOMINATE`.
+"""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from data_prep.overlap.signatures import MAP_SIZE, THUMB_SIZE, thumbnail
+
+COARSE_SCALES = (0.92, 0.97, 1.02, 1.06, 1.11)
+FINE_SCALES = (0.92, 0.95, 0.98, 1.01, 1.04, 1.07, 1.10)
+FINE_SHIFTS = (-0.04, -0.02, 0.0, 0.02, 0.04)  # of the width
+FINE_POSES = tuple(itertools.product(FINE_SCALES, FINE_SHIFTS, FINE_SHIFTS))
+KEEP_COARSE = 2000
+KEEP_FINE = 32
+NOMINATE = 0.42
+ROWS = 4096  # training rows of one matrix product
+
+
+@dataclass
+class Nominations:
+    """What the first stage found for one evaluation image.
+
+    `rows` are training rows, best first; `scores` the absolute fine correlations; `poses` (scale, shift x, shift y)
+    and `signs` (-1 = inverted) where they occur. `coarse_floor` and `fine_floor` are what a row had to reach.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    poses: np.ndarray
+    signs: np.ndarray
+    coarse_floor: float
+    fine_floor: float
+
+
+#: for an evaluation image that was compared with no training image: only the threshold stands
+NOTHING = Nominations(np.empty(0, int), np.empty(0), np.empty((0, 3)), np.empty(0, int), 0.0, NOMINATE)
+
+
+def posed(relief: np.ndarray, scale: float, dx: float, dy: float) -> np.ndarray:
+    """The thumbnail of a relief map magnified by `scale` about its centre and moved by (dx, dy) widths."""
+    centre = (MAP_SIZE - 1) / 2
+    matrix = np.array([[scale, 0, centre * (1 - scale) + dx * MAP_SIZE],
+                       [0, scale, centre * (1 - scale) + dy * MAP_SIZE]], np.float32)
+    return thumbnail(cv2.warpAffine(relief, matrix, (MAP_SIZE, MAP_SIZE), flags=cv2.INTER_LINEAR))
+
+
+def coarse_rows(thumbs: np.ndarray) -> np.ndarray:
+    """int8 (n, 1024) -> float32 (n, 256): 16 x 16 cells, rows of length one."""
+    half = THUMB_SIZE // 2
+    cells = thumbs.astype(np.float32).reshape(-1, half, 2, half, 2).sum(axis=(2, 4)).reshape(-1, half * half)
+    return unit_rows(cells)
+
+
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Rows divided by their length (a row of zeros stays zero), float32."""
+    values = np.asarray(values, np.float32)
+    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
+
+
+def coarse_templates(reliefs: np.ndarray) -> np.ndarray:
+    """Relief maps (Q, 96, 96) -> float32 (scales, Q, 256)."""
+    return np.stack([coarse_rows(np.stack([posed(relief, scale, 0, 0) for relief in reliefs]))
+                     for scale in COARSE_SCALES])
+
+
+def coarse_scores(templates: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
+    """Best absolute correlation over the sizes: (Q, n) float32 for n thumbnails."""
+    rows = coarse_rows(thumbs)
+    best = np.abs(templates[0] @ rows.T)
+    for template in templates[1:]:
+        product = template @ rows.T
+        np.maximum(best, np.abs(product, out=product), out=best)
+    return best
+
+
+def fine_scores(relief: np.ndarray, thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Best absolute correlation over the poses for each of n thumbnails: scores, pose numbers, signs."""
+    templates = unit_rows(np.stack([posed(relief, *pose) for pose in FINE_POSES]))
+    products = templates @ unit_rows(thumbs).T
+    poses = np.abs(products).argmax(axis=0)
+    chosen = products[poses, np.arange(products.shape[1])]
+    return np.abs(chosen), poses, np.where(chosen < 0, -1, 1)
+
+
+def coarse_search(templates: np.ndarray, thumbs: np.ndarray, keep: int,
+                  workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `keep` best rows of `thumbs` for each template: rows and scores, both (Q, min(keep, N)), unordered."""
+    def part(bounds: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.empty((templates.shape[1], 0), np.int32)
+        scores = np.empty((templates.shape[1], 0), np.float32)
+        for start in range(*bounds, ROWS):
+            stop = min(start + ROWS, bounds[1])
+            block = coarse_scores(templates, thumbs[start:stop])
+            numbers = np.broadcast_to(np.arange(start, stop, dtype=np.int32), block.shape)
+            rows, scores = _best(np.hstack([rows, numbers]), np.hstack([scores, block]), keep)
+        return rows, scores
+
+    edges = np.linspace(0, len(thumbs), workers + 1).astype(int)
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(part, zip(edges[:-1], edges[1:], strict=True)))
+    return _best(np.hstack([rows for rows, _ in parts]), np.hstack([scores for _, scores in parts]), keep)
+
+
+def _best(rows: np.ndarray, scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    if scores.shape[1] <= keep:
+        return rows, scores
+    order = np.argpartition(scores, -keep, axis=1)[:, -keep:]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def nominate(reliefs: np.ndarray, thumbs: np.ndarray, workers: int, *, keep_coarse: int = KEEP_COARSE,
+             keep_fine: int = KEEP_FINE, threshold: float = NOMINATE) -> list[Nominations]:
+    """Nominate rows of `thumbs` (N, 1024) for each relief map (Q, 96, 96)."""
+    candidates, scores = coarse_search(coarse_templates(reliefs), thumbs, keep_coarse, workers)
+    floors = scores.min(axis=1) if scores.shape[1] == keep_coarse else np.zeros(len(reliefs))
+
+    def refine(query: int) -> Nominations:
+        rows = np.sort(candidates[query])
+        fine, poses, signs = fine_scores(reliefs[query], thumbs[rows])
+        order = np.argsort(-fine, kind="stable")[:keep_fine]
+        full = len(order) == keep_fine
+        order = order[fine[order] >= threshold]
+        floor = max(threshold, float(fine[order[-1]]) if full and len(order) == keep_fine else threshold)
+        return Nominations(rows[order], fine[order], np.array(FINE_POSES)[poses[order]], signs[order],
+                           float(floors[query]), floor)
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(refine, range(len(reliefs))))

@@ -1,0 +1,192 @@
+"""The audit's report: one document as JSON (everything), Markdown (no id, no picture) and HTML (with pictures)."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from chexzero.files import write_json, write_text
+from data_prep.overlap import disguise, near, nominate, reports, verify
+from data_prep.overlap.cards import MAX_FOUND, Card, short_hash
+from data_prep.overlap.checks import IMAGE_KINDS, KINDS, NAMES, Check, ImageResults
+
+NAME = "overlap_report"
+WORDS = {"patient": "patients", "study": "studies", "bytes": "pairs of equal files",
+         "pixels": "pairs of equal images", "near": "pairs of near-equal images", "report": "pairs of equal reports"}
+
+
+def document(facts: dict[str, dict], checks: list[Check], images: ImageResults, reasons: dict[str, str], *,
+             left_out_patients: int, on_overlap: str, finished: bool, drawn: bool, earlier: list[str],
+             seed: int) -> dict[str, Any]:
+    """Everything the audit has to say, ready for JSON; `summary` is what `build.json` keeps."""
+    leaks = [check for check in checks if check.a_role == "train"]
+    between = [check for check in checks if check.a_role != "train"]
+    left_out = {
+        "images": len(reasons), "patients": left_out_patients,
+        "matching": sum("of the same patient" not in reason for reason in reasons.values()),
+        "by_source": {source: sum(image.split("/")[0] == source for image in reasons)
+                      for source in sorted({image.split("/")[0] for image in reasons})},
+    }
+    alarmed = [list(ids) for ids, pair in zip(images.unrelated_ids, images.unrelated, strict=True) if pair.same]
+    measured = {"planted": near.measured_recall(images.copies),
+                "unrelated": near.measured_false_alarms(images.unrelated) | {"called_near_equal": alarmed}}
+    found = {kind: sum(len(check.matches) for check in leaks if check.kind == kind) for kind in KINDS}
+    found_between = {kind: sum(len(check.matches) for check in between if check.kind == kind) for kind in KINDS}
+    done = _done(left_out, on_overlap, finished)
+    sentence = _sentence(found, found_between, left_out, done, facts)
+    dropped = left_out["images"] if on_overlap == "drop" and not finished else 0
+    planted, alarms = measured["planted"]["recall"], measured["unrelated"]["false_alarms"]
+    summary = {
+        "status": _status(found, found_between, facts), "sentence": sentence,
+        **{f"n_checked_{name}": facts.get(name, {}).get("images", 0) for name in NAMES},
+        "image_pairs_compared": images.compared, "found": found, "found_valid_test": found_between,
+        "found_all": sum(found.values()) + sum(found_between.values()),
+        "action": on_overlap, "dropped": dropped, "dropped_patients": left_out["patients"] if dropped else 0,
+        "matching_patients_images": left_out["images"],
+        "recall": planted["rate"], "recall_lower_95": planted["lower_95"],
+        "false_alarm_rate": alarms["rate"], "false_alarm_upper_95": alarms["upper_95"],
+        "method": "ids from path and table, SHA-256 of files and of preprocessed images, reports, and near-equal "
+                  "images in two stages (thumbnails nominate; alignment and texture at 320 pixels decide)",
+        "report": f"{NAME}.html",
+    }
+    return {
+        "title": "Overlap of training, validation and test", "drawn": drawn, "summary": summary, "roles": facts,
+        "checks": [_check(check) for check in checks], "done": done, "earlier": earlier, "left_out": left_out,
+        "left_out_images": [{"id": image, "reason": reason} for image, reason in reasons.items()],
+        "method": method(seed), "limits": LIMITS, "measured": measured,
+        "thresholds": {"nominate": nominate.NOMINATE, "keep_coarse": nominate.KEEP_COARSE,
+                       "keep_fine": nominate.KEEP_FINE, "same": verify.SAME, "min_overlap": verify.MIN_OVERLAP},
+    }
+
+
+def _check(check: Check) -> dict[str, Any]:
+    told = ("a_id", "b_id", "key", "score")
+    matches = [{name: value for name in told if (value := getattr(match, name)) not in ("", None)}
+               for match in check.matches]
+    return {"kind": check.kind, "title": KINDS[check.kind], "roles": [check.a_role, check.b_role],
+            "compared": [check.a, check.b], "found": len(matches), "note": check.note, "matches": matches}
+
+
+def _status(found: dict[str, int], between: dict[str, int], facts: dict[str, dict]) -> str:
+    if len(facts) < 2:
+        return "nothing to compare"
+    return "overlap found" if sum(found.values()) + sum(between.values()) else "no overlap found"
+
+
+def _sentence(found: dict[str, int], between: dict[str, int], left_out: dict[str, Any], done: str,
+              facts: dict[str, dict]) -> str:
+    if len(facts) < 2:
+        return "There were not two sets to compare."
+    def listed(counts: dict[str, int]) -> str:
+        return ", ".join(f"{n:,} {WORDS[kind]}" for kind, n in counts.items() if n)
+
+    parts = [f"Training and evaluation sets share {listed(found)}. {done}" if left_out["images"] else
+             "No training image, patient or report was found in an evaluation set."]
+    if listed(between):
+        parts.append(f"Validation and test share {listed(between)}; both sets are fixed by their releases and were "
+                     f"not changed.")
+    return " ".join(parts)
+
+
+def _done(left_out: dict[str, Any], on_overlap: str, finished: bool) -> str:
+    if not left_out["images"]:
+        return "Nothing had to be left out of the training set."
+    what = (f"{left_out['images']:,} training images of {left_out['patients']:,} patients ({left_out['matching']:,} "
+            f"that match, the others of the same patients)")
+    if finished:
+        return (f"The files are finished and were not changed: {what} are still in the training set; build again to "
+                f"drop them.")
+    return {"drop": f"Dropped from the training set: {what}.",
+            "keep": f"Kept in the training set, as --on_overlap keep asks: {what}.",
+            "stop": f"The build was stopped, as --on_overlap stop asks; concerned are {what}."}[on_overlap]
+
+
+def method(seed: int) -> list[str]:
+    """How the audit works, with its constants."""
+    return [
+        "Patients and studies: ids are compared as they stand in the image's path and as they stand in the release's "
+        "table, in the numbering that CheXpert and CheXpert-Plus share and in ReXGradient's own. Case and leading "
+        "zeros are levelled.",
+        "Files and preprocessed images: equal SHA-256 of the file, and of the 320 × 320 grey image.",
+        "Near-equal images: every training image is compared with every evaluation image, and every validation image "
+        "with every test image, in two stages.",
+        f"First stage, which only nominates: the local mean is removed and the local contrast set to one; each "
+        f"evaluation image at {len(nominate.COARSE_SCALES)} sizes is correlated with all images at 16 × 16; for the "
+        f"best {nominate.KEEP_COARSE:,} it is repeated at 32 × 32 in {len(nominate.FINE_POSES)} sizes and places; of "
+        f"those, the best {nominate.KEEP_FINE} with a correlation of {nominate.NOMINATE} or more are nominated. A "
+        f"negative correlation counts too, as an inverted copy has one.",
+        f"Second stage, which decides: the nominated image is aligned (scale, shift, rotation, shear; ECC), and its "
+        f"fine texture (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} pixels, local contrast set to one) "
+        f"is correlated in tiles of {verify.TILE} pixels. Two images are called near-equal if the median over the tiles "
+        f"is {verify.SAME} or more and {verify.MIN_OVERLAP:.0%} of the picture overlap.",
+        f"Reports: compared after white space and case are normalised. A shared report counts as telling if at least "
+        f"{reports.TELLING_WORDS} words remain once normal phrases and sentences of {reports.COMMON_STUDIES} or more "
+        f"training studies (or {reports.COMMON_SHARE:.2%} of them, whichever is more) are taken out, and at most "
+        f"{reports.MAX_STUDIES} training studies have it.",
+        "What follows from a match: in whichever of these ways it was found, it is taken to mean that the evaluation "
+        "patient is that training patient, so all training images of that patient are concerned, not only the one "
+        "that matches.",
+        f"Recall: disguised copies of the evaluation images go through both stages as further training images (seed "
+        f"{seed}). False alarms: the pairs of images of different patients within one evaluation set that the first "
+        f"stage finds most alike go through the second, whatever their first score. Intervals are exact "
+        f"(Clopper-Pearson), 95 %.",
+    ]
+
+
+LIMITS = [
+    "Two different exposures of one patient are not near-equal. Across releases, where ids cannot match, only a "
+    "shared image or a shared report can show that two patients are one.",
+    "Not looked for: mirrored images, rotation by more than a few degrees, crops of more than 5 % of each side.",
+    "The copies are made from the preprocessed 320-pixel images, as the original files are not read again.",
+]
+
+
+def write(out_dir: Path, report: dict[str, Any], found: list[Card], rejected: list[Card],
+          texts: list[dict[str, str]]) -> None:
+    """Write the three files, each atomically."""
+    write_json(out_dir / f"{NAME}.json", report)
+    context = _context(report, found, rejected, texts)
+    for ending, autoescape in (("md", False), ("html", True)):
+        template = _environment(autoescape).get_template(f"report.{ending}.j2")
+        write_text(out_dir / f"{NAME}.{ending}", template.render(context))
+
+
+def _environment(autoescape: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=autoescape,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "count": lambda n: f"{n:,}", "hash": short_hash, "cell": _cell}
+    return environment
+
+
+def _context(report: dict[str, Any], found: list[Card], rejected: list[Card],
+             texts: list[dict[str, str]]) -> dict[str, Any]:
+    n_pairs = len({(m["a_id"], m["b_id"]) for check in report["checks"] for m in check["matches"]
+                   if check["kind"] in IMAGE_KINDS})
+    return {"r": report, "names": NAMES, "kinds": KINDS, "found": found, "rejected": rejected, "texts": texts,
+            "n_pairs": n_pairs, "max_found": MAX_FOUND, "bars": _bars(report), "same": verify.SAME,
+            "disguises": disguise.KINDS}
+
+
+def _percent(rate: dict[str, Any]) -> str:
+    if rate["rate"] is None:
+        return "not measured"
+    interval = f"95 %: {rate['lower_95']:.1%} to {rate['upper_95']:.1%}"
+    return f"{rate['rate']:.1%} ({rate['hits']:,} of {rate['of']:,}; {interval})"
+
+
+def _cell(text: object) -> str:
+    """A string safe inside a Markdown table."""
+    return html.escape(str(text)).replace("|", "\\|").replace("\n", " ").replace("`", "'")
+
+
+def _bars(report: dict[str, Any]) -> list[dict[str, float]]:
+    """Shares of the planted and the unrelated scores in 24 bins from -0.2 to 1, for the figure."""
+    edges = np.linspace(-0.2, 1.0, 25)
+    shares = []
+    for name in ("planted", "unrelated"):
+        scores = np.clip(report["measured"][name]["scores"], -0.2, 1.0)
+        shares.append(np.histogram(scores, edges)[0] / max(len(scores), 1))
+    return [{"left": float(edge), "planted": float(p), "unrelated": float(u)}
+            for edge, p, u in zip(edges[:-1], *shares, strict=True)]

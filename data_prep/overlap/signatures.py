@@ -1,0 +1,86 @@
+"""What the first stage compares: local relief maps and small thumbnails of them.
+
+A relief map is the image after its local mean is taken away and its local contrast set to one, so that bit depth,
+brightness and any smooth change of contrast leave it nearly alone. A thumbnail is that map at 32 x 32, one byte a
+cell: 1 KiB an image, 490 MiB on disk for half a million, and no more than a block of it in memory.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+MAP_SIZE = 96
+THUMB_SIZE = 32
+RELIEF_SIGMA = 1.8   # of the local mean, in pixels at MAP_SIZE (6 at 320)
+RELIEF_LIMIT = 3.0   # in local standard deviations; what lies above is clipped
+BLOCK = 512          # images read at once
+
+
+def workers_available() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def content_mask(image: np.ndarray) -> np.ndarray:
+    """1 inside the picture, 0 in flat rows and columns at its border (padding, frames); uint8 (H, W) -> float32.
+
+    A border line is flat if its grey values, the 3 % lowest and highest apart, span less than 10.
+    """
+    mask = np.zeros(image.shape, np.float32)
+    rows, columns = _span(image), _span(np.ascontiguousarray(image.T))
+    mask[rows, columns] = 1
+    return mask
+
+
+def _span(lines: np.ndarray) -> slice:
+    ordered = np.sort(lines, axis=1)
+    cut = max(1, round(0.03 * lines.shape[1]))
+    live = np.flatnonzero(ordered[:, -1 - cut].astype(np.int16) - ordered[:, cut] >= 10)
+    return slice(live[0], live[-1] + 1) if len(live) else slice(0, len(lines))
+
+
+def local_contrast(image: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
+    """Relief of `image` inside `mask`: minus the local mean, over the local deviation; float32, 0 outside."""
+    weight = cv2.GaussianBlur(mask, (0, 0), sigma) + 1e-6
+    picture = image.astype(np.float32)
+    centred = (picture - cv2.GaussianBlur(picture * mask, (0, 0), sigma) / weight) * mask
+    deviation = np.sqrt(cv2.GaussianBlur(centred * centred, (0, 0), sigma) / weight)
+    return np.clip(centred / (deviation + 2.0), -RELIEF_LIMIT, RELIEF_LIMIT) * mask  # + 2: noise stays low
+
+
+def relief_map(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W) -> float32 (96, 96), roughly -3..3, 0 in padding."""
+    small = cv2.resize(np.asarray(image, np.uint8), (MAP_SIZE, MAP_SIZE), interpolation=cv2.INTER_AREA)
+    return local_contrast(small, content_mask(small), RELIEF_SIGMA)
+
+
+def thumbnail(relief: np.ndarray) -> np.ndarray:
+    """Relief map -> int8 (1024,): the mean of each cell, 127 for the limit."""
+    cells = cv2.resize(relief, (THUMB_SIZE, THUMB_SIZE), interpolation=cv2.INTER_AREA)
+    return np.round(cells.ravel() * (127 / RELIEF_LIMIT)).astype(np.int8)
+
+
+def blocks(images: Any, size: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, uint8 (b, H, W)) of anything sliceable, `size` images at a time."""
+    for start in range(0, len(images), size):
+        yield start, np.asarray(images[start:start + size]).astype(np.uint8, copy=False)
+
+
+def write_thumbnails(images: Any, path: Path, workers: int) -> np.ndarray:
+    """Thumbnails of all images as a memory map of int8 (N, 1024) at `path`, made blockwise with `workers` threads.
+
+    OpenCV works outside Python's lock, so threads use all cores and the images are read once, in order.
+    """
+    cv2.setNumThreads(1)
+    thumbs = np.lib.format.open_memmap(path, mode="w+", dtype=np.int8, shape=(len(images), THUMB_SIZE**2))
+    with ThreadPoolExecutor(workers) as pool:
+        for start, block in blocks(images):
+            for i, thumb in enumerate(pool.map(lambda image: thumbnail(relief_map(image)), block)):
+                thumbs[start + i] = thumb
+    thumbs.flush()
+    return thumbs
