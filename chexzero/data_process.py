@@ -1,8 +1,8 @@
-"""Radiographs to 320 x 320 grey images, report folders to a CSV of impressions; upstream's bytes and words. No torch."""
+"""Radiographs to 320 x 320 grey images, reports to a CSV of impressions: upstream's bytes and words. No torch."""
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,9 +23,9 @@ NO_IMPRESSION = "NO IMPRESSION"
 def preprocess(img: Image.Image, desired_size: int = RESOLUTION) -> Image.Image:
     """Scale so that the longer side is `desired_size` and centre on black; returns a mode-`L` square image.
 
-    New sides are `int(side * ratio)` (floor), the filter is Lanczos, the offsets are floored. A colour image is resized in
-    colour and converted afterwards; for a grey one (mode `L`) resizing its single channel gives the same bytes. Raises
-    `ValueError` when the shorter side would have no pixel left.
+    New sides are `int(side * ratio)` (floor), the filter is Lanczos, the offsets are floored. A colour image is
+    resized in colour and converted afterwards; for a grey one (mode `L`) resizing its single channel gives the same
+    bytes. Raises `ValueError` when the shorter side would have no pixel left.
     """
     ratio = desired_size / max(img.size)
     width, height = (int(side * ratio) for side in img.size)
@@ -52,3 +52,106 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     if np.array_equal(blue, green) and np.array_equal(green, red):
         return Image.fromarray(green)
     return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
+def img_to_hdf5(cxr_paths: Sequence[str | os.PathLike], out_filepath: str | os.PathLike,
+                resolution: int = RESOLUTION) -> None:
+    """Preprocess the files on all cores and write `cxr`: uint8, N x resolution x resolution, one chunk per image.
+
+    Row i is `cxr_paths[i]`. Upstream writes the same whole numbers as float32, and leaves a black row for a file that
+    fails; here every file is tried, then `UserError` names the failures and nothing is written. Memory holds a
+    few images at a time.
+    """
+    paths = list(cxr_paths)
+    if not paths:
+        raise UserError(f"no images to write to {out_filepath}; check the folder they are looked for in")
+    failures = []
+    with atomic_path(out_filepath) as temporary, h5py.File(temporary, "w") as file:
+        dataset = file.create_dataset("cxr", (len(paths), resolution, resolution), np.uint8,
+                                      chunks=(1, resolution, resolution))
+        for row, image in enumerate(_in_parallel(lambda path: _attempt(path, resolution), paths)):
+            if isinstance(image, str):
+                failures.append(f"{paths[row]} {image}")
+            else:
+                dataset[row] = image
+        if failures:
+            raise UserError(f"{len(failures)} of {len(paths)} images failed, so {out_filepath} is not written: "
+                            f"{'; '.join(failures[:3])}; repair them or leave them out of the list")
+
+
+def _attempt(path: str | os.PathLike, resolution: int) -> np.ndarray | str:
+    try:
+        return np.asarray(preprocess(read_image(path), resolution))
+    except (OSError, ValueError, cv2.error) as error:
+        return f"({error})"
+
+
+def _in_parallel(function: Callable, items: Iterable) -> Iterator:
+    """Yield `function(item)` in order, a few items ahead; decoding and resizing release the interpreter lock."""
+    workers = os.cpu_count() or 1
+    waiting = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def get_cxr_path_csv(out_filepath: str | os.PathLike, directory: str | os.PathLike) -> None:
+    """Write a CSV with the column `Path`: every `.jpg` below `directory`, sorted, so the same on every disk."""
+    directory = Path(directory)
+    paths = sorted(str(path) for path in directory.rglob("*.jpg"))
+    if not paths:
+        raise UserError(f"{directory} holds no .jpg file; name the folder of the radiographs")
+    with atomic_path(out_filepath) as temporary:
+        pd.DataFrame({"Path": paths}).to_csv(temporary, index=False)
+
+
+def get_cxr_paths_list(filepath: str | os.PathLike) -> pd.Series:
+    """The column `Path` of a CSV, one string a row."""
+    return read_table(filepath, ["Path"], remedy="name a CSV written by get_cxr_path_csv")["Path"]
+
+
+def write_report_csv(cxr_paths: Iterable[str | os.PathLike], txt_folder: str | os.PathLike,
+                     out_path: str | os.PathLike) -> None:
+    """Write `filename, impression`, one row per image, from MIMIC's report files.
+
+    The report of `.../p10/p10000032/s50414267/<image>.jpg` is `<txt_folder>/p10/p10000032/s50414267.txt`. An image
+    without a report raises `UserError` before anything is written.
+    """
+    rows = []
+    impressions: dict[Path, str] = {}  # the images of a study share a report
+    for path in map(Path, cxr_paths):
+        group, patient, study = path.parts[-4:-1] if len(path.parts) >= 4 else ("", "", path.stem)
+        report = Path(txt_folder) / group / patient / f"{study}.txt"
+        if report not in impressions:
+            require_file(report, f"it is the report of {path}; check the reports' folder")
+            impressions[report] = extract_impression(report.read_text(encoding="utf-8", errors="replace"))
+        rows.append((report.name, impressions[report]))
+    with atomic_path(out_path) as temporary:
+        pd.DataFrame(rows, columns=["filename", "impression"]).to_csv(temporary, index=False)
+
+
+def extract_impression(report: str) -> str:
+    """The impression of a MIMIC report, its words joined by single spaces; `NO IMPRESSION` without such a heading.
+
+    It begins after the last word `IMPRESSION:` and ends before the first heading of a recommendation or of a
+    notification. As upstream has it, that heading is looked for in the whole report: one before the impression leaves
+    nothing of it, unless it is the report's very first word, which counts as no heading.
+    """
+    words = report.split()
+    if "IMPRESSION:" not in words:
+        return NO_IMPRESSION
+    begin = len(words) - words[::-1].index("IMPRESSION:")
+    ends = [_first_heading(words, spellings) for spellings in _END_HEADINGS]
+    return " ".join(words[begin:min(end or len(words) for end in ends)])
+
+
+#: Of each kind the first spelling that occurs at all decides.
+_END_HEADINGS = (("RECOMMENDATION(S):", "RECOMMENDATION:", "RECOMMENDATIONS:"), ("NOTIFICATION:", "NOTIFICATIONS:"))
+
+
+def _first_heading(words: list[str], spellings: Sequence[str]) -> int | None:
+    return next((words.index(spelling) for spelling in spellings if spelling in words), None)
