@@ -42,28 +42,46 @@ CHECKPOINT_REMEDY = "name a run's folder with --run, or checkpoints with --check
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--run", metavar="DIR", help="a run of run_train.py: checkpoints/<model_name>; its selected checkpoint is evaluated")
-    add("--checkpoint", nargs="+", metavar="FILE", help="evaluate these instead; several are an ensemble (mean probability)")
-    add("--ensemble", nargs="+", metavar="top K", help="the K best checkpoints of the run by validation, as an ensemble")
-    add("--data", metavar="DIR", help="folder of valid.h5, test.h5 and their labels (default: the run's, else data)")
-    add("--splits", default="splits", metavar="DIR", help="folder of the manifests (default: %(default)s)")
-    add("--out", default="results", metavar="DIR", help="where <model_name>/ is written (default: %(default)s)")
-    add("--level", choices=LEVELS, default="image", help="image: first frontal view of each study, as upstream; "
-        "study_mean, study_max: mean or maximum over a study's views (default: %(default)s)")
-    add("--prompts", metavar="FILE", help="YAML file with alternative prompts (default: the package's prompts.yaml)")
-    add("--baseline", metavar="DIR", help="folder of checkpoints (CheXzero's) to run on the same images and compare with")
-    add("--radiologists", nargs="+", default=[], metavar="FILE", help="CSVs of radiologists' calls (Study and labels)")
-    add("--supervised", nargs="+", default=[], metavar="FILE", help="CSVs of supervised models' predictions (Study, labels)")
-    add("--thumbnails", action="store_true", help="show the most confident cases as images of patients in the report")
-    add("--suite", nargs="+", default=[], choices=["chexpert", *SUITES], help="more evaluations beside the 14 labels")
-    add("--images", metavar="FOLDER", help="predict a folder of PNG or JPEG images instead of evaluating")
-    add("--labels", nargs="+", metavar="FINDING", help="with --images: the findings to look for (default: the 14 labels)")
-    add("--n_bootstrap", type=positive, default=1000, metavar="N", help="resamples of the intervals (default: %(default)s)")
-    add("--batch_size", type=positive, default=64, metavar="N", help="images at a time (default: %(default)s)")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the image tower (default: %(default)s)")
-    add("--seed", type=int, default=1234, help="of the suites that sample (default: %(default)s)")
+    what = parser.add_argument_group("what is evaluated")
+    what.add_argument("--run", metavar="DIR",
+                      help="a run's folder, checkpoints/<model_name>: its selected checkpoint")
+    what.add_argument("--checkpoint", nargs="+", metavar="FILE", help="these instead; several are an ensemble")
+    what.add_argument("--ensemble", nargs="+", metavar=("top", "K"),
+                      help="the K best checkpoints of the run by validation")
+    what.add_argument("--data", metavar="DIR",
+                      help="folder of valid.h5, test.h5 and their labels (default: the run's)")
+    what.add_argument("--splits", default="splits", metavar="DIR",
+                      help="folder of the manifests (default: %(default)s)")
+    what.add_argument("--level", choices=LEVELS, default="image",
+                      help="image: first frontal view of each study, as upstream; study_mean, study_max: mean or "
+                           "maximum over a study's views (default: %(default)s)")
+    what.add_argument("--prompts", metavar="FILE",
+                      help="YAML file with alternative prompts (default: chexzero/prompts.yaml)")
+    beside = parser.add_argument_group("beside whom")
+    beside.add_argument("--baseline", metavar="DIR",
+                        help="folder of checkpoints, CheXzero's say, to run on the same images")
+    beside.add_argument("--radiologists", nargs="+", default=[], metavar="FILE",
+                        help="CSVs of radiologists' calls on the test studies: Study and labels, each 0 or 1")
+    beside.add_argument("--supervised", nargs="+", default=[], metavar="FILE",
+                        help="CSVs of other models' predictions for the test studies: Study and labels")
+    report = parser.add_argument_group("the report")
+    report.add_argument("--out", default="results", metavar="DIR",
+                        help="<model_name>/ is written here (default: %(default)s)")
+    report.add_argument("--n_bootstrap", type=positive, default=1000, metavar="N",
+                        help="resamples of the intervals (default: %(default)s)")
+    report.add_argument("--thumbnails", action="store_true", help="show the most confident cases: images of patients")
+    report.add_argument("--suite", nargs="+", default=[], choices=["chexpert", *SUITES],
+                        help="evaluations beside the 14 labels")
+    folder = parser.add_argument_group("a folder of images instead of the evaluation")
+    folder.add_argument("--images", metavar="FOLDER", help="PNG or JPEG images to predict")
+    folder.add_argument("--labels", nargs="+", metavar="FINDING",
+                        help="any findings to look for (default: the 14 labels)")
+    how = parser.add_argument_group("how it is computed")
+    how.add_argument("--batch_size", type=positive, default=64, metavar="N",
+                     help="images at a time (default: %(default)s)")
+    how.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    how.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="(default: %(default)s)")
+    how.add_argument("--seed", type=int, default=1234, help="of the suites that sample (default: %(default)s)")
     add_suite_arguments(parser)
     return parse_with_config(parser, argv)
 
@@ -131,7 +149,8 @@ def pick_device(wanted: str | None) -> str:
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {wanted} cannot be used ({str(error).splitlines()[0]}); use --device cpu") from error
+        raise UserError(f"the device {wanted} cannot be used ({str(error).splitlines()[0]}); use "
+                        f"--device cpu") from error
     return wanted
 
 
@@ -173,7 +192,7 @@ def evaluate(args: argparse.Namespace) -> Path:
                    for one, unit, values in zip(sets, counted, upstream, strict=True))
     reads = record_test_read(out / "test_reads.json", predictors, sets[1], args.level)
 
-    curves = [charts.validation_curve(choice.run, figures), charts.training_loss(choice.run, figures)] if choice.run else []
+    curves = [draw(choice.run, figures) for draw in (charts.validation_curve, charts.training_loss) if choice.run]
     sections = [
         comparison.paper_section(test, drawn, charts.beside_paper(test, figures)),
         result_sections.areas_section(valid, test, [charts.roc(valid, test, doctors, figures),
@@ -181,8 +200,8 @@ def evaluate(args: argparse.Namespace) -> Path:
         provenance.selection_section(choice.run, choice.selected, [one for one in curves if one], reads),
         sanity.sanity_section(valid, test, [
             *sanity.shared_cases(*sets), sanity.as_built(build, sets),
-            sanity.as_recorded(choice.run.recorded(choice.selected["step"]) if choice.run and len(predictors) == 1 else {},
-                               by_image[0][:, :len(LABELS)], sets[0].truth)]),
+            sanity.as_recorded(choice.run.recorded(choice.selected["step"]) if choice.run and len(predictors) == 1
+            else {}, by_image[0][:, :len(LABELS)], sets[0].truth)]),
     ]
     if rivals:
         by_image_theirs, _ = predict(rivals, sets[1:], upstream_prompts(), cache, args, device)
@@ -240,8 +259,9 @@ def banner(choice: Choice, drawn: bool) -> list[str]:
     if not drawn:
         return []
     return ["This corpus was drawn by a program. No number in this report is a clinical result.",
-            f"The images are chest phantoms and the reports were composed; the model is {provenance.model_words(choice.run)}, "
-            f"trained on them to show that the whole way works. CheXzero's figures come from real radiographs."]
+            f"The images are chest phantoms and the reports were composed; the model is "
+            f"{provenance.model_words(choice.run)}, trained on them to show that the whole way works. CheXzero's "
+            f"figures come from real radiographs."]
 
 
 def summary(choice: Choice, valid: SetResult, test: SetResult, drawn: bool) -> list[str]:
@@ -251,9 +271,9 @@ def summary(choice: Choice, valid: SetResult, test: SetResult, drawn: bool) -> l
     beside = "" if drawn or len(mean.used) < 5 else (
         f"; CheXzero's ensemble reported {paper:.3f} (difference {mean.value - paper:+.3f})")
     return [f"On the {'drawn ' if drawn else ''}test set ({len(test)} {unit_name(test)}) the mean zero-shot AUROC is "
-            f"{say(mean)} over the {'five' if len(mean.used) == 5 else f'{len(mean.used)} defined of the five'} competition "
-            f"labels{beside}, and {say(findings)} over {len(findings.used)} of the 13 findings. On the validation set "
-            f"({len(valid)}) it is {say(valid.mean('mean_5'))} and {say(valid.mean('mean_13'))}.",
+            f"{say(mean)} over the {'five' if len(mean.used) == 5 else f'{len(mean.used)} defined of the five'} "
+            f"competition labels{beside}, and {say(findings)} over {len(findings.used)} of the 13 findings. On the "
+            f"validation set ({len(valid)}) it is {say(valid.mean('mean_5'))} and {say(valid.mean('mean_13'))}.",
             choice.selected["reason"]]
 
 

@@ -1,4 +1,4 @@
-"""Another set of checkpoints (CheXzero's, say) on the same images, compared label by label with a paired bootstrap."""
+"""Other checkpoints (CheXzero's, say) on the same images, compared label by label with a paired bootstrap."""
 
 from pathlib import Path
 
@@ -23,7 +23,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
         raise UserError(f"{folder} is not a folder; name one that holds checkpoints (.pt) with --baseline")
     found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if not found:
-        raise UserError(f"{folder} holds no checkpoint ({', '.join(SUFFIXES)}); put CheXzero's released .pt files there")
+        raise UserError(f"{folder} holds no checkpoint ({', '.join(SUFFIXES)}); put CheXzero's released .pt files "
+                        f"there")
     return found
 
 
@@ -46,9 +47,9 @@ def baseline_section(ours: SetResult, theirs: SetResult, names: list[str], figur
              signed_interval(low[i], high[i]), p_text(p[i]), reported[title][0] if title in reported else ""]
             for i, title in enumerate(titles)]
     text = [f"The baseline is {'the ensemble (mean of the probabilities) of ' if len(names) > 1 else ''}{len(names)} "
-            f"checkpoint{'s' * (len(names) > 1)}: {', '.join(names)}. Both were run here, on the same {len(ours)} test "
-            f"cases with the same prompts. Interval and two-sided p value come from resamples of the cases that are the "
-            f"same for both; p is not corrected for the number of labels."]
+            f"checkpoint{'s' * (len(names) > 1)}: {', '.join(names)}. Both were run here, on the same {len(ours)} "
+            f"test cases with the same prompts. Interval and two-sided p value come from resamples of the cases that "
+            f"are the same for both; p is not corrected for the number of labels."]
     figure = charts.differences(titles, a - b, low, high, figures)
     metrics = {title: {"ours": number(a[i]), "baseline": number(b[i]), "difference": number(a[i] - b[i]),
                        "lower": number(low[i]), "upper": number(high[i]), "p": number(p[i])}

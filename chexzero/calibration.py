@@ -13,7 +13,7 @@ N_BINS = 10
 
 @dataclass(frozen=True)
 class Reliability:
-    """One label's reliability diagram: bins of equal width that hold something, and the expected calibration error."""
+    """One label's reliability diagram (bins of equal width that hold something) and expected calibration error."""
 
     mean_predicted: Floats
     fraction_positive: Floats

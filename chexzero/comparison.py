@@ -24,7 +24,8 @@ def paper_section(test: SetResult, drawn: bool, figure: Figure) -> Section:
                      interval(low, high), signed(difference), yes_no(overlap)])
         metrics[label] = {"ours": number(ours), "chexzero": theirs, "difference": number(difference),
                           "overlap": overlap}
-    table = Table(f"AUROC on the test set ({len(test)} {unit_name(test)}), and CheXzero's ensemble of ten checkpoints",
+    table = Table(f"AUROC on the test set ({len(test)} {unit_name(test)}), and CheXzero's ensemble of ten "
+                  f"checkpoints",
                   ["Label", "Positive", "Ours", "95 % interval", "CheXzero", "95 % interval (CheXzero)", "Difference",
                    "Intervals overlap"], rows)
     text = [f"CheXzero's figures: {paper['source']}."]
@@ -51,6 +52,6 @@ def _means(test: SetResult) -> Table:
         same = mean.used or MEANS[key]  # theirs over the labels that ours is over
         reported = paper["test_mean_auroc_5"] if same == MEANS["mean_5"] else mean_over_labels(theirs, same)[0]
         rows.append([names[key], number(mean.value), interval(mean.lower, mean.upper),
-                     f"{len(mean.used)} of {len(MEANS[key])}", reported, supervised if key == "mean_5" else None])
+                     f"{len(mean.used)} of {len(MEANS[key])}", reported, supervised if key == "mean_5" else ""])
     return Table("Mean AUROC on the test set. The leaderboard models were trained on CheXpert's labels",
                  ["Mean over", "Ours", "95 % interval", "Labels defined", "CheXzero", "Supervised"], rows)

@@ -55,6 +55,11 @@ class SetResult:
     rates: Rates
 
     @property
+    def title(self) -> str:
+        """The set's name in the report."""
+        return {"valid": "validation"}.get(self.name, self.name)
+
+    @property
     def truth(self) -> np.ndarray:
         return self.units.truth
 

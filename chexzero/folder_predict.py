@@ -29,8 +29,8 @@ def predict_folder(model, folder: Path, labels: Sequence[str], *, batch_size: in
                    device: str = "cpu") -> pd.DataFrame:
     """A row an image: `image` (path in the folder) and one column a label, each the probability against "no <label>".
 
-    Files that cannot be read, and images of one grey value, are left out with a warning that names them. Raises `UserError`
-    where nothing is left, or where the model gives all images the same probabilities.
+    Files that cannot be read, and images of one grey value, are left out with a warning that names them. Raises
+    `UserError` where nothing is left, or where the model gives all images the same probabilities.
     """
     from chexzero.inference import embed_images
 
@@ -46,7 +46,8 @@ def predict_folder(model, folder: Path, labels: Sequence[str], *, batch_size: in
         raise UserError(f"none of the images in {folder} can be read; the warnings above say why")
     scores = probabilities(model, np.concatenate(features), [pair(label, label, label) for label in labels])
     if len(names) > 1 and np.ptp(scores, axis=0).max() == 0:
-        log.warning("every image got the same probabilities: they are all alike, or the checkpoint tells images not apart")
+        log.warning("every image got the same probabilities: they are all alike, or the checkpoint tells images not "
+                    "apart")
     return pd.DataFrame({"image": names} | {label: scores[:, i] for i, label in enumerate(labels)})
 
 

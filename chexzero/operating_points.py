@@ -64,7 +64,7 @@ def thresholds(y_true: ArrayLike, y_score: ArrayLike) -> Floats:
 
 
 def call(y_score: ArrayLike, at: ArrayLike) -> NDArray[np.bool_]:
-    """Scores (N, L) at or above each label's threshold (L,). Labels without a threshold are not called: see `rates_at`."""
+    """Whether scores (N, L) reach each label's threshold (L,); never where there is none (NaN)."""
     return np.asarray(y_score) >= np.nan_to_num(np.asarray(at), nan=np.inf)
 
 

@@ -1,4 +1,4 @@
-"""From an image file and a checkpoint to probabilities: which rows count, what is cached, how an ensemble is averaged."""
+"""From images and a checkpoint to probabilities: which rows count, what is cached, how an ensemble is averaged."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ CONSTANT = 1e-6
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """One labelled set: row i of `table` (`id, patient_id, study_id, view`), of `truth` and of the images are one image.
+    """One labelled set: row i of `table` (`id, patient_id, study_id, view`), `truth` and the images are one image.
 
     truth: (N, 14), 0 or 1, in `LABELS` order. The digests identify the two files.
     """
@@ -55,20 +55,21 @@ def read_set(data_dir: Path, name: str) -> EvaluationSet:
 
 
 def _identity(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The four columns that say what a row is. Upstream's label files lack them: each row is then a study of its own."""
+    """The four columns that say what a row is. Upstream's files lack them: each row is then a study of its own."""
     if "study_id" not in table or "view" not in table:
         log.warning("%s has no columns study_id and view: each row is taken for one frontal view of one study", path)
     row = pd.Series([f"row {i + 1}" for i in range(len(table))])
-    study = table["study_id"] if "study_id" in table else table["id"] if "id" in table else row
-    columns = {"id": table["id"] if "id" in table else row,
-               "patient_id": table["patient_id"] if "patient_id" in table else study,
+    ids = table.get("id", row)
+    study = table.get("study_id", ids)
+    columns = {"id": ids,
+               "patient_id": table.get("patient_id", study),
                "study_id": study,
                "view": table["view"] if "view" in table and "study_id" in table else "frontal"}
     found = pd.DataFrame(columns)
     blank = found.isna().any(axis=1)
     if blank.any():
-        raise UserError(f"{path}, row {int(blank.argmax()) + 1} has a blank id, patient, study or view; build it again "
-                        f"with `python -m data_prep build`")
+        raise UserError(f"{path}, row {int(blank.argmax()) + 1} has a blank id, patient, study or view; build it "
+                        f"again with `python -m data_prep build`")
     return found
 
 
@@ -82,9 +83,9 @@ def check_images(path: Path) -> None:
             constant.extend(start + np.flatnonzero(block.max(1) == block.min(1)))
         if constant:
             first = ids[constant[0]] if ids else f"row {constant[0] + 1}"
-            raise UserError(f"{path}: {len(constant)} of {len(images)} images are of one grey value (the first is {first}); "
-                            f"they were not read, so no number from them would mean anything; build the file again with "
-                            f"`python -m data_prep build`")
+            raise UserError(f"{path}: {len(constant)} of {len(images)} images are of one grey value (the first is "
+                            f"{first}); they were not read, so no number from them would mean anything; build the "
+                            f"file again with `python -m data_prep build`")
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def units(evaluation_set: EvaluationSet, level: str) -> Units:
     first = np.unique(codes, return_index=True)[1]
     differ = np.flatnonzero((truth != truth[first[codes]]).any(1))
     if len(differ):
-        raise UserError(f"{evaluation_set.labels}, row {differ[0] + 1}: the labels differ from those of another view of "
-                        f"the study {table['study_id'][differ[0]]!r}; correct the file")
+        raise UserError(f"{evaluation_set.labels}, row {differ[0] + 1}: the labels differ from those of another view "
+                        f"of the study {table['study_id'][differ[0]]!r}; correct the file")
     if level == "image":
         frontal = np.flatnonzero(table["view"] == "frontal")
         rows = frontal[np.unique(codes[frontal], return_index=True)[1]]
@@ -156,8 +157,8 @@ def check_predictions(scores: np.ndarray, where: str, names: Sequence[str] = LAB
         constant = [name for name, spread in zip(names, np.ptp(scores, axis=0), strict=True) if spread < CONSTANT]
         if constant:
             raise UserError(f"{where}: the prediction for {constant[0]} is the same for every image "
-                            f"({len(constant)} of {len(names)} predictions are constant); the checkpoint tells images "
-                            f"not apart, or the images are all alike")
+                            f"({len(constant)} of {len(names)} predictions are constant); the checkpoint tells "
+                            f"images not apart, or the images are all alike")
 
 
 class Predictor:
@@ -183,7 +184,7 @@ class Predictor:
         self.__dict__.pop("model", None)
 
     def cache_file(self, evaluation_set: EvaluationSet, prompts: Sequence[Prompt]) -> Path:
-        """Where the probabilities lie; the name is a digest of the checkpoint, the images, the prompts and the precision."""
+        """Where the probabilities lie: a digest of the checkpoint, the images, the prompts and the precision."""
         parts = [CACHE_VERSION, self.sha256, evaluation_set.images_sha256, self.precision,
                  [prompt.as_dict() for prompt in prompts]]
         return self.cache_dir / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}.npz"

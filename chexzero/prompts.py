@@ -43,8 +43,8 @@ def upstream_prompts(labels: Sequence[str] = LABELS) -> list[Prompt]:
 def read_alternatives(path: str | Path | None = None) -> list[Prompt]:
     """The alternatives of a YAML file (default: the one that comes with the package), in label order.
 
-    Raises `UserError` for a file that is not YAML, an unknown key or label, a text that is no string, a template without
-    `{}`, and a pair that lacks a side.
+    Raises `UserError` for a file that is not YAML, an unknown key or label, a text that is no string, a template
+    without `{}`, and a pair that lacks a side.
     """
     if path is None:
         with as_file(files("chexzero").joinpath("prompts.yaml")) as default:
@@ -54,9 +54,12 @@ def read_alternatives(path: str | Path | None = None) -> list[Prompt]:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
-    unknown = sorted(set(content) - {"templates", "synonyms", "pairs"}) if isinstance(content, dict) else ["no mapping"]
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold templates, synonyms and pairs; correct it")
+    unknown = sorted(map(str, set(content) - {"templates", "synonyms", "pairs"}))
     if unknown:
-        raise UserError(f"{path} must hold templates, synonyms and pairs, not {', '.join(map(str, unknown))}; correct it")
+        raise UserError(f"{path} must hold templates, synonyms and pairs, not {', '.join(unknown)}; "
+                        f"correct it")
     by_label = {label: [] for label in LABELS}
     _add_pairs(by_label, path, content.get("pairs") or {})
     _add_templates(by_label, path, content.get("templates"), skip=set(content.get("pairs") or {}))
@@ -126,8 +129,8 @@ def probabilities(model, image_features: np.ndarray, prompts: Sequence[Prompt]) 
 def best_on_validation(prompts: Sequence[Prompt], truth: np.ndarray, scores: np.ndarray) -> dict[str, int]:
     """Upstream's choice among alternatives: for each label the prompt with the highest validation AUROC.
 
-    truth: (N, 14). scores: (N, len(prompts)). Returns the label's index into `prompts`; labels whose AUROC is undefined
-    keep their first prompt, and ties go to the earlier one.
+    truth: (N, 14). scores: (N, len(prompts)). Returns the label's index into `prompts`; labels whose AUROC is
+    undefined keep their first prompt, and ties go to the earlier one.
     """
     areas = auroc(truth[:, [LABELS.index(prompt.label) for prompt in prompts]], scores)
     best: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The report's sections about where the numbers come from: the run, the data, the overlap audit, versions and hashes."""
+"""The report's sections about where the numbers come from: run, data, overlap audit, versions and hashes."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -21,20 +21,22 @@ PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "scikit-learn", "h5py")
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Leaves of nested JSON as `(dotted key, cell)`; lists of scalars are joined, longer ones counted."""
     if isinstance(value, Mapping):
-        return [leaf for key, inner in value.items() for leaf in flatten(inner, f"{prefix}.{key}" if prefix else str(key))]
+        return [leaf for key, inner in value.items() for leaf in flatten(inner, f"{prefix}.{key}" if prefix else
+        str(key))]
     if isinstance(value, list):
         plain = len(value) <= 12 and all(not isinstance(item, (Mapping, list)) for item in value)
         return [(prefix, ", ".join(map(str, value)) if plain else f"{len(value)} entries")]
-    return [(prefix, str(value) if isinstance(value, bool) else value)]
+    return [(prefix, value if value is None else repr(value) if isinstance(value, float) else str(value))]
 
 
 def key_table(caption: str, value: Mapping[str, Any]) -> Table:
-    return Table(caption, ["What", "Value"], [[key, cell] for key, cell in flatten(value)])
+    """Nested JSON as rows; what is not set is left out."""
+    return Table(caption, ["What", "Value"], [[key, cell] for key, cell in flatten(value) if cell not in (None, "")])
 
 
 def selection_section(run: RunFolder | None, selected: Mapping[str, Any], figures: Sequence[Figure],
                       test_reads: Sequence[Mapping[str, Any]]) -> Section:
-    """Which checkpoint answers, on what evidence, among how many, and how often the test set was read for this run."""
+    """Which checkpoint answers, on what evidence, among how many, and how often the test set was read for it."""
     run = run or RunFolder(Path())
     selection, text, tables = run.selection, [selected["reason"]], []
     metric = selection.get("metric")
@@ -45,14 +47,14 @@ def selection_section(run: RunFolder | None, selected: Mapping[str, Any], figure
         if known:
             close = int(values[metric].between(low, high).sum())
             text.append(f"{len(values)} validations were compared by {metric}; {close} of them, the selected one "
-                        f"included, lie within its 95 % interval ({interval(low, high)}): the validation set is too small "
-                        f"to tell those apart.")
+                        f"included, lie within its 95 % interval ({interval(low, high)}): the validation set is too "
+                        f"small to tell those apart.")
         rows = [[int(row["step"]), float(row[metric]), "selected" if row["step"] == selection.get("step") else ""]
                 for _, row in values.head(5).iterrows()]
-        tables.append(Table(f"The best validations by {metric}", ["Step", metric, ""], rows))
-    text.append(f"The test set is read by this command alone, and its predictions are kept, so that it is not read again for "
-                f"the same checkpoint. Evaluated on the test set under this name so far: {len(test_reads)} choice"
-                f"{'s' * (len(test_reads) != 1)} of checkpoints.")
+        tables.append(Table(f"The best validations by {metric}", ["Step", metric, "Note"], rows))
+    text.append(f"The test set is read by this command alone, and its predictions are kept, so that it is not read "
+                f"again for the same checkpoint. Evaluated on the test set under this name so far: {len(test_reads)} "
+                f"choice{'s' * (len(test_reads) != 1)} of checkpoints.")
     if len(test_reads) > 1:
         text.append("The test set has been looked at more than once. If the better number was then kept, it is no "
                     "longer an estimate for new patients.")
@@ -90,8 +92,8 @@ def overlap_section(data_dir: Path) -> Section:
         summary = found.get("summary", found) if isinstance(found, dict) else {}
     if not isinstance(summary, Mapping) or not summary:
         return Section("overlap", "Overlap of training and evaluation data", [
-            "No overlap audit is on record for these data. Whether an evaluation image or patient was trained on is not "
-            "known; run `python -m data_prep audit`."])
+            "No overlap audit is on record for these data. Whether an evaluation image or patient was trained on is "
+            "not known; run `python -m data_prep audit`."])
     text = [f"The whole audit is in {report.name} beside the data."] if report.is_file() else []
     return Section("overlap", "Overlap of training and evaluation data", text,
                    [key_table("Result of the overlap audit", summary)], [], {"summary": dict(summary)})
@@ -105,12 +107,14 @@ def provenance_section(run: RunFolder | None, settings: Mapping[str, Any], predi
     hashes = {str(one.checkpoint): one.sha256 for one in predictors}
     for one in sets:
         hashes |= {str(one.images): one.images_sha256, str(one.labels): one.labels_sha256}
-    versions = {"python": platform.python_version(), "code": git_revision()} | {name: version(name) for name in PACKAGES}
+    versions = {"python": platform.python_version(), "code": git_revision()}
+    versions |= {name: version(name) for name in PACKAGES}
     tables = [Table("SHA-256", ["File", "SHA-256"], [list(item) for item in hashes.items()]),
               key_table("Settings of this evaluation", settings), key_table("Versions of this evaluation", versions)]
     if run and run.config:
         tables.append(key_table("The training run (config.json)", run.config))
-    return Section("provenance", "Settings, versions, hashes", [], tables, [], {"sha256": hashes, "versions": versions})
+    return Section("provenance", "Settings, versions, hashes", [], tables, [], {"sha256": hashes, "versions":
+    versions})
 
 
 def version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Other readers of the same test studies: radiologists' calls and supervised models' predictions, from their files."""
+"""Other readers of the same test studies, from their files: radiologists' calls, supervised models' predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ def study_key(text: str) -> str:
 def read_reader(path: str | Path, studies: Sequence[str], *, binary: bool) -> Reader:
     """Read a CSV with a column `Study` and one a label (by name, in any order), one row for each of `studies`.
 
-    `binary`: calls, each 0 or 1; else scores, any finite number. Raises `UserError` for missing, repeated or blank rows
-    and for values that are not allowed. Studies of the file that are not ours are ignored.
+    `binary`: calls, each 0 or 1; else scores, any finite number. Raises `UserError` for missing, repeated or blank
+    rows and for values that are not allowed. Studies of the file that are not ours are ignored.
     """
     path = Path(path)
     table = read_table(path, ["Study"], remedy="name a CSV with `Study` and one column a label")
@@ -101,13 +101,14 @@ def radiologist_section(test: SetResult, readers: Sequence[Reader], n_bootstrap:
         values = np.append(ours, ours.mean()), np.append(others, others.mean())
         for i, label in enumerate([*COMPETITION_LABELS, "Mean of the five"]):
             rows.append([title, label, number(values[0][i]), interval(low[i], high[i]), number(values[1][i]),
-                         signed(values[0][i] - values[1][i]), signed_interval(diff_low[i], diff_high[i]), p_text(p[i])])
+                         signed(values[0][i] - values[1][i]), signed_interval(diff_low[i], diff_high[i]),
+                         p_text(p[i])])
         metrics[f"mean_{name}"] = {"ours": number(values[0][-1]), "radiologists": number(values[1][-1])}
         metrics[f"{name}_radiologists"] = dict(zip(COMPETITION_LABELS, map(number, others), strict=True))
     figures = reported_figures()["chexpert_test_radiologists"]
     text = [f"Ours at the threshold that maximises MCC on the validation set; theirs is the mean of {len(readers)} "
-            f"readers. On the 500 studies of the CheXpert test set the three benchmark radiologists reach a mean MCC of "
-            f"{figures['mean_mcc']:.3f} and a mean F1 of {figures['mean_f1']:.3f} ({figures['source']})."]
+            f"readers. On the 500 studies of the CheXpert test set the three benchmark radiologists reach a mean MCC "
+            f"of {figures['mean_mcc']:.3f} and a mean F1 of {figures['mean_f1']:.3f} ({figures['source']})."]
     table = Table("Ours and the radiologists on the same test studies", ["Measure", "Label", "Ours", "95 % interval",
                   "Radiologists", "Difference", "95 % interval (difference)", "p"], rows)
     return Section("radiologists", "Beside radiologists", text, [table], [], metrics)

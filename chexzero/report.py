@@ -23,7 +23,7 @@ NOT_DEFINED = "n/a"
 
 @dataclass(frozen=True)
 class Report:
-    """A report before it is written. `banner` stands above everything else, `facts` are the few that a reader wants first."""
+    """A report before it is written. `banner` stands above everything else, `facts` are what a reader wants first."""
 
     title: str
     summary: list[str]
@@ -41,9 +41,15 @@ def cell_text(value: Any) -> str:
     return str(value)
 
 
-def is_numeric(value: Any) -> bool:
-    """Whether a cell reads as a number (then it is set right-aligned)."""
-    return isinstance(value, (int, float)) or value is None or bool(re.fullmatch(r"[-+−]?[\d.]+(–[\d.]+)?", str(value)))
+def number_columns(table: Table) -> list[bool]:
+    """Which columns hold numbers and intervals alone (they are set right-aligned); `n/a` and blanks do not decide."""
+    columns = [[row[i] for row in table.rows if row[i] not in (None, "")] for i in range(len(table.columns))]
+    return [bool(cells) and all(map(_is_number, cells)) for cells in columns]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or bool(re.fullmatch(r"(< )?[-+]?[\d.]+((–| to )[-+]?[\d.]+)?",
+    str(value)))
 
 
 def markdown_text(value: Any) -> str:
@@ -70,8 +76,7 @@ def write_report(report: Report, folder: Path) -> Path:
     loader = jinja2.PackageLoader("chexzero")
     page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
-    page.filters |= {"cell": cell_text, "data_uri": data_uri}
-    page.tests["numeric"] = is_numeric
+    page.filters |= {"cell": cell_text, "data_uri": data_uri, "number_columns": number_columns}
     plain = jinja2.Environment(loader=loader, autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                lstrip_blocks=True)  # Markdown: every text goes through the filter `md`
     plain.filters |= {"md": markdown_text, "path_in": lambda figure: figure.path.relative_to(folder).as_posix()}
@@ -96,7 +101,7 @@ def as_csv(table: Table) -> str:
 
 def as_latex(table: Table) -> str:
     """A `tabular` in booktabs' style."""
-    align = "".join("r" if all(is_numeric(row[i]) for row in table.rows) else "l" for i in range(len(table.columns)))
+    align = "".join("r" if numbers else "l" for numbers in number_columns(table))
     lines = [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
     head = " & ".join(map(latex_text, table.columns)) + r" \\"
     return "\n".join([f"% {' '.join(table.caption.split())}", rf"\begin{{tabular}}{{{align}}}", r"\toprule", head,

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 @cache
 def reported_figures() -> dict:
-    """The figures by publication: `chexzero`, `chexpert_test_radiologists`, `chexpert_test_supervised_leaderboard`, ...
+    """The figures by publication: `chexzero`, `chexpert_test_radiologists`, `cxr_lt_2024`, ...
 
     Every entry has a `source`. AUROCs are in 0..1; `chexzero.test_auroc` gives mean, lower and upper a label.
     """

@@ -20,18 +20,20 @@ def areas_section(valid: SetResult, test: SetResult, figures: Sequence[Figure]) 
     rows = [[label, *_area_cells(valid, i), *_area_cells(test, i), number(test.average_precision[i])]
             for i, label in enumerate(LABELS)]
     for key in MEANS:
-        rows.append([MEAN_NAMES[key], *_mean_cells(valid, key), *_mean_cells(test, key), None])
+        rows.append([MEAN_NAMES[key], *_mean_cells(valid, key), *_mean_cells(test, key), ""])
     table = Table("Zero-shot AUROC with 95 % bootstrap intervals",
-                  ["Label", "Positive (validation)", "AUROC (validation)", "95 % interval (validation)", "Positive (test)",
-                   "AUROC (test)", "95 % interval (test)", "Average precision (test)"], rows)
-    text = [f"Validation: {len(valid)} {unit_name(valid)}; test: {len(test)} {unit_name(test)}. Prompts: “<label>” against "
-            f"“no <label>”. Where a class is missing the area is undefined (n/a), and the mean is taken over the labels "
-            f"that are defined ({_counts(valid)} on validation, {_counts(test)} on test)."]
+                  ["Label", "Positive (validation)", "AUROC (validation)", "95 % interval (validation)",
+                   "Positive (test)", "AUROC (test)", "95 % interval (test)", "Average precision (test)"], rows)
+    text = [f"Validation: {len(valid)} {unit_name(valid)}; test: {len(test)} {unit_name(test)}. Prompts: “Edema” "
+            f"against “no Edema” and so on. Where a class is missing the area is undefined (n/a), and the mean is "
+            f"taken over the labels that are defined.{_undefined(valid)}{_undefined(test)}"]
     left_out = valid.units.left_out + test.units.left_out
     if left_out:
-        text.append(f"{left_out} studies have no frontal view and are left out (`--level study_mean` would count them).")
-    text.append(f"{NO_FINDING} is asked with upstream's pair, “{NO_FINDING}” against “no {NO_FINDING}”, a double negative: "
-                f"an area below 0.5 is expected there (CheXzero's own is 0.070). A sound pair stands under Prompts.")
+        text.append(f"{left_out} studies have no frontal view and are left out (`--level study_mean` would count "
+                    f"them).")
+    text.append(f"{NO_FINDING} is asked with upstream's pair, “{NO_FINDING}” against “no {NO_FINDING}”, a double "
+                f"negative: an area below 0.5 is expected there (CheXzero's own is 0.070). A sound pair stands under "
+                f"Prompts.")
     return Section("areas", "Zero-shot AUROC", text, [table], list(figures))
 
 
@@ -41,17 +43,20 @@ def _area_cells(result: SetResult, i: int) -> list:
 
 def _mean_cells(result: SetResult, key: str) -> list:
     mean = result.mean(key)
-    return [f"{len(mean.used)} labels", number(mean.value), interval(mean.lower, mean.upper)]
+    return ["", number(mean.value), interval(mean.lower, mean.upper)]
 
 
-def _counts(result: SetResult) -> str:
-    return f"{int(np.isfinite(result.auroc).sum())} of {len(LABELS)}"
+def _undefined(result: SetResult) -> str:
+    names = [f"{label} ({result.n_pos[i]} of {len(result)} positive)" for i, label in enumerate(LABELS)
+             if np.isnan(result.auroc[i])]
+    return f" Undefined on {result.title}: {', '.join(names)}." if names else ""
 
 
 def operating_section(valid: SetResult, test: SetResult) -> Section:
     """F1, MCC, sensitivity and specificity on the test set at thresholds chosen on the validation set."""
-    rows = [[label, number(test.at[i]), int(test.n_pos[i]), *(number(getattr(test.rates, name)[i]) for name in
-             ("f1", "mcc", "sensitivity", "specificity")), number(valid.rates.mcc[i])] for i, label in enumerate(LABELS)]
+    rows = [[label, None if np.isnan(test.at[i]) else f"{test.at[i]:.5f}", int(test.n_pos[i]),
+             *(number(getattr(test.rates, name)[i]) for name in ("f1", "mcc", "sensitivity", "specificity")),
+             number(valid.rates.mcc[i])] for i, label in enumerate(LABELS)]
     table = Table("On the test set, at the threshold with the highest MCC on the validation set",
                   ["Label", "Threshold", "Positive (test)", "F1", "MCC", "Sensitivity", "Specificity",
                    "MCC (validation, where it was chosen)"], rows)
@@ -68,7 +73,8 @@ def calibration_section(valid: SetResult, test: SetResult, figure: Figure) -> Se
                   "Mean probability (test)", "Share positive (test)"], rows)
     return Section("calibration", "Calibration", [
         "The probabilities are upstream's: the softmax of two plain cosines, not scaled by the model's logit scale. "
-        "They rank cases; they lie between 0.12 and 0.88 by construction and are not meant as the chance of disease."],
+        "They rank cases; they lie between 0.12 and 0.88 by construction and are not meant as the chance of "
+        "disease."],
         [table], [figure])
 
 
@@ -87,29 +93,31 @@ def prompts_section(prompts: Sequence[Prompt], valid: SetResult, test: SetResult
                      number(valid.auroc[i]), number(on_valid[i]), number(test.auroc[i]), number(on_test[i]),
                      signed(on_test[i] - test.auroc[i])])
     table = Table("The alternative with the highest validation AUROC, label by label", [
-        "Label", "Tried", "Chosen on validation", "Upstream's (validation)", "Chosen (validation)", "Upstream's (test)",
-        "Chosen (test)", "Difference (test)"], rows)
-    sections_tables, metrics = [table], {
+        "Label", "Tried", "Chosen on validation", "Upstream's (validation)", "Chosen (validation)",
+        "Upstream's (test)", "Chosen (test)", "Difference (test)"], rows)
+    tables, metrics = [table], {
         label: {"prompt": prompts[chosen[i]].as_dict(), "valid_auroc": number(on_valid[i]),
                 "test_auroc": number(on_test[i])} for i, label in enumerate(LABELS)}
-    sound = next((k for k, prompt in enumerate(prompts) if prompt.label == NO_FINDING and prompt.name == "pair"), None)
+    sound = next((k for k, one in enumerate(prompts) if one.label == NO_FINDING and one.name == "pair"), None)
     if sound is not None:
         found = {result.name: _with_sound(result, scores[:, sound], n_bootstrap)
                  for result, scores in ((valid, valid_scores), (test, test_scores))}
-        sections_tables.append(_sound_table(prompts[sound], valid, test, found))
+        tables.append(_sound_table(prompts[sound], valid, test, found))
         metrics["sound_no_finding"] = {name: {key: number(value) for key, value in one.items()}
                                        for name, one in found.items()}
     return Section("prompts", "Prompts", [
-        "Every other number in this report uses upstream's pair for every label. Here each label's alternatives (several "
-        "templates, synonyms, a sound pair for No Finding) are compared on the validation set and the best is applied to "
-        "the test set; because it was chosen there, its validation AUROC is optimistic."], sections_tables, [], metrics)
+        "Every other number in this report uses upstream's pair for every label. Here each label's alternatives "
+        "(several templates, synonyms, a sound pair for No Finding) are compared on the validation set and the best "
+        "is applied to the test set; because it was chosen there, its validation AUROC is optimistic."],
+        tables, [], metrics)
 
 
 def describe(prompt: Prompt) -> str:
     """A prompt in a table cell."""
     if prompt.name == UPSTREAM:
         return "upstream's pair"
-    return f"{prompt.name}: “{prompt.positive[0]}”{_more(prompt.positive)} / “{prompt.negative[0]}”{_more(prompt.negative)}"
+    return (f"{prompt.name}: “{prompt.positive[0]}”{_more(prompt.positive)} / "
+            f"“{prompt.negative[0]}”{_more(prompt.negative)}")
 
 
 def _more(texts: Sequence[str]) -> str:
@@ -134,13 +142,13 @@ def _sound_table(prompt: Prompt, valid: SetResult, test: SetResult, found: dict[
     rows = []
     for result in (valid, test):
         one = found[result.name]
-        rows += [[f"{NO_FINDING}, upstream's double negative", result.name, number(result.auroc[i]),
+        rows += [[f"{NO_FINDING}, upstream's double negative", result.title, number(result.auroc[i]),
                   interval(result.lower[i], result.upper[i])],
-                 [f"{NO_FINDING}, {describe(prompt)}", result.name, number(one["auroc"]),
+                 [f"{NO_FINDING}, {describe(prompt)}", result.title, number(one["auroc"]),
                   interval(one["lower"], one["upper"])]]
-        rows += [[f"Mean of 13, without {NO_FINDING}", result.name, *_mean_cells(result, "mean_13")[1:]],
-                 ["Mean of 14, upstream's pair", result.name, *_mean_cells(result, "mean_14")[1:]],
-                 ["Mean of 14, sound pair", result.name, number(one["mean_14"]),
+        rows += [[f"Mean of 13, without {NO_FINDING}", result.title, *_mean_cells(result, "mean_13")[1:]],
+                 ["Mean of 14, upstream's pair", result.title, *_mean_cells(result, "mean_14")[1:]],
+                 ["Mean of 14, sound pair", result.title, number(one["mean_14"]),
                   interval(one["mean_14_lower"], one["mean_14_upper"])]]
     return Table(f"{NO_FINDING}: upstream's pair and a sound one, and the means with and without it",
                  ["What", "Set", "AUROC", "95 % interval"], rows)

@@ -56,7 +56,7 @@ class RunFolder:
         return self.selection.get("metric") or "mean_5"
 
     def best_steps(self, count: int) -> list[int]:
-        """The `count` saved steps that are best by the selection's metric on validation, of equal ones the earlier."""
+        """The `count` saved steps that are best by the selection's metric, of equal ones the earlier."""
         metric = self.ranking_metric
         if metric not in self.metrics:
             raise UserError(f"{self.path}/metrics.csv has no column {metric}, so its checkpoints cannot be ranked; "
@@ -89,7 +89,7 @@ def read_run(path: str | Path) -> RunFolder:
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step in names like `checkpoint_1200.pt`, `best_64_0.0001_original_17000_0.863.pt`; None if there is none."""
+    """The step in names like `checkpoint_1200.pt` or `best_64_0.0001_original_17000_0.863.pt`, else None."""
     match = re.search(r"(?:checkpoint|original)_(\d+)(?:_|$)", checkpoint.stem)
     return int(match.group(1)) if match else None
 

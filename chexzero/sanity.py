@@ -29,8 +29,8 @@ class Check:
 
 
 def at_chance(one: SetResult, other: SetResult) -> Check:
-    """A model that is good on one set and near 0.5 on the other: the labels of the other do not belong to its images."""
-    name = f"{one.name} labels belong to the {one.name} images"
+    """Near 0.5 on one set and good on the other: the labels of the one do not belong to its images."""
+    name = f"{one.title} labels belong to the {one.title} images"
     shared = [label for i, label in enumerate(LABELS)
               if label in FINDINGS and np.isfinite(one.auroc[i]) and np.isfinite(other.auroc[i])]
     if not shared:
@@ -39,12 +39,12 @@ def at_chance(one: SetResult, other: SetResult) -> Check:
     mine, theirs = one.auroc[columns].mean(), other.auroc[columns].mean()
     low, high = percentile_interval(np.nanmean(one.samples[:, columns], axis=1))
     other_low = percentile_interval(np.nanmean(other.samples[:, columns], axis=1))[0]
-    detail = (f"mean AUROC over {len(shared)} findings {mine:.3f} ({low:.3f}–{high:.3f}) on {one.name}, {theirs:.3f} on "
-              f"{other.name}")
+    detail = (f"mean AUROC over {len(shared)} findings {mine:.3f} ({low:.3f}–{high:.3f}) on {one.title}, "
+              f"{theirs:.3f} on {other.title}")
     good = theirs > 0.5 + WORKING and other_low > 0.5
     if good and mine < 0.5 + CHANCE and high < theirs:
-        return Check(name, LOOK, f"{detail}: near 0.5 although the model works on {other.name}; are the rows of the label "
-                                 f"file in the order of the images, and is it the right file?")
+        return Check(name, LOOK, f"{detail}: near 0.5 although the model works on {other.title}; are the rows of the "
+                                 f"label file in the order of the images, and is it the right file?")
     if good and high < other_low and theirs - mine > 0.1:
         return Check(name, LOOK, f"{detail}: far below; another kind of images, or some labels or rows are exchanged")
     return Check(name, PASSED, detail)
@@ -52,11 +52,11 @@ def at_chance(one: SetResult, other: SetResult) -> Check:
 
 def columns_in_place(one: SetResult, other: SetResult) -> Check:
     """Label columns exchanged in one file: predictions then fit the labels better under other names."""
-    name = f"{one.name} label columns stand under their names"
+    name = f"{one.title} label columns stand under their names"
     gains = [_reassignment_gain(result) for result in (one, other)]
     (gain, moved), (other_gain, _) = gains
-    detail = f"another assignment of the columns would gain {gain:.3f} in mean AUROC on {one.name}, {other_gain:.3f} on " \
-             f"{other.name}"
+    detail = (f"another assignment of the columns would gain {gain:.3f} in mean AUROC on {one.title}, "
+              f"{other_gain:.3f} on {other.title}")
     if gain - other_gain > REASSIGNED:
         return Check(name, LOOK, f"{detail}: {', '.join(moved)}; read label files by column name")
     return Check(name, PASSED, detail)
@@ -79,7 +79,7 @@ def _reassignment_gain(result: SetResult) -> tuple[float, list[str]]:
 
 def inverted(result: SetResult) -> Check:
     """Findings whose interval lies below 0.5: prompts or labels the wrong way round."""
-    name = f"no finding is upside down on {result.name}"
+    name = f"no finding is upside down on {result.title}"
     below = [label for i, label in enumerate(LABELS) if label in FINDINGS and result.upper[i] < 0.5]
     if below:
         return Check(name, LOOK, f"the whole interval lies below 0.5 for {', '.join(below)}")
@@ -110,8 +110,10 @@ def as_built(build: dict, sets: Sequence[EvaluationSet]) -> Check:
         if isinstance(recorded, str) and recorded != digest:
             changed.append(path.name)
     if changed:
-        return Check(name, LOOK, f"{', '.join(changed)} differ from the SHA-256 in build.json: changed since the build")
-    return Check(name, PASSED if known else NOT_POSSIBLE, f"{known} of {2 * len(sets)} files are listed in build.json")
+        return Check(name, LOOK, f"{', '.join(changed)} differ from the SHA-256 in build.json: changed since the "
+                                 f"build")
+    return Check(name, PASSED if known else NOT_POSSIBLE, f"{known} of {2 * len(sets)} files are listed in "
+                                                          f"build.json")
 
 
 def as_recorded(recorded: dict[str, float], probability: np.ndarray, truth: np.ndarray) -> Check:

@@ -1,4 +1,4 @@
-"""Contact sheets of the most confident right and wrong cases per label. They show patients' images: off by default."""
+"""Contact sheets of the most confident right and wrong cases per label. They show patients: off by default."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def thumbnails_section(test: SetResult, images: Path, folder: Path) -> Section:
         figures = [_sheet(test, label, handle["cxr"], rows, folder) for label in range(len(LABELS))
                    if np.isfinite(test.auroc[label])]
     return Section("cases", "Most confident cases", [
-        "These are images of patients (shown because --thumbnails was given): keep this report where the images may be "
-        "kept. At study level the first view is shown."], [], figures)
+        "These are images of patients (shown because --thumbnails was given): keep this report where the images may "
+        "be kept. At study level the first view is shown."], [], figures)
 
 
 def _sheet(test: SetResult, label: int, images, rows: np.ndarray, folder: Path) -> Figure:
@@ -43,4 +43,5 @@ def _sheet(test: SetResult, label: int, images, rows: np.ndarray, folder: Path) 
             axes.set_title(f"{title}\np = {test.probability[case, label]:.3f}, case {case + 1}", fontsize=7)
     name = LABELS[label]
     return save(canvas, folder, f"cases_{name.lower().replace(' ', '_')}",
-                f"{name}: the {PER_KIND} most confident cases of each kind (case number = row of predictions_test.csv).")
+                f"{name}: the {PER_KIND} most confident cases of each kind (case number = row of "
+                f"predictions_test.csv).")
