@@ -17,7 +17,7 @@ import numpy as np
 from chexzero.data_process import RESOLUTION
 from chexzero.errors import UserError
 from chexzero.files import atomic_path
-from data_prep.pixels import UnreadableImage, prepare_image
+from chexzero.pixels import UnreadableImage, prepare_image
 
 SIZE = 64
 REASON_LENGTH = 200

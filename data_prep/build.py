@@ -8,7 +8,7 @@ from pathlib import Path
 from chexzero.errors import UserError
 from data_prep import chexpert, chexpert_plus, rexgradient
 from data_prep.finish import OUTPUTS, SETS, finish
-from data_prep.pixels import DEPTH16
+from chexzero.pixels import DEPTH16
 from data_prep.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, describe, make_plan
 from data_prep.prepare import prepare
 from data_prep.record import REDO, is_finished
@@ -42,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                          help="training images that match an evaluation image or patient")
     choices.add_argument("--max_failures", type=share, default=0.001, metavar="SHARE",
                          help="share of the training images that may be unreadable; evaluation sets tolerate none")
+    choices.add_argument("--audit_copies", type=positive, default=450,
+                         help="disguised copies that the overlap audit plants to measure what it finds")
+    choices.add_argument("--audit_unrelated", type=positive, default=1000,
+                         help="unrelated pairs of images that it compares to measure its false alarms")
     parser.add_argument("--workers", type=positive, default=cpu_count(), help="processes that prepare images")
     parser.add_argument("--shard", type=shard, metavar="I/N", help="prepare one of N parts; `python -m data_prep "
                                                                    "finish` joins them")

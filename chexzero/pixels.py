@@ -15,6 +15,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from chexzero.data_process import RESOLUTION, preprocess  # noqa: E402
+from chexzero.dicom import decode_dicom, is_dicom  # noqa: E402
 from chexzero.files import inside  # noqa: E402
 
 LARGEST_FILE = 1 << 28
@@ -57,12 +58,14 @@ def prepare_image(root: str, path: str, depth16: str = "stretch") -> Prepared:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decode a PNG or JPEG file: grey (H, W) or RGB (H, W, 3), uint8 or uint16, without alpha.
+    """Decode a PNG, JPEG or DICOM file: grey (H, W) or RGB (H, W, 3), uint8 or uint16, without alpha.
 
     A file whose three channels are equal is grey: resizing one channel gives upstream's bytes in a third of the time.
     """
     if not data:
         raise UnreadableImage("the file is empty")
+    if is_dicom(data):
+        return decode_dicom(data)
     if not _is_whole(data):
         raise UnreadableImage("the file is cut short or is neither PNG nor JPEG")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
