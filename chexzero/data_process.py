@@ -11,9 +11,10 @@ import h5py
 import numpy as np
 import pandas as pd
 from PIL import Image
+from tqdm import tqdm
 
 from chexzero.errors import UserError
-from chexzero.files import atomic_path, read_table, require_file
+from chexzero.files import atomic_path, read_table, require_file, write_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 RESOLUTION = 320
@@ -69,14 +70,17 @@ def img_to_hdf5(cxr_paths: Sequence[str | os.PathLike], out_filepath: str | os.P
     with atomic_path(out_filepath) as temporary, h5py.File(temporary, "w") as file:
         dataset = file.create_dataset("cxr", (len(paths), resolution, resolution), np.uint8,
                                       chunks=(1, resolution, resolution))
-        for row, image in enumerate(_in_parallel(lambda path: _attempt(path, resolution), paths)):
+        images = _in_parallel(lambda path: _attempt(path, resolution), paths)
+        for row, image in enumerate(tqdm(images, total=len(paths), unit="image", disable=None)):
             if isinstance(image, str):
                 failures.append(f"{paths[row]} {image}")
             else:
                 dataset[row] = image
         if failures:
+            report = f"{out_filepath}.failed.txt"
+            write_text(report, "\n".join(failures) + "\n")
             raise UserError(f"{len(failures)} of {len(paths)} images failed, so {out_filepath} is not written: "
-                            f"{'; '.join(failures[:3])}; repair them or leave them out of the list")
+                            f"{'; '.join(failures[:3])}; repair them or take them off the list ({report} has all)")
 
 
 def _attempt(path: str | os.PathLike, resolution: int) -> np.ndarray | str:

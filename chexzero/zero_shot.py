@@ -25,6 +25,7 @@ from chexzero.files import atomic_path, read_json, read_table, safe_name, write_
 from chexzero.inference import class_embeddings, pair_probabilities
 from chexzero.labels import LABELS
 from chexzero.model import CLIP
+from chexzero.predictions import check_images
 from chexzero.train import ImageRows, best_device, check_context, image_transform
 
 log = logging.getLogger(__name__)
@@ -197,6 +198,7 @@ def run_zero_shot(cxr_labels: Sequence[str], cxr_templates: Sequence[str | tuple
     """Load a model, predict `cxr_filepath` and score against the CSV `final_label_path`; see `run_experiment`."""
     y_true = make_true_labels(final_label_path, cxr_labels, cutlabels)
     check_rows(cxr_filepath, final_label_path, read_table(final_label_path))
+    check_images(Path(cxr_filepath))
     model, loader = make(model_path=model_path, cxr_filepath=cxr_filepath, pretrained=pretrained,
                          context_length=context_length)
     return run_experiment(model, cxr_labels, cxr_templates, loader, y_true, alt_labels_dict=alt_labels_dict,
