@@ -80,4 +80,4 @@ def predict(context: EvaluationContext, features: np.ndarray, findings: list[str
         return mean / np.linalg.norm(mean)
 
     positive, negative = (np.stack([embed(name, sign) for name in findings]) for sign in ("positive", "negative"))
-    return np.asarray(pair_probabilities(features, positive, negative))
+    return pair_probabilities(features, positive, negative)

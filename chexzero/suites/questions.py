@@ -116,10 +116,10 @@ class Maker:
 
 
 def exchange(sentence: str, swaps: Sequence[Sequence[str]], skip: Sequence[str]) -> tuple[str, str, str] | None:
-    """The word of `swaps` in the sentence, its opposite, and the sentence with them exchanged; None if unfit."""
+    """The first word of `swaps` whose opposite a sentence lacks, the opposite, and the sentence with it; or None."""
     words = re.findall(r"[a-z]+", sentence.lower())
-    present = [(a, b) for pair in swaps for a, b in (pair, pair[::-1]) if a in words]
-    if len(present) != 1 or not 3 <= len(words) <= 30 or set(words) & set(skip):
+    present = [(a, b) for pair in swaps for a, b in (pair, pair[::-1]) if a in words and b not in words]
+    if not present or not 3 <= len(words) <= 30 or set(words) & set(skip):
         return None
     word, opposite = present[0]
 

@@ -73,14 +73,16 @@ def recall(images: np.ndarray, reports: np.ndarray, report: np.ndarray, ks: list
     images: (N, D). reports: (U, D), the distinct ones. report: (N,), which of them each image has. Returns
     `image_to_report` and `report_to_image` -> `recall@k` -> recall, lower, upper, chance.
     """
-    shares = np.bincount(report, minlength=len(reports))
+    sizes = np.bincount(report, minlength=len(reports))
+    ways = {"image_to_report": (ranks_of_reports(images, reports, report), lambda k: metrics.block_chance(sizes, k)),
+            "report_to_image": (ranks_of_images(images, reports, report)[report],
+                                lambda k: metrics.hit_chance(len(images), sizes, k))}
     results = {}
-    for direction, before in (("image_to_report", ranks_of_reports(images, reports, report)),
-                              ("report_to_image", ranks_of_images(images, reports, report)[report])):
+    for direction, (before, chance_at) in ways.items():
         results[direction] = {}
         for k in ks:
             mean, lower, upper = metrics.clustered_interval(before < k, report)
-            chance = metrics.hit_chance(len(images), shares[report], k).mean()
+            chance = chance_at(k)[report].mean()
             values = {"recall": mean, "lower": lower, "upper": upper, "chance": float(chance)}
             results[direction][f"recall@{k}"] = {key: metrics.number(value) for key, value in values.items()}
     return results

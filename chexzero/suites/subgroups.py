@@ -22,6 +22,7 @@ from chexzero.suites.tables import read_labelled
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
 N_SAMPLES = 2000
 ALPHA = 0.05
+PROMPTS = ("{}", "no {}")  # upstream's pair
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: EvaluationContext) -> Section:
     """Score every group on every label and compare them; see the module."""
-    from chexzero.inference import class_embeddings, pair_probabilities
+    from chexzero.inference import pair_probabilities
 
     description = read_groups(DESCRIPTION)
     images = context.option("subgroups_images", "valid")
@@ -47,8 +48,8 @@ def run(context: EvaluationContext) -> Section:
                         f"manifest that does with --subgroups_manifest")
 
     def predict(features: np.ndarray) -> np.ndarray:
-        pairs = [class_embeddings(context.model, data.labels, [template]) for template in ("{}", "no {}")]
-        return np.asarray(pair_probabilities(features, *pairs))
+        prompts = [context.text_features([form.format(label) for label in data.labels]) for form in PROMPTS]
+        return pair_probabilities(features, *prompts)
 
     probability = predict(data.features)
     thresholds, where = metrics.best_f1_thresholds(data.truth, probability), "these images, pooled over the groups"
@@ -85,21 +86,27 @@ def compare(truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, 
             sizes = {name: measured[name]["images"] for name in samples}
             reference = max(sizes, key=sizes.get, default=None)
             others = [name for name in samples if name != reference]
-            level = 1 - ALPHA / max(len(others), 1)
-            gaps = {name: {metric: _gap(measured[name][metric] - measured[reference][metric],
-                                        samples[name][metric] - samples[reference][metric], level)
-                           for metric in ("auroc", "f1")} for name in others}
+            gaps = {}
+            for name in others:
+                cases = min(measured[name]["cases"], measured[reference]["cases"])
+                level = metrics.expanded_level(1 - ALPHA / len(others), cases)
+                gaps[name] = {metric: _gap(measured[name][metric] - measured[reference][metric],
+                                           samples[name][metric] - samples[reference][metric], level)
+                              for metric in ("auroc", "f1")}
             results[attribute][label] = {"groups": measured, "reference": reference, "gaps": gaps}
     return results
 
 
 def measure(truth: np.ndarray, score: np.ndarray, threshold: float, patients: np.ndarray, min_cases: int,
             rng: np.random.Generator, n_samples: int) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
-    """One group and one label: truth, score, patients (n,). Returns the figures and, with enough cases, resamples."""
+    """One group and one label: truth, score, patients (n,). Returns the figures and, with enough cases, resamples.
+
+    `cases` is the number of patients in the smaller class: what decides how much the group can say.
+    """
     positive = truth.astype(bool)
     cases = [len(set(patients[positive])), len(set(patients[~positive]))]
-    figures = {"images": len(truth), "positives": int(positive.sum()), "enough": min(cases) >= min_cases,
-               "auroc": math.nan, "f1": math.nan}
+    figures = {"images": len(truth), "positives": int(positive.sum()), "cases": min(cases),
+               "enough": min(cases) >= min_cases, "auroc": math.nan, "f1": math.nan}
     if not min(cases):
         return figures, None
     predicted = score >= threshold
@@ -109,7 +116,8 @@ def measure(truth: np.ndarray, score: np.ndarray, threshold: float, patients: np
         return figures, None
     drawn = balanced_resamples(positive, score, predicted, patients, rng, n_samples)
     for metric, values in drawn.items():
-        figures[f"{metric}_lower"], figures[f"{metric}_upper"] = map(float, percentile_interval(values))
+        interval = percentile_interval(values, metrics.expanded_level(1 - ALPHA, min(cases)))
+        figures[f"{metric}_lower"], figures[f"{metric}_upper"] = map(float, interval)
     return figures, drawn
 
 
@@ -163,7 +171,7 @@ def _section(results: dict[str, dict[str, Any]], min_cases: int) -> Section:
     section.text = [
         f"Each group against the largest of its attribute, by {N_SAMPLES:,} resamples of patients with replacement, "
         "both classes weighing the same (so F1 does not follow prevalence). An interval holds for all comparisons "
-        "of its attribute and label together.",
+        "of its attribute and label together, and is widened for small groups (Hesterberg 2015).",
         f"{found} of {len(families)} comparisons (attribute, label, metric) have a gap whose interval leaves out 0; "
         f"if there were none at all, about {ALPHA * len(families):.1f} would."]
     for attribute, labels in results.items():
