@@ -29,7 +29,10 @@ def inside(root: str | os.PathLike, relative: str) -> Path:
     root = Path(root).resolve()
     if "\0" in relative:
         raise UserError(f"the path {relative!r} holds a NUL byte; correct the entry")
-    path = (root / relative).resolve()
+    try:
+        path = (root / relative).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links
+        raise UserError(f"the path {relative!r} under {root} cannot be followed ({error}); mend it") from error
     if not path.is_relative_to(root):
         raise UserError(f"the path {relative!r} leads out of {root}; correct the entry or name the right root")
     return path

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from chexzero.errors import UserError
+from chexzero.pixels import DEPTH16
 from data_prep import chexpert, chexpert_plus, rexgradient
 from data_prep.finish import OUTPUTS, SETS, finish
-from chexzero.pixels import DEPTH16
 from data_prep.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, describe, make_plan
 from data_prep.prepare import prepare
 from data_prep.record import REDO, is_finished

@@ -83,7 +83,8 @@ def _audit(work: Work, plan: Plan, workers: int) -> Audit:
 
     roles = {role: Role(blocks.GoodImages(work.blocks(role), plan.rows[role]), _audit_rows(work, plan, role))
              for role in ROLES}
-    options = AuditOptions(on_overlap=plan.finishing["on_overlap"], workers=workers, drawn=plan.drawn)
+    options = AuditOptions(on_overlap=plan.finishing["on_overlap"], workers=workers, drawn=plan.drawn,
+                           copies=plan.finishing["audit_copies"], unrelated=plan.finishing["audit_unrelated"])
     return run_audit(roles, work.out, options)
 
 

@@ -122,7 +122,8 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
 
 def _finishing(args: argparse.Namespace) -> dict:
     """The settings that may change between two attempts, for nothing that is prepared depends on them."""
-    return {"max_failures": args.max_failures, "on_overlap": args.on_overlap, "splits": str(args.splits.absolute())}
+    names = ("max_failures", "on_overlap", "audit_copies", "audit_unrelated")
+    return {name: getattr(args, name) for name in names} | {"splits": str(args.splits.absolute())}
 
 
 class Planner:

@@ -193,7 +193,7 @@ class _Buffer:
                 if self.ended or len(self.text) - self.at > LONGEST_ENTRY:
                     raise UserError(f"{self.path}: not valid JSON ({error}); copy the file again") from error
             else:
-                if end < len(self.text) or self.ended:  # a number at the window's end may go on
+                if self.ended or (end < len(self.text) and self.text[end] in " \t\r\n,:}"):  # else a number goes on
                     self.at = end
                     return value
             self.more()

@@ -1,0 +1,365 @@
+"""The readers: every layout people have, and one clear sentence for every damage."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from release_corpus import Corpus, copy_releases, write_releases
+
+from chexzero.errors import UserError
+from data_prep import build, rexgradient
+from data_prep.chexpert import image_key, study_key
+from data_prep.failures import read_left_out
+from data_prep.plan import describe, make_plan
+from data_prep.rows import checked_path, read_rows
+from data_prep.work import Work
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory) -> Corpus:
+    return write_releases(tmp_path_factory.mktemp("releases"))
+
+
+@pytest.fixture
+def corpus(releases, tmp_path) -> Corpus:
+    """A copy that a test may change."""
+    return copy_releases(releases, tmp_path / "releases")
+
+
+def plan_rows(flags: list[str], out: Path) -> dict[str, list]:
+    """The rows of each role that a build with these flags would prepare."""
+    parser = argparse.ArgumentParser()
+    build.add_arguments(parser)
+    args = parser.parse_args([*flags, "--out", str(out)])
+    args.splits = out / "splits"
+    work = Work(out)
+    work.folder.mkdir(parents=True)
+    plan = make_plan(args, *describe(args), work)
+    rows = {role: list(read_rows(work.rows_path(role))) for role in plan.rows}
+    rows["left_out"] = list(read_left_out(work))
+    return rows
+
+
+def ids(rows: dict[str, list]) -> dict[str, list[str]]:
+    return {role: [row.id for row in rows[role]] for role in ("train", "valid", "test")}
+
+
+@pytest.fixture(scope="session")
+def usual(releases, tmp_path_factory) -> dict[str, list]:
+    return plan_rows(releases.flags(), tmp_path_factory.mktemp("usual") / "data")
+
+
+def test_roles_ids_and_order(usual):
+    names = ids(usual)
+    assert names["train"][:2] == ["chexpert_plus/train/patient00001/study1/view1_frontal",
+                                  "chexpert_plus/train/patient00001/study2/view1_frontal"]
+    assert names["train"][14:17] == ["rexgradient/Gtrain0/Atrain0/1.2.0.0", "rexgradient/Gtrain1/Atrain1/1.2.1.0",
+                                     "rexgradient/Gtrain1/Atrain1/1.2.1.1"]
+    assert [row.split for row in usual["train"][14:]] == ["train"] * 6 + ["valid"] * 3 + ["test"]
+    assert len(names["valid"]) == 4
+    assert all(name.startswith("chexpert_plus/valid/patient6454") for name in names["valid"])
+    assert names["test"] == [f"chexpert/test/patient{64741 + i}/study1/{view}"
+                             for i, view in enumerate(["view2_frontal", "view1_frontal", "view1_frontal"])]
+    rex = usual["train"][16]
+    assert (rex.view, rex.ap_pa, rex.age, rex.sex) == ("lateral", "", "45", "Female")
+    assert rex.patient_id == "rexgradient/Gtrain1"
+    assert rex.report == "Impression of train 1: ü." and rex.study_id == "rexgradient/Gtrain1/Atrain1"
+    assert usual["train"][0].report == "1. Impression, of train/patient00001/study1/view1_frontal."
+    assert usual["train"][2].report == "", "an empty impression is kept: it trains as a space"
+    assert usual["valid"][1].labels == "10" * 7 and usual["test"][1].labels == "01" * 7  # turned columns, by name
+    assert [left["reason"] for left in usual["left_out"]] == ["not the study's first frontal view"] * 2
+
+
+def move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(source, target)
+
+
+def rename_all(folder: Path, old: str, new: str) -> None:
+    for path in sorted(folder.rglob(f"*{old}")):
+        path.rename(path.with_suffix(new))
+
+
+def label_images(path: Path) -> None:
+    """The test labels as some copies have them, a row an image."""
+    text = path.read_text().replace("Study", "Path")
+    path.write_text(text.replace("/study1,", "/study1/view1_frontal.jpg,"))
+
+
+LAYOUTS = {
+    "PNG/PNG": lambda c: move(c.plus / "PNG" / "train", c.plus / "PNG/PNG/train")
+    or move(c.plus / "PNG" / "valid", c.plus / "PNG/PNG/valid"),
+    "train/ at the root": lambda c: [move(c.plus / "PNG" / s, c.plus / s) for s in ("train", "valid")],
+    "jpg on disk": lambda c: rename_all(c.plus / "PNG", ".png", ".jpg"),
+    "images/deid_png": lambda c: move(c.rex / "deid_png", c.rex / "images/deid_png"),
+    "test as png": lambda c: rename_all(c.chexpert / "test", ".jpg", ".png"),
+    "CheXpert-v1.0/": lambda c: move(c.chexpert, c.root / "x/CheXpert-v1.0") or move(c.root / "x", c.chexpert),
+    "no prefix in the labels": lambda c: [
+        path.write_text(path.read_text().replace("CheXpert-v1.0/", "")) for path in c.chexpert.glob("*.csv")],
+    "prefix in the table": lambda c: c.edit_plus(
+        lambda t: t.assign(path_to_image="CheXpert-v1.0/" + t["path_to_image"])),
+    "labels by image": lambda c: label_images(c.chexpert / "groundtruth.csv"),
+    "byte order mark": lambda c: c.plus_csv.write_text(c.plus_csv.read_text(), encoding="utf-8-sig"),
+    "images elsewhere": lambda c: None,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_give_the_same_rows(layout, corpus, usual, tmp_path):
+    LAYOUTS[layout](corpus)
+    rows = plan_rows(corpus.flags(), tmp_path / "data")
+    assert ids(rows) == ids(usual)
+    assert not any(row.problem for role in ("train", "valid", "test") for row in rows[role])
+    assert all((Path(row.root) / row.path).is_file() for role in ("train", "valid", "test") for row in rows[role])
+    assert [row.labels for row in rows["test"]] == [row.labels for row in usual["test"]]
+
+
+def test_data_root_as_the_first_users_have_it(corpus, usual, tmp_path):
+    root = tmp_path / "root"
+    move(corpus.plus_csv, root / "CheXpert/chexpertplus" / corpus.plus_csv.name)
+    move(corpus.plus / "PNG", root / "CheXpert/chexpertplus/PNG/PNG")
+    move(corpus.chexpert / "test", root / "CheXpert/CheXpert-v1.0/test")
+    move(corpus.chexpert / "valid.csv", root / "CheXpert/CheXpert-v1.0/valid.csv")
+    move(corpus.chexpert / "groundtruth.csv", root / "CheXpert/cheXpert-test-set-labels/groundtruth.csv")
+    move(corpus.rex / "metadata", root / "RexGradient/data/metadata")
+    move(corpus.rex / "deid_png", root / "RexGradient/data/images/deid_png")
+    assert ids(plan_rows(["--data_root", str(root)], tmp_path / "data")) == ids(usual)
+
+
+def test_a_flag_for_each_path(corpus, usual, tmp_path):
+    places = tmp_path / "places"
+    flags = []
+    for flag, source in {
+        "chexpert_plus_csv": corpus.plus_csv, "chexpert_plus_images": corpus.plus / "PNG",
+        "chexpert_valid_csv": corpus.chexpert / "valid.csv", "chexpert_test_csv": corpus.chexpert / "groundtruth.csv",
+        "chexpert_images": corpus.chexpert, "rexgradient_metadata": corpus.rex / "metadata",
+        "rexgradient_images": corpus.rex / "deid_png",
+    }.items():
+        target = places / flag / source.name
+        move(source, target)
+        flags += [f"--{flag}", str(target)]
+    assert ids(plan_rows(flags, tmp_path / "data")) == ids(usual)
+
+
+@pytest.mark.parametrize(("lost", "flag"), [
+    ("chexpert_plus/df_chexpert_plus_240401.csv", "--chexpert_plus_csv"),
+    ("chexpert_plus/PNG", "--chexpert_plus_images"),
+    ("chexpert/valid.csv", "--chexpert_valid_csv"), ("chexpert/groundtruth.csv", "--chexpert_test_csv"),
+    ("chexpert/test", "--chexpert_images"), ("rexgradient/metadata", "--rexgradient_metadata"),
+    ("rexgradient/deid_png", "--rexgradient_images")])
+def test_what_is_not_found_is_named_with_its_flag(lost, flag, corpus, tmp_path):
+    move(corpus.root / lost, tmp_path / "lost")
+    for flags in (corpus.flags(), ["--data_root", str(corpus.root)]):
+        with pytest.raises(UserError, match=flag):
+            plan_rows(flags, tmp_path / f"data{len(flags)}")
+
+
+def test_without_any_folder_the_flags_are_named(tmp_path):
+    with pytest.raises(UserError, match="--chexpert_plus.*--data_root"):
+        plan_rows([], tmp_path / "data")
+    with pytest.raises(UserError, match="--data_root .*nowhere: there is no such folder"):
+        plan_rows(["--data_root", str(tmp_path / "nowhere")], tmp_path / "data2")
+
+
+def test_choices(releases, corpus, tmp_path):
+    def planned(*flags):
+        planned.count += 1
+        return plan_rows(releases.flags(*flags), tmp_path / f"data{planned.count}")
+    planned.count = 0
+
+    frontal = planned("--views", "frontal")
+    assert {row.view for row in frontal["train"]} == {"frontal"}
+    listed = [left for left in frontal["left_out"] if left["reason"] == "view is lateral"]
+    assert len(frontal["train"]) + len(listed) == 24 and listed
+    assert len(planned("--test_views", "all")["test"]) == 5
+    assert len(planned("--empty_report", "drop")["train"]) == 23
+    with_findings = planned("--empty_report", "findings")["train"]
+    assert with_findings[2].report.startswith("Findings of") and with_findings[1].report.startswith("1. Impression")
+    both = planned("--section", "both")["train"][0].report
+    assert both == "Findings of {0}. 1. Impression, of {0}.".format("train/patient00001/study1/view1_frontal")
+    with pytest.raises(UserError, match="patient64544/study1 of the valid set has no frontal.*--valid_views all"):
+        planned("--valid_views", "first_frontal")
+    corpus.edit_rex(lambda study: study.update(ImageViewPosition=["UNKNOWN"]))
+    left = plan_rows(corpus.flags("--views", "not_lateral"), tmp_path / "unknown")["train"]
+    assert "other" in {row.view for row in left} and "lateral" not in {row.view for row in left}
+
+
+def test_test_rows_in_the_table_of_chexpert_plus_are_used(corpus, usual, tmp_path):
+    def add(table):
+        new = table.iloc[[0] * 3].copy()
+        new["path_to_image"] = [f"test/patient{64741 + i}/study1/view{2 - (i > 0)}_frontal.jpg" for i in range(3)]
+        new["deid_patient_id"], new["split"] = [f"patient{64741 + i}" for i in range(3)], "test"
+        return pd.concat([table, new])
+    corpus.edit_plus(add)
+    rows = plan_rows(corpus.flags(), tmp_path / "data")["test"]
+    assert [row.id for row in rows] == [row.id.replace("chexpert/", "chexpert_plus/") for row in usual["test"]]
+    assert [row.labels for row in rows] == [row.labels for row in usual["test"]] and rows[0].race == "Unknown"
+
+
+def first(column, value):
+    """Damage to the first row of CheXpert-Plus's table."""
+    def edit(table):
+        table.loc[0, column] = value
+    return lambda c: c.edit_plus(edit)
+
+
+def study(**values):
+    """Damage to the first study of ReXGradient."""
+    return lambda c: c.edit_rex(lambda s: s.update(values))
+
+
+def replace(name, old, new):
+    def damage(c):
+        path = c.root / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+    return damage
+
+
+#: damage -> (what does it, what the message must say)
+DAMAGES = {
+    "missing column": (lambda c: c.edit_plus(lambda t: t.drop(columns="section_impression")),
+                       "df_chexpert_plus_240401.csv lacks the column section_impression"),
+    "missing split column": (lambda c: c.edit_plus(lambda t: t.drop(columns="split")), "lacks the column split"),
+    "no patient": (first("deid_patient_id", ""), "row 1: deid_patient_id is empty"),
+    "NaN patient": (first("deid_patient_id", "nan"), "row 1: deid_patient_id is empty"),
+    "no path": (first("path_to_image", ""), "row 1: path_to_image is empty"),
+    "climbing path": (first("path_to_image", "train/../../../etc/passwd"), "row 1.*leads out"),
+    "absolute path": (first("path_to_image", "/etc/train/patient1/study1/view1_frontal.jpg"), "row 1.*leads out"),
+    "short path": (first("path_to_image", "train/patient00001.jpg"), "row 1.*not like train/patient00001/study1"),
+    "odd path": (first("path_to_image", "train/pat\tient/study1/view1_frontal.jpg"), "row 1.*odd part"),
+    "ragged row": (lambda c: c.plus_csv.write_text(c.plus_csv.read_text() + "a,b\n"), "row 19: 2 cells"),
+    "cut in quotes": (lambda c: c.plus_csv.write_text(c.plus_csv.read_text() + 'train,"cut'), "after row 18.*CSV"),
+    "latin-1": (lambda c: c.plus_csv.write_bytes(c.plus_csv.read_bytes().replace(b"whole", b"\xfcber", 1)),
+                "UTF-8.*iconv"),
+    "latin-1 labels": (lambda c: (c.chexpert / "valid.csv").write_bytes(b"Path,Sch\xfcler\n"), "UTF-8.*iconv"),
+    "empty table": (lambda c: c.plus_csv.write_text(""), "lacks the column.*it has: nothing"),
+    "no labels for an image": (replace("chexpert/valid.csv", "patient64542", "patient64999"), "has no labels for it"),
+    "label of no image": (lambda c: c.edit_plus(lambda t: t.iloc[:-1]), "labels valid/patient64544.*no such image"),
+    "labelled twice": (lambda c: (c.chexpert / "valid.csv").write_text((c.chexpert / "valid.csv").read_text()
+                       + (c.chexpert / "valid.csv").read_text().splitlines()[1] + "\n"), "row 5.*labelled twice"),
+    "blank label": (replace("chexpert/valid.csv", ",0.0,1.0", ",,1.0"), "valid.csv, row 1.*not 0 or 1"),
+    "uncertain label": (replace("chexpert/valid.csv", ",0.0,1.0", ",-1,1.0"), "valid.csv, row 1.*-1.*not 0 or 1"),
+    "label column lost": (replace("chexpert/groundtruth.csv", "Fracture", "Bruch"), "lacks the column Fracture"),
+    "validation row twice": (lambda c: c.edit_plus(lambda t: pd.concat([t, t.iloc[[-1]]])), "twice"),
+    "study without image": (replace("chexpert/groundtruth.csv", "patient64742", "patient64750"), "patient64750.*no "
+                                                                                                 "image"),
+    "one path as text": (study(ImagePath="../deid_png/a/b/c.png"), "pGtrain0.*ImagePath is .*not a list"),
+    "path of a wrong type": (study(ImagePath=[5]), "pGtrain0.*ImagePath is .*not a list of texts"),
+    "null path": (study(ImagePath=[None]), "pGtrain0.*ImagePath is empty"),
+    "climbing ImagePath": (study(ImagePath=["../../../etc/passwd.png"]), "pGtrain0.*leads out"),
+    "absolute ImagePath": (study(ImagePath=["/etc/deid_png/x.png"]), "pGtrain0.*leads out"),
+    "ImagePath elsewhere": (study(ImagePath=["../other/x.png"]), "pGtrain0.*not like ../deid_png"),
+    "views missing": (study(ImageViewPosition=[]), "1 ImagePath but 0 ImageViewPosition"),
+    "no PatientID": (study(PatientID=None), "pGtrain0.*PatientID is ''"),
+    "NaN PatientID": (study(PatientID=float("nan")), "pGtrain0.*PatientID is ''"),
+    "number as PatientID": (study(PatientID=17), "pGtrain0.*PatientID is 17, not text"),
+    "list as Impression": (study(Impression=["a"]), "pGtrain0.*Impression is .*not text"),
+    "lost key": (lambda c: c.edit_rex(lambda s: s.pop("ImagePath")), "pGtrain0.* lacks ImagePath"),
+    "list instead of studies": (lambda c: c.rex_json("train").write_text("[]"), "does not begin with an object"),
+    "study is a list": (lambda c: c.rex_json("train").write_text('{"a": []}'), "a: the entry is a list"),
+    "cut JSON": (lambda c: c.rex_json("train").write_text(c.rex_json("train").read_text()[:-40]), "JSON|too early"),
+    "empty JSON": (lambda c: c.rex_json("train").write_text(""), "ends too early"),
+    "latin-1 JSON": (lambda c: c.rex_json("train").write_bytes(b'{"\xfc": 1}'), "UTF-8.*iconv"),
+    "study twice": (lambda c: c.rex_json("train").write_text('{"a": %s, "a": %s}' % (2 * (json.dumps(next(iter(
+        json.loads(c.rex_json("train").read_text()).values()))),))), "study a is there twice"),
+    "two tables": (lambda c: shutil.copy(c.plus_csv, c.plus / "df_chexpert_plus_other.csv"), "could be "
+                                                                                             "meant.*--chexpert_plus_csv"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_tables_give_one_clear_sentence(damage, corpus, tmp_path):
+    harm, words = DAMAGES[damage]
+    harm(corpus)
+    with pytest.raises(UserError, match=f"(?s){words}") as caught:
+        corpus.build(tmp_path / "out" / "data")
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 700
+    assert list((tmp_path / "out").rglob("*.*")) == [], "nothing half-made is left"
+
+
+def test_duplicate_training_rows_are_left_out_and_listed(corpus, tmp_path):
+    corpus.edit_plus(lambda t: pd.concat([t, t.iloc[[0]]]))
+    rows = plan_rows(corpus.flags(), tmp_path / "data")
+    assert len(rows["train"]) == 24
+    listed = [left["id"] for left in rows["left_out"] if left["reason"] == "duplicate of an earlier row"]
+    assert listed == [rows["train"][0].id]
+
+
+def test_patient_of_the_column_is_kept_beside_the_path(corpus, tmp_path):
+    first("deid_patient_id", "patient64541")(corpus)
+    row = plan_rows(corpus.flags(), tmp_path / "data")["train"][0]
+    assert (row.patient_id, row.patient_id_column) == ("patient00001", "patient64541")
+
+
+@pytest.mark.parametrize(("text", "key"), [
+    ("train/patient00001/study1/view1_frontal.jpg", "train/patient00001/study1/view1_frontal"),
+    ("CheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg", "valid/patient64541/study1/view1_frontal"),
+    ("PNG/PNG/test/patient1/study2/view1_lateral.png", "test/patient1/study2/view1_lateral"),
+    ("./train/patient1/study2/v.1.png", "train/patient1/study2/v.1")])
+def test_image_key(text, key):
+    assert image_key(text, "row 1") == key
+    assert study_key(text, "row 1") == key.rsplit("/", 1)[0] == study_key(str(Path(text).parent) + "/", "row 1")
+
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+                           max_leaves=8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=40) | st.lists(st.sampled_from(["..", ".", "", "train", "a", "/", "\\", "\0"]),
+                                           max_size=7).map("/".join))
+def test_no_path_of_a_table_leaves_its_root(text):
+    for check in (lambda: checked_path(text, "row 1").as_posix(), lambda: image_key(text, "row 1"),
+                  lambda: rexgradient.image_path(text, "row 1")):
+        try:
+            path = check()
+        except UserError as error:
+            assert "row 1" in str(error)
+        else:
+            assert not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from(["PatientID", "AccessionNumber", "PatientAge", "Findings", "Impression",
+                             "ImageViewPosition", "ImagePath"]), value=json_values)
+def test_any_json_value_gives_rows_or_one_sentence(name, value):
+    entry = {"PatientID": "G1", "AccessionNumber": "A1", "PatientSex": "M", "PatientAge": "045Y", "Findings": "f",
+             "Impression": "i", "ImageViewPosition": ["PA"], "ImagePath": ["../deid_png/G1/A1/x.png"], name: value}
+    try:
+        rows = rexgradient.study_rows(entry, "train", "file, key")
+    except UserError as error:
+        assert str(error).startswith("file, key")
+    else:
+        for row in rows:
+            assert row.id.startswith("rexgradient/") and row.id.encode() and row.report == ""
+
+
+@settings(max_examples=60, deadline=None)
+@given(studies=st.dictionaries(st.text(), json_values, max_size=6), indent=st.sampled_from([None, 0, 2]),
+       ascii_only=st.booleans(), piece=st.integers(1, 7))
+def test_streamed_json_is_what_the_json_module_reads(studies, indent, ascii_only, piece, tmp_path_factory):
+    path = tmp_path_factory.mktemp("json") / "studies.json"
+    text = json.dumps(studies, indent=indent, ensure_ascii=ascii_only)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except UnicodeEncodeError:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rexgradient, "PIECE", piece)
+        read = dict(rexgradient.read_entries(path))
+    assert json.dumps(read) == json.dumps(json.loads(text)) and list(read) == list(studies)
+
+
+def test_the_demo_corpus_and_the_real_layout_are_read(demo_releases, tmp_path):
+    rows = plan_rows(["--data_root", str(demo_releases)], tmp_path / "data")
+    assert len(rows["train"]) == 36 and len(rows["valid"]) == 30 and len(rows["test"]) == 28
+    assert not any(row.problem for role in ("train", "valid", "test") for row in rows[role])
