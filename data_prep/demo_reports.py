@@ -199,6 +199,14 @@ GRADES = [
 ]
 ZONE_WORDS = {"upper": ["upper"], "mid": ["mid", "middle"], "lower": ["lower"]}
 CHECKLIST_SHARE = 0.18
+#: Projections -> how an impression that begins with them calls them; without it no text would tell the views apart.
+VIEWS = {
+    ("PA",): "PA view of the chest.",
+    ("AP",): "Portable AP view of the chest.",
+    ("AP", "AP"): "Two portable AP views of the chest.",
+    ("PA", "LATERAL"): "PA and lateral views of the chest.",
+}
+VIEWS_SHARE = 0.35
 
 
 @dataclass(frozen=True)
@@ -218,6 +226,8 @@ def write_report(rng: np.random.Generator, study: Study) -> Report:
     technique = {1: "Single view of the chest.", 2: "Two views of the chest."}[len(study.views)]
     findings = _paragraph(rng, study, thorough=True) if rng.random() < 0.8 else ""
     impression = _impression(rng, study)
+    if rng.random() < VIEWS_SHARE and study.views in VIEWS:
+        impression = f"{VIEWS[study.views]} {impression}"
     if findings and rng.random() < 0.02:  # a few reports end with their findings
         impression = ""
     return Report(_pick(rng, REASONS), comparison, technique, findings, impression)
