@@ -16,8 +16,8 @@ from chexzero.images import prepare
 class ImageFolder:
     """The images of a folder and its subfolders, sorted by path; a slice reads and prepares those files only.
 
-    `folder[i:j]` is uint8 (j - i, 320, 320), what `chexzero.inference.embed_images` takes. `paths` are relative to the
-    folder. A file that cannot be decoded raises `UserError`.
+    `folder[i:j]` is uint8 (j - i, 320, 320), what `chexzero.inference.embed_images` takes. `paths` are relative to
+    the folder. A file that cannot be decoded raises `UserError`.
     """
 
     def __init__(self, folder: str | os.PathLike):

@@ -1,11 +1,15 @@
 """The DINOv3 tower against transformers' model, from every layout of weights, and back."""
 
+import sys
+
 import pytest
 import torch
 from dinov3_files import cls_feature, meta_layout, random_model, small_model, small_size
 from safetensors.torch import save_file
 from transformers import DINOv3ViTModel
 
+from benchmarks import dinov3 as benchmark
+from chexzero.files import read_json
 from dinov3_adapter import SIZES, AdapterError, build_vision_tower, to_huggingface, tower_from_state_dict
 from dinov3_adapter.convert import from_huggingface
 from dinov3_adapter.registry import trunk_shapes
@@ -178,3 +182,26 @@ def test_drop_path_acts_only_while_training():
     images = torch.randn(1, 3, 32, 32).expand(8, -1, -1, -1)
     assert tower.train()(images).std(dim=0).max() > 1e-3
     assert tower.eval()(images).std(dim=0).max() < 1e-5
+
+
+def test_benchmark_runs_anywhere(monkeypatch, tmp_path):
+    """`python -m benchmarks.dinov3` at a size for a quick look; bf16 features are within 1 in 100 of fp32."""
+    flags = ["--vision", "dinov3_tiny", "--image_resolution", "32", "--batch_size", "2", "--repeats", "1",
+             "--device", "cpu", "--out", str(tmp_path / "rates.json")]
+    monkeypatch.setattr(sys, "argv", ["dinov3", *flags])
+    benchmark.main()
+    report = read_json(tmp_path / "rates.json")
+    assert 0 < report["bf16_relative_error"] < 1e-2
+    assert [(rate["precision"], rate["kind"]) for rate in report["rates"]] == [
+        ("fp32", "forward"), ("fp32", "training"), ("bf16", "forward"), ("bf16", "training")]
+    forward, training = report["rates"][:2]
+    assert 2 < training["tflops"] * forward["images_per_second"] / (
+        forward["tflops"] * training["images_per_second"]) <= 3  # operations of a training step over those forward
+
+
+@pytest.mark.gpu
+def test_bf16_features_on_a_gpu():
+    torch.manual_seed(0)
+    tower = build_vision_tower("dinov3_vitb", "random", embed_dim=512)
+    benchmark.pass_on_the_image(tower)
+    assert benchmark.relative_error(tower.cuda(), torch.randn(16, 3, 224, 224, device="cuda")) < 1e-2
