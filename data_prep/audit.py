@@ -25,8 +25,8 @@ class AuditOptions:
     """What to do and how much to measure.
 
     `copies` disguised copies are planted to measure the recall, and `unrelated` pairs are compared for the rate of
-    false alarms. `finished`: the sets are complete and are not changed, whatever `on_overlap` says. `earlier`: sentences
-    on what was left out before. `drawn`: the corpus is drawn, no patient is in it.
+    false alarms. `finished`: the sets are complete and are not changed, whatever `on_overlap` says. `earlier`:
+    sentences on what was left out before. `drawn`: the corpus is drawn, no patient is in it.
     """
 
     on_overlap: str = "drop"
@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int | None:
         raise UserError(f"--workers {args.workers} must be at least 1")
     with finished.open_roles(Path(args.data), Path(args.splits)) as (roles, drawn, earlier):
         options = AuditOptions(args.on_overlap, args.workers, args.seed, finished=True, drawn=drawn, earlier=earlier)
-        audit = run_audit(roles, args.out or args.data, options)
+        out_dir = Path(args.out or args.data)
+        finished.keep_build_report(out_dir)
+        audit = run_audit(roles, out_dir, options)
     print(audit.summary["sentence"])
     return None

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from data_prep.overlap import near, verify
-from data_prep.overlap.checks import IMAGE_KINDS, Check, ImageResults
+from data_prep.overlap.checks import IMAGE_KINDS, NAMES, Check, ImageResults
 from data_prep.roles import Role
 
 MAX_FOUND = 200
@@ -58,15 +58,17 @@ def _card(roles: dict[str, Role], a_role: str, a_id: str, b_role: str, b_id: str
     a, b = _image(roles[a_role], a_id), _image(roles[b_role], b_id)
     comparison = pair.comparison if pair else verify.compare(verify.prepare(b), verify.prepare(a))
     if comparison is None:
-        return Card(a_role, a_id, b_role, b_id, kinds, None, "not aligned", [(b_role, _url(b)), (a_role, _url(a))])
+        pictures = [(NAMES[b_role], _url(b)), (NAMES[a_role], _url(a))]
+        return Card(a_role, a_id, b_role, b_id, kinds, None, "not aligned", pictures)
     moved = verify.aligned(a, comparison)
     moved = 255 - moved if comparison.inverted else moved
     scale = np.sqrt(abs(np.linalg.det(comparison.matrix[:, :2])))
     angle = np.degrees(np.arctan2(comparison.matrix[1, 0], comparison.matrix[0, 0]))
-    text = f"size × {scale:.3f}, turned {angle:+.1f}°, overlap {comparison.overlap:.0%}" + (
+    text = f"size × {scale:.3f}, turned {abs(angle):.1f}°, overlap {comparison.overlap:.0%}" + (
         ", inverted" if comparison.inverted else "")
     return Card(a_role, a_id, b_role, b_id, kinds, round(comparison.score, 4), text,
-                [(b_role, _url(b)), (f"{a_role}, aligned", _url(moved)), ("difference", _url(_difference(b, moved)))])
+                [(NAMES[b_role], _url(b)), (f"{NAMES[a_role]}, moved", _url(moved)),
+                 ("difference", _url(_difference(b, moved)))])
 
 
 def _image(role: Role, image_id: str) -> np.ndarray:

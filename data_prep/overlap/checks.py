@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 
@@ -96,6 +97,7 @@ def compare_images(roles: dict[str, Role], work_dir: Path, *, copies: int, unrel
     sides = [name for name in ("valid", "test") if name in roles]
     if not sides:
         return results
+    cv2.setNumThreads(1)  # the threads are ours
     images = np.concatenate([np.asarray(roles[name].images[:]).astype(np.uint8, copy=False) for name in sides])
     ids = np.concatenate([roles[name].rows["id"].to_numpy() for name in sides])
     role_of = np.repeat(sides, [len(roles[name].rows) for name in sides])
@@ -125,13 +127,12 @@ def _against_training(train: Role, images: np.ndarray, reliefs: np.ndarray, work
                       workers: int) -> tuple[list[nominate.Nominations], list[near.Pair]]:
     with tempfile.TemporaryDirectory(dir=work_dir, prefix=".audit-") as folder:
         log.info("audit: thumbnails of %d training images", len(train.rows))
-        thumbs = signatures.write_thumbnails(train.images, Path(folder) / "thumbnails.npy", workers)
+        thumbs = signatures.write_thumbnails(train.images, Path(folder) / "thumbnails", workers)
         started = time.monotonic()
         nominations = nominate.nominate(reliefs, thumbs, workers)
         total = sum(len(found.rows) for found in nominations)
         log.info("audit: %d of %d pairs nominated (%.0f s)", total, len(train.rows) * len(images),
                  time.monotonic() - started)
-        del thumbs
     fetch = near.fetcher(train.images)
     return nominations, near.second_stage(images, nominations, fetch, workers, _progress(len(images)))
 

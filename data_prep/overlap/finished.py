@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -48,6 +49,15 @@ def open_roles(data: Path, splits: Path) -> Iterator[tuple[dict[str, Role], bool
         yield roles, bool(build.get("drawn")), _earlier(build)
 
 
+def keep_build_report(folder: Path) -> None:
+    """Rename the report that the build wrote to `overlap_report_build.*`, so that this audit's does not replace it."""
+    path = folder / "overlap_report.json"
+    if path.is_file() and isinstance(report := read_json(path), dict) and not report.get("finished"):
+        for ending in ("json", "md", "html"):
+            if (folder / f"overlap_report.{ending}").is_file():
+                os.replace(folder / f"overlap_report.{ending}", folder / f"overlap_report_build.{ending}")
+
+
 def _rows(table_path: Path, manifest_path: Path, images: Any) -> pd.DataFrame:
     table = read_table(table_path, ["id", "patient_id", "study_id", "view"])
     rows = table[["id", "patient_id", "study_id", "view"]].copy()
@@ -79,4 +89,5 @@ def _earlier(build: dict[str, Any]) -> list[str]:
     overlap = build.get("overlap")
     if not isinstance(overlap, dict) or not overlap.get("sentence"):
         return []
-    return [f"When these files were built, the audit said: {overlap['sentence']}"]
+    return [f"When these files were built, the audit said: {overlap['sentence']} (its report: "
+            f"overlap_report_build.html beside the data, or overlap_report.html where this one was put elsewhere)"]

@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from data_prep.overlap.signatures import MAP_SIZE, THUMB_SIZE, thumbnail
+from data_prep.overlap.signatures import MAP_SIZE, THUMB_SIZE, ThumbnailFile, thumbnail
+
+Thumbs = np.ndarray | ThumbnailFile  # int8 (N, 1024)
 
 COARSE_SCALES = (0.92, 0.97, 1.02, 1.06, 1.11)
 FINE_SCALES = (0.92, 0.95, 0.98, 1.01, 1.04, 1.07, 1.10)
@@ -92,7 +94,7 @@ def fine_scores(relief: np.ndarray, thumbs: np.ndarray) -> tuple[np.ndarray, np.
     return np.abs(chosen), poses, np.where(chosen < 0, -1, 1)
 
 
-def coarse_search(templates: np.ndarray, thumbs: np.ndarray, keep: int,
+def coarse_search(templates: np.ndarray, thumbs: Thumbs, keep: int,
                   workers: int) -> tuple[np.ndarray, np.ndarray]:
     """The `keep` best rows of `thumbs` for each template: rows and scores, both (Q, min(keep, N)), unordered."""
     def part(bounds: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +120,7 @@ def _best(rows: np.ndarray, scores: np.ndarray, keep: int) -> tuple[np.ndarray, 
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-def nominate(reliefs: np.ndarray, thumbs: np.ndarray, workers: int, *, keep_coarse: int = KEEP_COARSE,
+def nominate(reliefs: np.ndarray, thumbs: Thumbs, workers: int, *, keep_coarse: int = KEEP_COARSE,
              keep_fine: int = KEEP_FINE, threshold: float = NOMINATE) -> list[Nominations]:
     """Nominate rows of `thumbs` (N, 1024) for each relief map (Q, 96, 96)."""
     candidates, scores = coarse_search(coarse_templates(reliefs), thumbs, keep_coarse, workers)

@@ -13,8 +13,11 @@ from data_prep.overlap.cards import MAX_FOUND, Card, short_hash
 from data_prep.overlap.checks import IMAGE_KINDS, KINDS, NAMES, Check, ImageResults
 
 NAME = "overlap_report"
-WORDS = {"patient": "patients", "study": "studies", "bytes": "pairs of equal files",
-         "pixels": "pairs of equal images", "near": "pairs of near-equal images", "report": "pairs of equal reports"}
+WORDS = {"patient": ("patient", "patients"), "study": ("study", "studies"),
+         "bytes": ("pair of equal files", "pairs of equal files"),
+         "pixels": ("pair of equal images", "pairs of equal images"),
+         "near": ("pair of near-equal images", "pairs of near-equal images"),
+         "report": ("pair of equal reports", "pairs of equal reports")}
 
 
 def document(facts: dict[str, dict], checks: list[Check], images: ImageResults, reasons: dict[str, str], *,
@@ -52,13 +55,18 @@ def document(facts: dict[str, dict], checks: list[Check], images: ImageResults, 
         "report": f"{NAME}.html",
     }
     return {
-        "title": "Overlap of training, validation and test", "drawn": drawn, "summary": summary, "roles": facts,
-        "checks": [_check(check) for check in checks], "done": done, "earlier": earlier, "left_out": left_out,
+        "title": "Overlap of training, validation and test", "drawn": drawn, "finished": finished, "summary": summary,
+        "earlier": earlier, "roles": facts, "checks": [_check(check) for check in sorted(checks, key=_order)],
+        "done": done, "left_out": left_out,
         "left_out_images": [{"id": image, "reason": reason} for image, reason in reasons.items()],
         "method": method(seed), "limits": LIMITS, "measured": measured,
         "thresholds": {"nominate": nominate.NOMINATE, "keep_coarse": nominate.KEEP_COARSE,
                        "keep_fine": nominate.KEEP_FINE, "same": verify.SAME, "min_overlap": verify.MIN_OVERLAP},
     }
+
+
+def _order(check: Check) -> tuple[int, int, int]:
+    return list(KINDS).index(check.kind), list(NAMES).index(check.a_role), list(NAMES).index(check.b_role)
 
 
 def _check(check: Check) -> dict[str, Any]:
@@ -80,7 +88,7 @@ def _sentence(found: dict[str, int], between: dict[str, int], left_out: dict[str
     if len(facts) < 2:
         return "There were not two sets to compare."
     def listed(counts: dict[str, int]) -> str:
-        return ", ".join(f"{n:,} {WORDS[kind]}" for kind, n in counts.items() if n)
+        return ", ".join(f"{n:,} {WORDS[kind][n != 1]}" for kind, n in counts.items() if n)
 
     parts = [f"Training and evaluation sets share {listed(found)}. {done}" if left_out["images"] else
              "No training image, patient or report was found in an evaluation set."]
@@ -118,9 +126,9 @@ def method(seed: int) -> list[str]:
         f"those, the best {nominate.KEEP_FINE} with a correlation of {nominate.NOMINATE} or more are nominated. A "
         f"negative correlation counts too, as an inverted copy has one.",
         f"Second stage, which decides: the nominated image is aligned (scale, shift, rotation, shear; ECC), and its "
-        f"fine texture (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} pixels, local contrast set to one) "
-        f"is correlated in tiles of {verify.TILE} pixels. Two images are called near-equal if the median over the tiles "
-        f"is {verify.SAME} or more and {verify.MIN_OVERLAP:.0%} of the picture overlap.",
+        f"fine texture (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} pixels, local contrast set to "
+        f"one) is correlated in tiles of {verify.TILE} pixels. Two images are called near-equal if the median of the "
+        f"tiles is {verify.SAME} or more and {verify.MIN_OVERLAP:.0%} of the picture overlap.",
         f"Reports: compared after white space and case are normalised. A shared report counts as telling if at least "
         f"{reports.TELLING_WORDS} words remain once normal phrases and sentences of {reports.COMMON_STUDIES} or more "
         f"training studies (or {reports.COMMON_SHARE:.2%} of them, whichever is more) are taken out, and at most "
@@ -172,7 +180,7 @@ def _context(report: dict[str, Any], found: list[Card], rejected: list[Card],
 def _percent(rate: dict[str, Any]) -> str:
     if rate["rate"] is None:
         return "not measured"
-    interval = f"95 %: {rate['lower_95']:.1%} to {rate['upper_95']:.1%}"
+    interval = f"95 %: {rate['lower_95']:.1%}–{rate['upper_95']:.1%}"
     return f"{rate['rate']:.1%} ({rate['hits']:,} of {rate['of']:,}; {interval})"
 
 

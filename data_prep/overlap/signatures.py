@@ -71,16 +71,28 @@ def blocks(images: Any, size: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
         yield start, np.asarray(images[start:start + size]).astype(np.uint8, copy=False)
 
 
-def write_thumbnails(images: Any, path: Path, workers: int) -> np.ndarray:
-    """Thumbnails of all images as a memory map of int8 (N, 1024) at `path`, made blockwise with `workers` threads.
+class ThumbnailFile:
+    """Thumbnails on disk, int8 (N, 1024). `file[a:b]` and `file[rows]` copy what is asked for and map no more.
 
-    OpenCV works outside Python's lock, so threads use all cores and the images are read once, in order.
+    A map that stays open would count the whole file as this process's memory.
     """
-    cv2.setNumThreads(1)
-    thumbs = np.lib.format.open_memmap(path, mode="w+", dtype=np.int8, shape=(len(images), THUMB_SIZE**2))
-    with ThreadPoolExecutor(workers) as pool:
-        for start, block in blocks(images):
-            for i, thumb in enumerate(pool.map(lambda image: thumbnail(relief_map(image)), block)):
-                thumbs[start + i] = thumb
-    thumbs.flush()
-    return thumbs
+
+    def __init__(self, path: Path, length: int) -> None:
+        self.path, self.length = path, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return np.array(np.memmap(self.path, np.int8, "r", shape=(self.length, THUMB_SIZE**2))[rows])
+
+
+def write_thumbnails(images: Any, path: Path, workers: int) -> ThumbnailFile:
+    """Thumbnails of all images at `path`, made blockwise with `workers` threads; the images are read once, in order.
+
+    OpenCV works outside Python's lock, so threads use all cores.
+    """
+    with open(path, "wb") as file, ThreadPoolExecutor(workers) as pool:
+        for _, block in blocks(images):
+            np.stack(list(pool.map(lambda image: thumbnail(relief_map(image)), block))).tofile(file)
+    return ThumbnailFile(path, len(images))
