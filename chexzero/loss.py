@@ -7,6 +7,7 @@ and of its columns against the diagonal. Radford et al. 2021 (CLIP), as CheXzero
 import torch
 from open_clip.loss import ClipLoss
 from torch import nn
+from torch.nn import functional
 
 from chexzero import distributed
 
@@ -14,10 +15,13 @@ EQUAL_TEXT = ("negative", "positive")
 
 
 class ContrastiveLoss(nn.CrossEntropyLoss):
-    """Cross-entropy over the rows of a logit matrix; `equal_text` says what pairs with the same text are.
+    """Loss of the rows of a logit matrix; `equal_text` says what pairs with the same text are to each other.
 
-    `negative` (upstream): only an image's own text matches it. `positive`: all texts of the batch that are equal to
-    its own match it, with equal shares (hundreds of reports read "No acute cardiopulmonary process").
+    `negative` (upstream): each row's own pair matches it and all others are negatives; the cross-entropy.
+    `positive`: every pair with the same text matches the row. Each match is set against the negatives alone, and a
+    row's loss is the mean over its matches: -log(e^z / (e^z + sum of e^z over the negatives)). (Feeney and Hughes
+    2023, SINCERE; without equal texts it is the cross-entropy. Equal shares of one softmax would change nothing: the
+    logits of equal texts are equal, and summed over the batch that is upstream's loss.)
     """
 
     def __init__(self, equal_text: str = "negative"):
@@ -25,6 +29,14 @@ class ContrastiveLoss(nn.CrossEntropyLoss):
         if equal_text not in EQUAL_TEXT:
             raise ValueError(f"equal_text must be one of {EQUAL_TEXT}")
         self.equal_text = equal_text
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """logits: (b, B). labels: index of each row's match, int64 (b,); or all its matches, bool (b, B)."""
+        if labels.dtype != torch.bool:
+            return super().forward(logits, labels)
+        negatives = logits.masked_fill(labels, -torch.inf).logsumexp(1, keepdim=True)
+        losses = functional.softplus(negatives - logits).masked_fill(~labels, 0)
+        return (losses.sum(1) / labels.sum(1)).mean()
 
 
 def all_pairs(image_features: torch.Tensor, text_features: torch.Tensor,
@@ -41,16 +53,15 @@ def all_pairs(image_features: torch.Tensor, text_features: torch.Tensor,
 
 
 def matches(texts: torch.Tensor, criterion: nn.Module) -> torch.Tensor:
-    """What the rows of the logits are compared with.
+    """What matches the rows of the logits, as `criterion` takes it.
 
     texts: this rank's tokens (b, T). Returns the index of each row's own pair among the pairs of all ranks, int64
-    (b,); or, for `equal_text="positive"`, each row's shares, float32 (b, b x W), rows that sum to 1.
+    (b,); or, for `equal_text="positive"`, all pairs with its text, bool (b, b x ranks).
     """
     if getattr(criterion, "equal_text", "negative") == "negative":
         return torch.arange(len(texts), device=texts.device) + distributed.rank() * len(texts)
     own = text_codes(texts)
-    same = (own[:, None] == distributed.gather(own)[None, :]).float()
-    return same / same.sum(1, keepdim=True)
+    return own[:, None] == distributed.gather(own)[None, :]
 
 
 def text_codes(tokens: torch.Tensor) -> torch.Tensor:

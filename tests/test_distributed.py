@@ -1,0 +1,142 @@
+"""Several processes are one: the same loss and gradient, the same run, and one message when a rank dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from training_corpus import flags, forked, process, ranks, run_to_end, write_corpus
+
+from chexzero import distributed
+from chexzero.engine import bare, for_training
+from chexzero.loss import ContrastiveLoss, matches
+from chexzero.model import CLIP
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), train=40)
+
+
+CASES = [(chunks, equal_text) for chunks in (1, 2) for equal_text in ("negative", "positive")]
+
+
+def gradients_of_rank(environment: dict[str, str], out: Path) -> None:
+    """Loss and gradient of this rank's part of one batch, under DistributedDataParallel, for all cases."""
+    os.environ |= environment
+    device, found = distributed.start(), []
+    for chunks, equal_text in CASES:
+        torch.manual_seed(3)
+        clip = CLIP(16, 32, 2, 64, 16, 20, 200, 64, 1, 2)
+        images = torch.randint(0, 256, (8, 48, 48), dtype=torch.uint8)
+        texts = torch.randint(1, 199, (8, 20))
+        texts[:, 12:], texts[:, 11] = 0, 199
+        texts[6] = texts[1]  # one text on both ranks
+        model = for_training(clip, device, Namespace(precision="fp32", grad_accum=chunks, compile=False))
+        criterion = ContrastiveLoss(equal_text)
+        share = 8 // distributed.world_size()
+        mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+        for _ in range(2):  # twice: DistributedDataParallel arranges its buckets anew after the first
+            model.zero_grad()
+            logits_per_image, logits_per_text = model(images[mine], texts[mine])
+            labels = matches(texts[mine], criterion)
+            loss = (criterion(logits_per_image, labels) + criterion(logits_per_text, labels)) / 2
+            loss.backward()
+        loss = distributed.mean(loss.detach().clone())
+        found.append({"loss": loss, **{name: p.grad for name, p in bare(model).named_parameters()}})
+    if distributed.is_main():
+        torch.save(found, out)
+    distributed.finish()
+
+
+def test_two_ranks_have_the_loss_and_gradient_of_one(tmp_path):
+    paths = {count: tmp_path / f"{count}.pt" for count in (1, 2)}
+    for count, path in paths.items():
+        assert run_to_end([forked(gradients_of_rank, one, path) for one in ranks(count)]) == [0] * count
+    one, two = (torch.load(path, weights_only=True) for path in paths.values())
+    for case, wanted, given in zip(CASES, one, two, strict=True):
+        assert wanted.keys() == given.keys()
+        for name, value in wanted.items():
+            assert (given[name] - value).abs().max() <= 1e-5 * max(1, value.abs().max()), (case, name)
+    assert abs(float(one[0]["loss"] - one[1]["loss"])) > 1e-3  # equal texts do make a difference here
+
+
+STEPS = ["--max_steps", "8", "--val_interval", "4", "--log_interval", "1", "--lr", "1e-2", "--batch_size", "12",
+         "--save_interval", "0"]
+
+
+@pytest.fixture(scope="module")
+def single(corpus) -> Path:
+    assert run_to_end([process(flags(corpus, "single", *STEPS))]) == [0]
+    return corpus / "runs/single"
+
+
+@pytest.mark.parametrize("more", [[], ["--grad_accum", "3", "--one_per_study"]])
+def test_a_run_of_two_ranks_is_a_run_of_one(corpus, single, more):
+    name = f"double{len(more)}"
+    if more:
+        assert run_to_end([process(flags(corpus, "one_" + name, *STEPS, "--one_per_study"))]) == [0]
+        single = corpus / f"runs/one_{name}"
+    assert run_to_end([process(flags(corpus, name, *STEPS, *more), one) for one in ranks(2)]) == [0, 0]
+    folders = single, corpus / "runs" / name
+    one, two = (pd.read_csv(folder / "train_log.csv") for folder in folders)
+    columns = ["step", "samples", "loss", "logit_scale", "same_study_pairs"]
+    pd.testing.assert_frame_equal(one[columns], two[columns], rtol=0, atol=1e-5)
+    one, two = (pd.read_csv(folder / "metrics.csv") for folder in folders)
+    assert one["step"].tolist() == two["step"].tolist()
+    assert np.allclose(one["mean_13"], two["mean_13"], atol=0.01)  # rounding may swap two images of equal score
+    one, two = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in folders)
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
+
+
+def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on(corpus, single):
+    argv = flags(corpus, "signalled", *STEPS, "--resume", "auto")
+    both = [process(argv, one) for one in ranks(2)]
+    for one in both:
+        one.start()
+    log = corpus / "runs/signalled/train_log.csv"
+    while all(one.is_alive() for one in both) and not (log.exists() and len(log.read_text().splitlines()) > 2):
+        time.sleep(0.005)
+    os.kill(both[1].pid, signal.SIGUSR1)
+    for one in both:
+        one.join(60)
+    assert [one.exitcode for one in both] == [75, 75]
+    assert run_to_end([process(argv, one) for one in ranks(2)]) == [0, 0]
+    one, two = (pd.read_csv(folder / "train_log.csv")["loss"] for folder in (single, corpus / "runs/signalled"))
+    assert np.allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.long  # torchrun starts three interpreters
+def test_a_rank_that_dies_ends_the_job_with_its_message(corpus, tmp_path):
+    """Through torchrun, as on a cluster."""
+    script = tmp_path / "dies.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import run_train
+from chexzero import distributed
+from chexzero.errors import UserError, run_command
+real = run_train.train_batch
+def dies(*arguments):
+    if distributed.rank() == 1:
+        raise UserError("row 7 of cxr.h5 cannot be read; build it again")
+    return real(*arguments)
+run_train.train_batch = dies
+run_command(run_train.main)
+""")
+    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+            "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script),
+            *flags(corpus, "dies", *STEPS, "--val_interval", "0")]
+    begun = time.monotonic()
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0 and time.monotonic() - begun < 150
+    assert "error: row 7 of cxr.h5 cannot be read; build it again" in done.stderr

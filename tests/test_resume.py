@@ -1,0 +1,160 @@
+"""A run that is stopped anywhere and goes on equals one that was not."""
+
+import json
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from training_corpus import flags, process, run_to_end, write_corpus
+
+from chexzero import resume
+from chexzero.errors import UserError
+from chexzero.runlog import CsvLog
+
+STEPS = ["--max_steps", "60", "--val_interval", "7", "--save_last_interval", "3", "--log_interval", "2",
+         "--lr", "1e-3", "--batch_size", "8", "--save_interval", "0", "--drop_path", "0.2", "--one_per_study",
+         "--keep_top_k", "1"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), train=50)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus) -> Path:
+    assert run_to_end([process(flags(corpus, "undisturbed", *STEPS))]) == [0]
+    return corpus / "runs/undisturbed"
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, logs and selection equal bit for bit; only what a clock measured may differ."""
+    assert sorted(path.name for path in one.glob("checkpoint*.pt")) == sorted(
+        path.name for path in other.glob("checkpoint*.pt"))
+    for path in one.glob("checkpoint*.pt"):
+        ours, theirs = (torch.load(folder / path.name, weights_only=True) for folder in (one, other))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), path.name
+    for name in ("metrics.csv", "train_log.csv"):
+        tables = [pd.read_csv(folder / name, dtype=str).drop(
+            columns=["seconds", "pairs_per_second", "data_wait"], errors="ignore") for folder in (one, other)]
+        pd.testing.assert_frame_equal(*tables)
+    assert (one / "selection.json").read_text() == (other / "selection.json").read_text()
+
+
+def test_ten_kills_at_random_places_change_nothing(corpus, undisturbed):
+    rng = random.Random(5)
+    places = []
+    for _ in range(200):
+        run = process(flags(corpus, "killed", *STEPS, "--resume", "auto"))
+        run.start()
+        last = corpus / "runs/killed/train_log.csv"
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        while run.is_alive() and len(places) < 10 and (not last.exists() or last.stat().st_mtime_ns == before):
+            time.sleep(0.01)  # until it has begun to write
+        if len(places) < 10:
+            run.join(rng.uniform(0, 1.2))
+        else:
+            run.join(120)
+        if run.exitcode is not None:
+            break
+        run.kill()
+        run.join()
+        places.append(len(CsvLog(last, []).rows()))
+    assert run.exitcode == 0
+    assert len(places) == 10, f"the run was over after {len(places)} kills: {places}"
+    assert_same_run(undisturbed, corpus / "runs/killed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_asks_to_be_requeued(corpus, undisturbed, number):
+    name = f"signalled_{number.name}"
+    argv = flags(corpus, name, *STEPS, "--resume", "auto")
+    run = process(argv)
+    run.start()
+    log = CsvLog(corpus / "runs" / name / "train_log.csv", [])
+    while run.is_alive() and len(log.rows()) < 5:
+        time.sleep(0.01)
+    os.kill(run.pid, number)
+    run.join(60)
+    assert run.exitcode == resume.EXIT_REQUEUE == 75
+    assert 0 < resume.load_last(corpus / "runs" / name)["step"] < 60
+    assert run_to_end([process(argv)]) == [0]
+    assert_same_run(undisturbed, corpus / "runs" / name)
+
+
+def test_a_damaged_last_falls_back_to_the_one_before(tmp_path, caplog):
+    resume.save_last(tmp_path, {"step": 1, "model": {"weight": torch.ones(1000)}})
+    resume.save_last(tmp_path, {"step": 2, "model": {"weight": torch.full((1000,), 2.0)}})
+    assert resume.load_last(tmp_path)["step"] == 2
+    whole = (tmp_path / "last.pt").read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(torch.full((4,), 2.0).numpy().tobytes()) + 5] ^= 1
+    for damaged in (bytes(flipped), whole[:len(whole) // 2], b"", b"not a file of torch"):
+        (tmp_path / "last.pt").write_bytes(damaged)
+        assert resume.load_last(tmp_path)["step"] == 1
+    assert "damaged" in caplog.text
+    (tmp_path / "last.previous.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="--overwrite"):
+        resume.load_last(tmp_path)
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"step": 3, "model": Evil()}, tmp_path / "last.pt")
+    with pytest.raises(UserError):
+        resume.load_last(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_leaves_what_was_saved(tmp_path):
+    small, large = {"step": 1, "model": {}}, {"step": 2, "model": {"weight": torch.zeros(300_000)}}
+    resume.save_last(tmp_path, small)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # writing more fails, as on a full disk
+    try:
+        with pytest.raises(UserError, match="last.pt.*space"):
+            resume.save_last(tmp_path, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert resume.load_last(tmp_path)["step"] == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_another_setting_or_other_data_are_refused(corpus, undisturbed, tmp_path):
+    state = resume.load_last(undisturbed)
+    settings, data = dict(state["settings"]), json.loads(json.dumps(state["data"]))
+    resume.check_same(undisturbed, state, settings | {"max_steps": 90, "num_workers": 2}, data)
+    with pytest.raises(UserError, match="--lr 0.001 .now 0.1."):
+        resume.check_same(undisturbed, state, settings | {"lr": 0.1}, data)
+    cosine = {"lr_schedule": "cosine"}
+    with pytest.raises(UserError, match="--max_steps 60"):
+        state["settings"] |= cosine
+        resume.check_same(undisturbed, state, settings | cosine | {"max_steps": 90}, data)
+    state["settings"] = settings
+    next(iter(data["files"].values()))["sha256"] = "0"
+    with pytest.raises(UserError, match="cxr.h5 changed"):
+        resume.check_same(undisturbed, state, settings, data)
+
+
+def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
+    log = CsvLog(tmp_path / "log.csv", ["step", "loss", "note"])
+    log.begin()
+    for step in (1, 2, 3):
+        log.append({"step": step, "loss": 0.1 + step, "note": float("nan")})
+    with open(log.path, "a") as handle:
+        handle.write("4,0.")
+    assert [row["step"] for row in log.rows()] == [1, 2, 3]
+    log.cut_after(2)
+    assert log.path.read_text() == "step,loss,note\n1,1.1,\n2,2.1,\n"
