@@ -18,6 +18,7 @@ import numpy as np
 
 from chexzero import charts, comparison, provenance, readers, result_sections, sanity
 from chexzero.baseline import baseline_section, checkpoints_in
+from chexzero.calibration import platt
 from chexzero.data import read_build
 from chexzero.errors import UserError, run_command
 from chexzero.evaluation import SetResult, evaluate_set, number
@@ -154,9 +155,10 @@ def pick_device(wanted: str | None) -> str:
     return wanted
 
 
-def predict(checkpoints: Sequence[Path], sets: Sequence[EvaluationSet], prompts: Sequence[Prompt], cache: Path,
+def predict(checkpoints: Sequence[Path], sets: Sequence[EvaluationSet], prompts: Sequence[Prompt],
             args: argparse.Namespace, device: str) -> tuple[list[np.ndarray], list[Predictor]]:
     """The ensemble's probabilities (N images, len(prompts)) of each set. One model is in memory at a time."""
+    cache = Path(args.out) / ".cache"
     members, predictors = [], []
     for checkpoint in checkpoints:
         predictor = Predictor(checkpoint, cache, device=device, batch_size=args.batch_size, precision=args.precision,
@@ -167,71 +169,120 @@ def predict(checkpoints: Sequence[Path], sets: Sequence[EvaluationSet], prompts:
     return [ensemble(scores) for scores in zip(*members, strict=True)], predictors
 
 
-def evaluate(args: argparse.Namespace) -> Path:
-    """The whole evaluation; returns the report's path."""
-    choice = choose(args)
-    data_dir = Path(args.data) if args.data else (choice.run and choice.run.data_dir()) or Path("data")
-    out, device = Path(args.out) / choice.name, pick_device(args.device)
-    figures, cache = out / "figures", Path(args.out) / ".cache"
-    build = read_build(data_dir)
-    drawn = bool(build.get("drawn"))
-    sets = [read_set(data_dir, "valid"), read_set(data_dir, "test")]
-    prompts = upstream_prompts() + read_alternatives(args.prompts)
-    counted = [units(one, args.level) for one in sets]
-    doctors = [readers.read_reader(path, counted[1].table["study_id"], binary=True) for path in args.radiologists]
-    models = [readers.read_reader(path, counted[1].table["study_id"], binary=False) for path in args.supervised]
-    rivals = checkpoints_in(Path(args.baseline)) if args.baseline else []
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was computed before anything is written. `scores` are per set (N cases, len(prompts))."""
 
-    by_image, predictors = predict(choice.checkpoints, sets, prompts, cache, args, device)
-    scores = [one.reduce(values) for one, values in zip(counted, by_image, strict=True)]
+    data_dir: Path
+    build: dict[str, Any]
+    sets: list[EvaluationSet]
+    prompts: list[Prompt]
+    by_image: list[np.ndarray]
+    scores: list[np.ndarray]
+    predictors: list[Predictor]
+    valid: SetResult
+    test: SetResult
+
+
+def measure(args: argparse.Namespace, choice: Choice, device: str) -> Measured:
+    """Predict both sets, choose thresholds on validation, and compute every number of the 14 labels."""
+    data_dir = data_folder(args, choice)
+    sets = [read_set(data_dir, "valid"), read_set(data_dir, "test")]
+    counted = [units(one, args.level) for one in sets]
+    prompts = upstream_prompts() + read_alternatives(args.prompts)
+    by_image, predictors = predict(choice.checkpoints, sets, prompts, args, device)
+    scores = [unit.reduce(values) for unit, values in zip(counted, by_image, strict=True)]
     upstream = [values[:, :len(LABELS)] for values in scores]
     for one, values in zip(sets, upstream, strict=True):
         check_predictions(values, f"the predictions for {one.images}")
     at = thresholds(counted[0].truth, upstream[0])
     valid, test = (evaluate_set(one.name, unit, values, at, args.n_bootstrap)
                    for one, unit, values in zip(sets, counted, upstream, strict=True))
-    reads = record_test_read(out / "test_reads.json", predictors, sets[1], args.level)
+    return Measured(data_dir, read_build(data_dir), sets, prompts, by_image, scores, predictors, valid, test)
 
-    curves = [draw(choice.run, figures) for draw in (charts.validation_curve, charts.training_loss) if choice.run]
-    sections = [
-        comparison.paper_section(test, drawn, charts.beside_paper(test, figures)),
-        result_sections.areas_section(valid, test, [charts.roc(valid, test, doctors, figures),
-                                                    charts.precision_recall(valid, test, figures)]),
-        provenance.selection_section(choice.run, choice.selected, [one for one in curves if one], reads),
-        sanity.sanity_section(valid, test, [
-            *sanity.shared_cases(*sets), sanity.as_built(build, sets),
-            sanity.as_recorded(choice.run.recorded(choice.selected["step"]) if choice.run and len(predictors) == 1
-            else {}, by_image[0][:, :len(LABELS)], sets[0].truth)]),
-    ]
-    if rivals:
-        by_image_theirs, _ = predict(rivals, sets[1:], upstream_prompts(), cache, args, device)
-        theirs = evaluate_set("test", counted[1], counted[1].reduce(by_image_theirs[0]), at, args.n_bootstrap)
-        sections.append(baseline_section(test, theirs, [path.name for path in rivals], figures))
-    if doctors:
-        sections.append(readers.radiologist_section(test, doctors, args.n_bootstrap))
-    if models:
-        sections.append(readers.supervised_section(test, models))
-    sections += [result_sections.operating_section(valid, test),
-                 result_sections.calibration_section(valid, test, charts.calibration(test, figures)),
-                 result_sections.prompts_section(prompts, valid, test, *scores, args.n_bootstrap)]
-    sections += run_suites(args, choice, data_dir, out, device)
-    if args.thumbnails:
-        sections.append(thumbnails_section(test, sets[1].images, figures))
-    sections += [provenance.overlap_section(data_dir), provenance.data_section(data_dir, sets),
-                 provenance.provenance_section(choice.run, vars(args), predictors, sets)]
 
-    for result in (valid, test):
+def data_folder(args: argparse.Namespace, choice: Choice) -> Path:
+    """`--data`, else the folder whose validation set the run used, else `data`."""
+    return Path(args.data) if args.data else (choice.run and choice.run.data_dir()) or Path("data")
+
+
+def evaluate(args: argparse.Namespace) -> Path:
+    """The whole evaluation; returns the report's path."""
+    choice, device = choose(args), pick_device(args.device)
+    out = Path(args.out) / choice.name
+    others = read_others(args, data_folder(args, choice))
+    found = measure(args, choice, device)
+    reads = record_test_read(out / "test_reads.json", found.predictors, found.sets[1], args.level)
+    sections = [*main_sections(args, choice, found, others, reads, out / "figures", device),
+                *run_suites(args, choice, found.data_dir, out, device),
+                *closing_sections(args, choice, found, out / "figures")]
+    for result in (found.valid, found.test):
         write_predictions(out / f"predictions_{result.name}.csv", result)
+    drawn = bool(found.build.get("drawn"))
     write_json(out / "metrics.json", {
         "model_name": choice.name, "drawn": drawn, "selected": choice.selected, "level": args.level,
-        "n_bootstrap": args.n_bootstrap, "valid": valid.metrics(), "test": test.metrics(),
+        "n_bootstrap": args.n_bootstrap, "valid": found.valid.metrics(), "test": found.test.metrics(),
         "sections": {section.key: section.metrics for section in sections if section.metrics}})
-    report = Report(f"Zero-shot evaluation of {choice.name}", summary(choice, valid, test, drawn),
-                    banner(choice, drawn), facts(choice, valid, test, data_dir), sections)
+    report = Report(f"Zero-shot evaluation of {choice.name}", summary(choice, found.valid, found.test, drawn),
+                    banner(choice, drawn), facts(choice, found.valid, found.test, found.data_dir), sections)
     path = write_report(report, out)
-    print_means(valid, test)
+    print_table(found.valid, found.test)
     print(f"report: {path}")
     return path
+
+
+@dataclass(frozen=True)
+class Others:
+    """Those that the run is compared with, from the files that were named."""
+
+    radiologists: list[readers.Reader]
+    supervised: list[readers.Reader]
+    baseline: list[Path]
+
+
+def read_others(args: argparse.Namespace, data_dir: Path) -> Others:
+    """Read them before anything is predicted, so that a wrong file costs no time."""
+    baseline = checkpoints_in(Path(args.baseline)) if args.baseline else []
+    if not args.radiologists and not args.supervised:
+        return Others([], [], baseline)
+    studies = units(read_set(data_dir, "test"), args.level).table["study_id"]
+    return Others([readers.read_reader(path, studies, binary=True) for path in args.radiologists],
+                  [readers.read_reader(path, studies, binary=False) for path in args.supervised], baseline)
+
+
+def main_sections(args: argparse.Namespace, choice: Choice, found: Measured, others: Others, reads: list[dict],
+                  figures: Path, device: str) -> list[Section]:
+    """The sections about the 14 labels, those that a reader wants first at the top."""
+    run, valid, test = choice.run, found.valid, found.test
+    curves = [draw(run, figures) for draw in (charts.validation_curve, charts.training_loss) if run]
+    recorded = run.recorded(choice.selected["step"]) if run and len(choice.checkpoints) == 1 else {}
+    scaled = platt(valid.truth, valid.probability, test.probability)
+    sections = [
+        comparison.paper_section(test, bool(found.build.get("drawn")), charts.beside_paper(test, figures)),
+        result_sections.areas_section(valid, test, [charts.roc(valid, test, others.radiologists, figures),
+                                                    charts.precision_recall(valid, test, figures)]),
+        provenance.selection_section(run, choice.selected, [curve for curve in curves if curve], reads),
+        sanity.sanity_section(valid, test, [
+            *sanity.shared_cases(*found.sets), sanity.as_built(found.build, found.sets),
+            sanity.as_recorded(recorded, found.by_image[0][:, :len(LABELS)], found.sets[0].truth)])]
+    if others.baseline:
+        (by_image,), _ = predict(others.baseline, found.sets[1:], upstream_prompts(), args, device)
+        theirs = evaluate_set("test", test.units, test.units.reduce(by_image), test.at, args.n_bootstrap)
+        sections.append(baseline_section(test, theirs, [path.name for path in others.baseline], figures))
+    if others.radiologists:
+        sections.append(readers.radiologist_section(test, others.radiologists, args.n_bootstrap))
+    if others.supervised:
+        sections.append(readers.supervised_section(test, others.supervised))
+    return [*sections, result_sections.operating_section(valid, test),
+            result_sections.calibration_section(valid, test, scaled, charts.calibration(test, scaled, figures)),
+            result_sections.prompts_section(found.prompts, valid, test, *found.scores, args.n_bootstrap)]
+
+
+def closing_sections(args: argparse.Namespace, choice: Choice, found: Measured, figures: Path) -> list[Section]:
+    """Cases to look at, if they were asked for, and where everything comes from."""
+    cases = [thumbnails_section(found.test, found.sets[1].images, figures)] if args.thumbnails else []
+    return [*cases, provenance.overlap_section(found.data_dir), provenance.data_section(found.data_dir, found.sets),
+            provenance.provenance_section(choice.run, vars(args), found.predictors, found.sets)]
 
 
 def run_suites(args: argparse.Namespace, choice: Choice, data_dir: Path, out: Path, device: str) -> list[Section]:
@@ -289,7 +340,7 @@ def facts(choice: Choice, valid: SetResult, test: SetResult, data_dir: Path) -> 
             "Intervals": f"95 % percentile bootstrap, {len(test.samples)} resamples of the cases"}
 
 
-def print_means(valid: SetResult, test: SetResult) -> None:
+def print_table(valid: SetResult, test: SetResult) -> None:
     print(f"{'':28}{'validation':>12}{'test':>8}{'95 % interval':>16}{'positive':>10}")
     for i, label in enumerate(LABELS):
         print(f"{label:28}{shown(valid.auroc[i]):>12}{shown(test.auroc[i]):>8}"
@@ -318,7 +369,7 @@ def predict_images(args: argparse.Namespace) -> Path:
                            batch_size=args.batch_size, device=device)
     path = Path(args.out) / choice.name / f"images_{safe_name(folder.resolve().name, 'name of the folder')}.csv"
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
-    print(table.head(20).to_string(index=False, float_format="{:.3f}".format))
+    print(table.head(20).to_string(index=False, float_format="{:.4f}".format))
     print(f"{len(table)} images with {choice.checkpoints[0].name}: {path}")
     print("Probabilities compare “finding” with “no finding”; they rank images and are no diagnosis.")
     return path

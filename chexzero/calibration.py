@@ -4,11 +4,34 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.linear_model import LogisticRegression
 
 from chexzero.errors import UserError
 from chexzero.statistics import Floats, check_arrays
 
 N_BINS = 10
+
+
+def platt(valid_truth: ArrayLike, valid_prob: ArrayLike, prob: ArrayLike) -> Floats:
+    """Probabilities (N, L) put on the scale of the validation set's frequencies, label by label (Platt scaling).
+
+    A logistic regression of the validation labels on the standardised logit; it is monotone unless the label ranks
+    the wrong way round there. NaN columns where the validation set lacks a class.
+    """
+    truth, reference = check_arrays(valid_truth, valid_prob)
+    found = np.full(np.shape(prob), np.nan)
+    for label in range(truth.shape[1]):
+        if 0 < truth[:, label].sum() < len(truth):
+            logits, wanted = _logit(reference[:, label]), _logit(np.asarray(prob)[:, label])
+            mean, spread = logits.mean(), logits.std() or 1.0
+            model = LogisticRegression().fit((logits[:, None] - mean) / spread, truth[:, label])
+            found[:, label] = model.predict_proba((wanted[:, None] - mean) / spread)[:, 1]
+    return found
+
+
+def _logit(probability: Floats) -> Floats:
+    inside = np.clip(probability, 1e-12, 1 - 1e-12)
+    return np.log(inside / (1 - inside))
 
 
 @dataclass(frozen=True)

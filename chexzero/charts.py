@@ -108,19 +108,24 @@ def precision_recall(valid: SetResult, test: SetResult, folder: Path) -> Figure:
                 "grey. The dotted line is the share of positive cases in the test set.")
 
 
-def calibration(test: SetResult, folder: Path) -> Figure:
-    """Reliability diagrams; the area of a point grows with the number of cases in its bin."""
+def calibration(test: SetResult, scaled: np.ndarray, folder: Path) -> Figure:
+    """Reliability of the probabilities and of `scaled` ones (N, 14); the larger a point, the more cases."""
     def draw(axes: Axes, i: int) -> str | None:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.7, linestyle=":")
-        found = reliability(test.truth[:, i], test.probability[:, i])
-        axes.plot(found.mean_predicted, found.fraction_positive, color=OURS, linewidth=1, alpha=0.6)
-        axes.scatter(found.mean_predicted, found.fraction_positive, s=4 + 80 * found.count / len(test), color=OURS,
-                     linewidths=0)
-        axes.text(0.98, 0.03, f"ECE {found.ece:.3f}", ha="right", fontsize=8, color=OURS)
+        shown = [(test.probability[:, i], OURS, "as predicted")]
+        if np.isfinite(scaled[:, i]).all():
+            shown.append((scaled[:, i], THEIRS, "scaled on validation"))
+        for height, (probability, color, name) in zip((0.12, 0.03), shown, strict=False):
+            found = reliability(test.truth[:, i], probability)
+            axes.plot(found.mean_predicted, found.fraction_positive, color=color, linewidth=1, alpha=0.6, label=name)
+            axes.scatter(found.mean_predicted, found.fraction_positive, s=4 + 80 * found.count / len(test),
+                         color=color, linewidths=0)
+            axes.text(0.98, height, f"ECE {found.ece:.3f}", ha="right", fontsize=8, color=color)
 
     return save(_grid(draw, "mean predicted probability", "fraction positive"), folder, "reliability",
-                "Reliability on the test set in ten bins of equal width; the larger a point, the more cases. On the "
-                "dotted line probabilities would mean what they say.")
+                "Reliability on the test set in ten bins of equal width, of the probabilities as predicted and "
+                "scaled on the validation set; the larger a point, the more cases. On the dotted line they mean what "
+                "they say.")
 
 
 def beside_paper(test: SetResult, folder: Path) -> Figure:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from chexzero.data import check_rows, image_ids, open_images, read_labels
 from chexzero.errors import UserError
-from chexzero.files import atomic_path, sha256_of
+from chexzero.files import atomic_path, require_file, sha256_of
 from chexzero.labels import LABELS
 from chexzero.prompts import Prompt, probabilities
 
@@ -47,7 +47,8 @@ class EvaluationSet:
 
 def read_set(data_dir: Path, name: str) -> EvaluationSet:
     """Read `<name>.h5` and `<name>_labels.csv`, sure that rows match and that every image shows something."""
-    images, labels = data_dir / f"{name}.h5", data_dir / f"{name}_labels.csv"
+    remedy = "run `python -m data_prep build` first, or name the folder that holds it with --data"
+    images, labels = (require_file(data_dir / name, remedy) for name in (f"{name}.h5", f"{name}_labels.csv"))
     table, truth = read_labels(labels)
     check_rows(images, labels, table)
     check_images(images)

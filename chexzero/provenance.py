@@ -46,9 +46,10 @@ def selection_section(run: RunFolder | None, selected: Mapping[str, Any], figure
         values = run.metrics[["step", metric]].dropna().sort_values(metric, ascending=metric == "val_loss")
         if known:
             close = int(values[metric].between(low, high).sum())
-            text.append(f"{len(values)} validations were compared by {metric}; {close} of them, the selected one "
-                        f"included, lie within its 95 % interval ({interval(low, high)}): the validation set is too "
-                        f"small to tell those apart.")
+            rest = (f"{close - 1} of the others lie within its 95 % interval ({interval(low, high)}): the validation "
+                    f"set is too small to tell those apart" if close > 1 else
+                    f"no other lies within its 95 % interval ({interval(low, high)})")
+            text.append(f"{len(values)} validations were compared by {metric}; {rest}.")
         rows = [[int(row["step"]), float(row[metric]), "selected" if row["step"] == selection.get("step") else ""]
                 for _, row in values.head(5).iterrows()]
         tables.append(Table(f"The best validations by {metric}", ["Step", metric, "Note"], rows))
