@@ -63,7 +63,8 @@ def test_defaults_are_upstreams(corpus, monkeypatch):
                 "optimizer": "sgd", "momentum": 0.9, "context_length": 77, "random_init": False,
                 "model_name": "pt-imp"}
     unchanged = {"vision": "vit_b_32", "precision": "fp32", "grad_accum": 1, "warmup_steps": 0,
-                 "equal_text": "negative", "lr_schedule": "constant", "clip_grad_norm": None, "clip_logit_scale": None, "one_per_study": False,
+                 "equal_text": "negative", "lr_schedule": "constant", "clip_grad_norm": None,
+                 "clip_logit_scale": None, "one_per_study": False,
                  "max_steps": None, "keep_top_k": None, "patience": 0, "val_pairs": 0}
     assert {name: config[name] for name in upstream} == upstream
     assert {name: config[name] for name in unchanged} == unchanged

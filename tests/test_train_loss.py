@@ -114,7 +114,7 @@ def test_equal_texts_as_positives(clip, batch):
     positive = loss_of(model, images, texts, criterion).item()
     assert positive == pytest.approx(sum(by_hand) / 2, abs=1e-6)
     assert positive < loss_of(model, images, texts).item() - 0.1
-    same = loss_of(model, images, texts[:1].repeat(6, 1), criterion)  # then there is no negative, and nothing to learn
+    same = loss_of(model, images, texts[:1].repeat(6, 1), criterion)  # no negative: nothing to learn
     same.backward()
     assert same.item() == 0 and all(p.grad.isfinite().all() for p in clip.parameters())
 

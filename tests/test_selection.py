@@ -1,0 +1,82 @@
+"""Which checkpoint is selected, and why."""
+
+import math
+
+import numpy as np
+import pytest
+
+from chexzero import selection
+from chexzero.labels import COMPETITION_LABELS, LABELS
+from chexzero.run_files import checkpoint_name, checkpoint_steps, remove_checkpoints
+from chexzero.validation import bootstrap_interval, labels_with_both_classes, zero_shot_row
+
+ROWS = [{"step": step, "mean_5": value, "val_loss": loss} for step, value, loss in [
+    (0, 0.5, 3.0), (100, 0.7, 2.0), (200, None, 1.5), (300, 0.8, 1.0), (400, 0.8, 2.5), (500, 0.6, 2.6)]]
+
+
+def test_the_highest_is_selected_and_of_equals_the_earlier():
+    found = selection.describe(ROWS, "mean_5", "mean_5", (0.75, 0.85), 234)
+    assert (found["step"], found["checkpoint"], found["value"]) == (300, "checkpoint_300.pt", 0.8)
+    assert found["runner_up"] == {"step": 400, "value": 0.8} and found["n_compared"] == 5
+    assert found["reason"] == (
+        "The checkpoint of step 300 was selected because its mean zero-shot AUROC over the five CheXpert competition "
+        "labels on the 234 validation images (0.800, 95 % CI 0.750 to 0.850) was the highest of 5 validated "
+        "checkpoints; the runner-up was step 400 (0.800). The test set played no part.")
+    lowest = selection.describe(ROWS, "val_loss", "val_loss", (None, None), 234)
+    assert lowest["step"] == 300 and "lowest of 6" in lowest["reason"]
+    first = selection.describe(ROWS[:1], "mean_5", "mean_5", (None, None), 234)
+    assert first["runner_up"] is None and first["n_compared"] == 1
+
+
+def test_patience_counts_validations_without_enough_improvement():
+    def exhausted(patience, min_delta=0.0, metric="mean_5"):
+        return selection.is_exhausted(ROWS, metric, patience, min_delta)
+
+    assert exhausted(2) and not exhausted(3) and not exhausted(0)
+    assert exhausted(4, 0.15) and not exhausted(5, 0.15)  # 0.8 is no improvement of 0.15 on 0.7
+    assert exhausted(2, metric="val_loss") and not exhausted(3, metric="val_loss")
+    assert not exhausted(1, metric=None)
+
+
+def test_the_best_and_the_next_k_are_kept(tmp_path):
+    assert selection.steps_to_keep(ROWS, "mean_5", 0) == {300}
+    assert selection.steps_to_keep(ROWS, "mean_5", 2) == {300, 400, 100}
+    assert selection.steps_to_keep(ROWS, None, 2) == {500}
+    for step in (5, 40, 300):
+        (tmp_path / checkpoint_name(step)).touch()
+    (tmp_path / "checkpoint.pt").touch()
+    remove_checkpoints(tmp_path, {300})
+    assert checkpoint_steps(tmp_path) == [300] and (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_metric_that_is_not_defined_falls_back():
+    assert selection.usable_metric("mean_5", ["Edema"]) == "mean_5"
+    assert selection.usable_metric("mean_5", ["Fracture"]) == "mean_13"
+    assert selection.usable_metric("Fracture_auc", ["Edema"]) == "mean_5"
+    assert selection.usable_metric("mean_5", ["No Finding"]) == "mean_14"
+    assert selection.usable_metric("mean_5", []) is None
+    assert selection.usable_metric("val_loss", []) == "val_loss"
+
+
+def area(labels, scores):
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    return np.mean(positive[:, None] > negative[None])
+
+
+def test_the_row_and_the_interval_agree_with_their_definitions():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((60, 14)) < 0.4).astype(float)
+    labels[:, LABELS.index("Edema")] = 0
+    predictions = rng.random((60, 14)) + 0.2 * labels
+    row = zero_shot_row(labels, predictions)
+    defined = labels_with_both_classes(labels)
+    assert math.isnan(row["Edema_auc"]) and "Edema" not in defined
+    columns = [LABELS.index(name) for name in COMPETITION_LABELS if name != "Edema"]
+    assert row["mean_5"] == pytest.approx(np.mean([area(labels[:, j], predictions[:, j]) for j in columns]))
+    means = []
+    for i in range(1000):
+        index = np.random.RandomState(i).randint(0, 60, 60)  # what sklearn.utils.resample draws
+        means.append(np.mean([area(labels[index, j], predictions[index, j]) for j in columns]))
+    means.sort()
+    assert bootstrap_interval(labels, predictions, "mean_5", defined) == pytest.approx((means[24], means[974]))
+    assert bootstrap_interval(labels, predictions, "val_loss", defined) == (None, None)
