@@ -60,10 +60,10 @@ def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions
     found += images.checks
     reasons = checks.reasons_to_leave_out(roles["train"].rows, found) if "train" in roles else {}
     facts = {name: checks.facts(role) for name, role in roles.items()}
-    patients = roles["train"].rows.set_index("id").loc[list(reasons), "patient_id"].nunique() if reasons else 0
-    document = report.document(facts, found, images, reasons, left_out_patients=patients,
-                               on_overlap=options.on_overlap, finished=options.finished, drawn=options.drawn,
-                               earlier=options.earlier, seed=options.seed)
+    concerned = checks.concerned(roles["train"].rows, reasons) if reasons else checks.NOBODY
+    document = report.document(facts, found, images, reasons, concerned, on_overlap=options.on_overlap,
+                               finished=options.finished, drawn=options.drawn, earlier=options.earlier,
+                               seed=options.seed)
     report.write(out_dir, document, cards.found(roles, found, images), cards.rejected(roles, images),
                  cards.shared_texts(roles, found))
     summary = document["summary"]

@@ -204,6 +204,17 @@ def reasons_to_leave_out(train: pd.DataFrame, checks: list[Check]) -> dict[str, 
     return direct
 
 
+NOBODY = {"images": 0, "patients": 0, "matching": 0, "by_source": {}}
+
+
+def concerned(train: pd.DataFrame, reasons: dict[str, str]) -> dict[str, Any]:
+    """The training images of matching patients, counted: all, those that match themselves, patients, by source."""
+    rows = train[train["id"].isin(list(reasons))]
+    return {"images": len(reasons), "patients": int(rows["patient_id"].nunique()),
+            "matching": sum("of the same patient" not in reason for reason in reasons.values()),
+            "by_source": {str(name): int(n) for name, n in rows["source"].value_counts(sort=False).items()}}
+
+
 def in_both_splits(rows: pd.DataFrame) -> dict[str, int]:
     """Source -> patients who occur in more than one of its own splits within this role (they do no harm there)."""
     splits = rows.groupby(["source", "patient_id"])["split"].nunique()

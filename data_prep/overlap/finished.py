@@ -50,7 +50,7 @@ def open_roles(data: Path, splits: Path) -> Iterator[tuple[dict[str, Role], bool
 
 
 def keep_build_report(folder: Path) -> None:
-    """Rename the report that the build wrote to `overlap_report_build.*`, so that this audit's does not replace it."""
+    """Rename the report of the build to `overlap_report_build.*`, so that this audit's does not replace it."""
     path = folder / "overlap_report.json"
     if path.is_file() and isinstance(report := read_json(path), dict) and not report.get("finished"):
         for ending in ("json", "md", "html"):
@@ -89,5 +89,4 @@ def _earlier(build: dict[str, Any]) -> list[str]:
     overlap = build.get("overlap")
     if not isinstance(overlap, dict) or not overlap.get("sentence"):
         return []
-    return [f"When these files were built, the audit said: {overlap['sentence']} (its report: "
-            f"overlap_report_build.html beside the data, or overlap_report.html where this one was put elsewhere)"]
+    return [f"When these files were built, the audit said: {overlap['sentence']}"]

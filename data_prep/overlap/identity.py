@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 
@@ -47,13 +48,16 @@ def disagreeing(rows: pd.DataFrame) -> pd.Series:
 
 
 def study_keys(rows: pd.DataFrame) -> pd.DataFrame:
-    """The study of each row: `patient/study` in CheXpert's shared numbering, the accession number in ReXGradient."""
-    parts = rows["study_id"].fillna("").astype(str).str.casefold().str.rsplit("/", n=2)
-    rex = rows["source"].eq("rexgradient").to_numpy()
-    patient, study = _level(parts.str[-2]), parts.str[-1].fillna("")
-    key = (patient + "/" + study).where(~rex, "rexgradient/" + study)
-    claims = pd.DataFrame({"row": range(len(rows)), "key": key.to_numpy()})
-    return claims[~claims["key"].str.endswith("/")]
+    """The studies that a row claims: `patient/study` in CheXpert's numbering, the accession number in ReXGradient.
+
+    A CheXpert study belongs to a patient, so it is claimed once by the path's patient and once by the table's.
+    """
+    study = rows["study_id"].fillna("").astype(str).str.casefold().str.rsplit("/", n=1).str[-1]
+    claims = patient_keys(rows)
+    own = study.to_numpy()[claims["row"]]
+    rex = rows["source"].eq("rexgradient").to_numpy()[claims["row"]]
+    claims["key"] = np.where(rex, "rexgradient/" + own, claims["key"].to_numpy() + "/" + own)
+    return claims[own != ""].drop_duplicates(ignore_index=True)
 
 
 def hash_keys(rows: pd.DataFrame, column: str) -> pd.DataFrame:

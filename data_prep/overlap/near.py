@@ -82,8 +82,8 @@ def planted_copies(images: np.ndarray, reliefs: np.ndarray, nominations: list[no
     """Disguise `n` evaluation images and send each copy through both stages, as one more training image.
 
     A copy is nominated if it reaches what the training images had to reach: the thresholds, and a place
-    among the best of its evaluation image. Evaluation images and kinds of disguise take turns; no image is planted more
-    often than there are kinds.
+    among the best of its evaluation image. Evaluation images and kinds of disguise take turns; no image is planted
+    more often than there are kinds.
     """
     n = min(n, len(disguise.KINDS) * len(images))
     order = np.random.default_rng(seed).permutation(len(images))

@@ -20,18 +20,12 @@ WORDS = {"patient": ("patient", "patients"), "study": ("study", "studies"),
          "report": ("pair of equal reports", "pairs of equal reports")}
 
 
-def document(facts: dict[str, dict], checks: list[Check], images: ImageResults, reasons: dict[str, str], *,
-             left_out_patients: int, on_overlap: str, finished: bool, drawn: bool, earlier: list[str],
+def document(facts: dict[str, dict], checks: list[Check], images: ImageResults, reasons: dict[str, str],
+             left_out: dict[str, Any], *, on_overlap: str, finished: bool, drawn: bool, earlier: list[str],
              seed: int) -> dict[str, Any]:
     """Everything the audit has to say, ready for JSON; `summary` is what `build.json` keeps."""
     leaks = [check for check in checks if check.a_role == "train"]
     between = [check for check in checks if check.a_role != "train"]
-    left_out = {
-        "images": len(reasons), "patients": left_out_patients,
-        "matching": sum("of the same patient" not in reason for reason in reasons.values()),
-        "by_source": {source: sum(image.split("/")[0] == source for image in reasons)
-                      for source in sorted({image.split("/")[0] for image in reasons})},
-    }
     alarmed = [list(ids) for ids, pair in zip(images.unrelated_ids, images.unrelated, strict=True) if pair.same]
     measured = {"planted": near.measured_recall(images.copies),
                 "unrelated": near.measured_false_alarms(images.unrelated) | {"called_near_equal": alarmed}}

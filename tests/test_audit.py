@@ -1,0 +1,260 @@
+"""The overlap audit: every kind of overlap planted and found, unrelated images left alone, and what is done then."""
+
+import json
+import re
+
+import cv2
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexzero.errors import UserError
+from data_prep.__main__ import main as data_prep
+from data_prep.audit import AuditOptions, run_audit
+from data_prep.overlap import disguise, near, verify
+from data_prep.overlap.reports import equal_reports, normalise
+from data_prep.overlap.signatures import content_mask
+from data_prep.roles import Role
+
+FEW = {"workers": 1, "copies": 9, "unrelated": 12}
+TELLING = ("1. Large right hilar mass with volume loss of the upper lobe, suspicious for malignancy.\n"
+           "2. Two surgical clips project over the left axilla.")
+
+
+def chest(seed: int) -> np.ndarray:
+    """A picture as alike to the others as chests are: one coarse shape for all, own structures and texture."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1:1:320j, -1:1:320j]
+    picture = 150 - 90 * np.exp(-((np.abs(x) - 0.45) ** 2 / 0.08 + y**2 / 0.35)) + 12 * np.cos(18 * y + 2 * x**2)
+    for sigma, weight in ((24, 14), (8, 8), (3, 8), (1, 6)):
+        noise = cv2.GaussianBlur(rng.standard_normal((320, 320)), (0, 0), sigma)
+        picture += weight * noise / noise.std()
+    picture = np.clip(picture, 1, 255).astype(np.uint8)
+    picture[:20] = picture[-20:] = 0
+    return picture
+
+
+def role(name: str, seeds: list[int], patients: list[str] | None = None, **columns) -> Role:
+    """A role whose image k is chest(seeds[k]) of patient k."""
+    source, split = {"train": ("rexgradient", "train"), "valid": ("chexpert_plus", "valid"),
+                     "test": ("chexpert", "test")}[name]
+    patients = patients or ([f"rexgradient/R{seed}" for seed in seeds] if name == "train" else
+                            [f"patient{64000 + seed}" for seed in seeds])
+    studies = [f"{patient}/A{k}" if name == "train" else f"{source}/{split}/{patient}/study1"
+               for k, patient in enumerate(patients)]
+    rows = pd.DataFrame({"id": [f"{study}/view{k}" for k, study in enumerate(studies)], "source": source,
+                         "split": split, "patient_id": patients, "patient_id_column": patients, "study_id": studies,
+                         "view": "frontal", "report": "", "file_sha256": [f"{name}{k}" for k in range(len(seeds))],
+                         "pixel_sha256": [f"p{name}{k}" for k in range(len(seeds))]} | columns)
+    return Role(np.stack([chest(seed) for seed in seeds]), rows)
+
+
+@pytest.fixture(scope="module")
+def planted() -> dict[str, Role]:
+    """Training rows 0 to 6 share a thing each with an evaluation set, 7 is of the patient of 2, the rest nothing."""
+    valid, test = role("valid", [1, 2, 3, 4]), role("test", [5, 6, 7, 8])
+    patients = [f"rexgradient/R{k}" for k in range(14)]
+    patients[0] = "patient64001"                        # a patient of the validation set, by the path
+    patients[7] = patients[2]
+    train = role("train", list(range(100, 114)), patients)
+    train.rows.loc[1, "patient_id_column"] = "Patient064002"  # another, by the table, otherwise spelled
+    train.images[2] = disguise.disguised(test.images[0], "crop", np.random.default_rng(0))
+    train.images[3] = 255 - test.images[1]
+    train.rows.loc[4, "file_sha256"] = valid.rows["file_sha256"][2]
+    train.rows.loc[5, "pixel_sha256"] = test.rows["pixel_sha256"][2]
+    train.rows.loc[6, "report"] = TELLING
+    train.rows.loc[8:, "report"] = "No acute cardiopulmonary process."
+    valid.rows.loc[3, "report"] = TELLING.upper().replace("\n", "  ")
+    valid.rows.loc[2, "report"] = "No acute  cardiopulmonary process."
+    return {"train": train, "valid": valid, "test": test}
+
+
+def copied(roles: dict[str, Role]) -> dict[str, Role]:
+    return {name: Role(one.images.copy(), one.rows.copy()) for name, one in roles.items()}
+
+
+def test_each_kind_of_overlap_is_found_and_nothing_else(planted, tmp_path):
+    audit = run_audit(planted, tmp_path, AuditOptions(**FEW))
+    ids = planted["train"].rows["id"]
+    assert audit.drop_ids == set(ids[:8])
+    assert set(audit.reasons) == audit.drop_ids
+    assert audit.summary["found"] == {"patient": 2, "study": 0, "bytes": 1, "pixels": 1, "near": 2, "report": 1}
+    assert (audit.summary["dropped"], audit.summary["dropped_patients"], audit.summary["action"]) == (8, 7, "drop")
+    wanted = ["valid: equal patient ids", "valid: equal patient ids", "test: near-equal", "test: near-equal",
+              "valid: equal image files", "test: equal preprocessed", "valid: equal telling", "of the same patient"]
+    for image, words in zip(ids, wanted, strict=False):
+        assert words in audit.reasons[image], image
+    report = json.loads((tmp_path / "overlap_report.json").read_text())
+    near_pairs = [(m["a_id"], m["b_id"]) for c in report["checks"] if c["kind"] == "near" for m in c["matches"]]
+    assert near_pairs == [(ids[2], planted["test"].rows["id"][0]), (ids[3], planted["test"].rows["id"][1])]
+    remarks = [c["note"] for c in report["checks"] if c["kind"] == "report"]
+    assert "6 more pairs" in remarks[0] and "the test set carries none" in remarks[1]
+    assert report["roles"]["train"]["ids_disagree"] == 1
+    assert not list(tmp_path.glob(".audit-*"))
+
+
+def test_the_measurements_are_measured(planted, tmp_path, monkeypatch):
+    few = AuditOptions(**FEW | {"copies": 18})
+    summary = run_audit(planted, tmp_path, few).summary
+    assert summary["recall"] == 1.0 and 0.8 < summary["recall_lower_95"] < 1
+    assert summary["false_alarm_rate"] == 0.0 and 0 < summary["false_alarm_upper_95"] < 0.4
+    monkeypatch.setattr(verify, "SAME", 1.1)  # nothing is ever called equal ...
+    strict = run_audit(planted, tmp_path, few).summary
+    assert strict["recall"] == 0.0 and strict["found"]["near"] == 0
+    monkeypatch.setattr(verify, "SAME", -1.0)  # ... or everything
+    loose = run_audit(planted, tmp_path, few).summary
+    assert loose["false_alarm_rate"] > 0.5
+
+
+def test_clean_sets_lose_nothing(planted, tmp_path):
+    roles = copied(planted)
+    keep = range(9, 14)
+    roles["train"] = Role(roles["train"].images[9:], roles["train"].rows.iloc[list(keep)])
+    audit = run_audit(roles, tmp_path, AuditOptions(**FEW))
+    assert (audit.drop_ids, audit.reasons, audit.summary["status"]) == (set(), {}, "no overlap found")
+    assert "Nothing had to be left out" in (tmp_path / "overlap_report.md").read_text()
+
+
+def test_keep_only_reports_and_stop_stops_after_the_report(planted, tmp_path):
+    audit = run_audit(planted, tmp_path / "keep", AuditOptions("keep", **FEW))
+    assert audit.drop_ids == set() and len(audit.reasons) == 8 and audit.summary["dropped"] == 0
+    with pytest.raises(UserError, match="overlap.*--on_overlap is stop; read .*overlap_report.html"):
+        run_audit(planted, tmp_path / "stop", AuditOptions("stop", **FEW))
+    assert "The build was stopped" in (tmp_path / "stop" / "overlap_report.html").read_text()
+    with pytest.raises(UserError, match="--on_overlap maybe is unknown"):
+        run_audit(planted, tmp_path, AuditOptions("maybe"))
+
+
+def test_validation_against_test_is_reported_and_never_dropped(tmp_path):
+    valid, test = role("valid", [1, 2, 3]), role("test", [4, 5, 6])
+    test.images[1] = disguise.disguised(valid.images[2], "contrast", np.random.default_rng(1))
+    test.rows.loc[2, "patient_id_column"] = valid.rows["patient_id"][0]
+    audit = run_audit({"train": role("train", [7, 8]), "valid": valid, "test": test}, tmp_path, AuditOptions(**FEW))
+    assert audit.drop_ids == set() and audit.summary["status"] == "overlap found"
+    assert audit.summary["found_valid_test"] == {"patient": 1, "study": 1, "bytes": 0, "pixels": 0, "near": 1,
+                                                 "report": 0}
+    assert "Validation and test share 1 patient" in audit.summary["sentence"]
+
+
+def test_the_shareable_report_names_nobody_and_html_escapes_ids(planted, tmp_path):
+    roles = copied(planted)
+    evil = "rexgradient/<script>alert(1)</script>|`x`/A/\"'&"
+    roles["train"].rows.loc[2, "id"] = evil
+    run_audit(roles, tmp_path, AuditOptions(**FEW))
+    html = (tmp_path / "overlap_report.html").read_text()
+    assert "<script" not in html and "rexgradient/&lt;script&gt;alert(1)&lt;/script&gt;|`x`/A/&#34;&#39;&amp;" in html
+    assert html.count("data:image/jpeg;base64,") >= 3 * 4
+    assert "hilar mass" in html and not re.search(r"(src|href)=\"(?!data:)", html)
+    shareable = (tmp_path / "overlap_report.md").read_text()
+    for one in roles.values():
+        assert not any(name in shareable for name in [*one.rows["id"], *one.rows["patient_id"]])
+    assert "hilar mass" not in shareable
+
+
+def test_a_report_is_the_same_twice(planted, tmp_path):
+    for name, workers in (("a", 1), ("b", 3)):
+        run_audit(planted, tmp_path / name, AuditOptions(**FEW | {"workers": workers}))
+    for ending in ("json", "md", "html"):
+        first, second = ((tmp_path / name / f"overlap_report.{ending}").read_bytes() for name in "ab")
+        assert first == second
+
+
+@pytest.mark.parametrize("kind", disguise.KINDS)
+def test_a_disguised_copy_is_told_from_another_chest(kind):
+    original, other = verify.prepare(chest(1)), verify.prepare(chest(2))
+    for seed in range(3):
+        copy = disguise.disguised(chest(1), kind, np.random.default_rng(seed))
+        sign = -1 if np.corrcoef(copy[100:220, 60:260].ravel(), chest(1)[100:220, 60:260].ravel())[0, 1] < 0 else 1
+        same, different = (verify.compare(one, verify.prepare(copy), sign=sign) for one in (original, other))
+        assert same.same and same.score > 0.6, (kind, seed, same)
+        assert different is None or different.score < 0.3, (kind, seed, different)
+
+
+@pytest.mark.parametrize("image", [np.zeros((320, 320), np.uint8), np.full((320, 320), 255, np.uint8)])
+def test_an_empty_image_is_equal_to_nothing(image):
+    result = verify.compare(verify.prepare(chest(1)), verify.prepare(image))
+    assert result is None or not result.same
+    assert np.isfinite(content_mask(image)).all()
+
+
+def test_reports_that_tell_something():
+    def rows(*texts):
+        return pd.DataFrame({"id": [f"i{k}" for k in range(len(texts))], "report": texts,
+                             "study_id": [f"s{k}" for k in range(len(texts))]})
+
+    assert normalise(" A\n\tB ") == "a b" and normalise(float("nan")) == ""
+    normal = "The lungs are clear. No pleural effusion or pneumothorax. Heart size is normal. No acute fracture."
+    template = "PICC line tip projects over the cavoatrial junction and may be used from now on as needed."
+    training = rows(normal, TELLING, *[template] * 6, "short")
+    evaluation = rows(TELLING.lower(), normal, template, "short", None)
+    matches, common = equal_reports("train", training, "valid", evaluation)
+    assert [(m.a_id, m.b_id) for m in matches] == [("i1", "i0")]
+    assert common == 1 + 6 + 1
+
+
+def test_wrong_roles_are_refused(planted, tmp_path):
+    roles = copied(planted)
+    roles["train"].rows.loc[3, "id"] = roles["train"].rows["id"][4]
+    with pytest.raises(UserError, match="train has the id .* twice"):
+        run_audit(roles, tmp_path, AuditOptions(**FEW))
+    roles["train"] = Role(roles["train"].images[:5], planted["train"].rows)
+    with pytest.raises(UserError, match="5 images but 14 rows"):
+        run_audit(roles, tmp_path, AuditOptions(**FEW))
+
+
+def test_intervals_are_exact():
+    assert near.rate(0, 0)["rate"] is None
+    assert near.rate(0, 300)["upper_95"] == pytest.approx(1 - 0.025 ** (1 / 300))
+    assert near.rate(450, 450)["lower_95"] == pytest.approx(0.025 ** (1 / 450))
+
+
+def finished(folder, roles: dict[str, Role]):
+    """`data/` and `splits/` as a build leaves them."""
+    data, splits = folder / "data", folder / "splits"
+    data.mkdir()
+    splits.mkdir()
+    for name, images, table in (("train", "cxr.h5", "impressions.csv"), ("valid", "valid.h5", "valid_labels.csv"),
+                                ("test", "test.h5", "test_labels.csv")):
+        one = roles[name]
+        with h5py.File(data / images, "w") as file:
+            file["cxr"] = one.images
+            file.create_dataset("id", data=one.rows["id"].tolist(), dtype=h5py.string_dtype())
+        columns = ["id", "patient_id", "study_id", "view", *(["report", "source"] if name == "train" else [])]
+        one.rows[columns].rename(columns={"report": "impression"}).to_csv(data / table, index=False)
+        one.rows.drop(columns="report").to_csv(splits / f"{name}.csv", index=False)
+    return data, splits
+
+
+def test_the_command_audits_finished_files_and_leaves_them(planted, tmp_path, capsys):
+    data, splits = finished(tmp_path, planted)
+    (data / "overlap_report.json").write_text('{"summary": {"sentence": "of the build"}}')
+    (data / "build.json").write_text('{"drawn": true, "overlap": {"sentence": "Dropped 3 images."}}')
+    before = {path.name: path.read_bytes() for path in data.glob("*.[hc]*") if path.suffix != ".html"}
+    assert data_prep(["audit", "--data", str(data), "--splits", str(splits), "--workers", "1"]) is None
+    assert "were not changed: 7 training images of 6 patients" in capsys.readouterr().out  # reports are not kept
+    assert all((data / name).read_bytes() == content for name, content in before.items())
+    assert "of the build" in (data / "overlap_report_build.json").read_text()
+    text = (data / "overlap_report.md").read_text()
+    assert "The corpus is drawn" in text and "Dropped 3 images." in text
+    with pytest.raises(UserError, match="--on_overlap is stop"):
+        data_prep(["audit", "--data", str(data), "--splits", str(splits), "--on_overlap", "stop"])
+
+
+def test_without_manifests_pixels_are_still_compared(planted, tmp_path):
+    roles = copied(planted)
+    roles["train"].images[9] = roles["valid"].images[0]
+    data, _ = finished(tmp_path, roles)
+    data_prep(["audit", "--data", str(data), "--splits", str(tmp_path / "none"), "--workers", "1"])
+    summary = json.loads((data / "overlap_report.json").read_text())["summary"]
+    assert summary["found"] == {"patient": 1, "study": 0, "bytes": 0, "pixels": 1, "near": 3, "report": 0}
+
+
+def test_rows_that_drifted_apart_are_refused(planted, tmp_path):
+    data, splits = finished(tmp_path, planted)
+    table = pd.read_csv(data / "impressions.csv")
+    table.iloc[::-1].to_csv(data / "impressions.csv", index=False)
+    with pytest.raises(UserError, match="row 0 of"):
+        data_prep(["audit", "--data", str(data), "--splits", str(splits)])
+    with pytest.raises(UserError, match="fewer than two"):
+        data_prep(["audit", "--data", str(tmp_path)])
