@@ -358,7 +358,7 @@ def shown(value: float) -> str:
 def predict_images(args: argparse.Namespace) -> Path:
     """Probabilities for a folder of images, to `<out>/<name>/images_<folder>.csv`."""
     from chexzero.checkpoints import load_model
-    from chexzero.folder_predict import images_in, predict_folder
+    from chexzero.folder import images_in, predict_folder
 
     choice, folder = choose(args), Path(args.images)
     images_in(folder)

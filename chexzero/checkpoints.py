@@ -12,7 +12,7 @@ import torch
 
 from chexzero.errors import UserError
 from chexzero.files import require_file
-from chexzero.folders import read_folder
+from chexzero.foreign import read_folder
 from chexzero.model import CLIP, OPENAI_EXTRAS, build_model, count_blocks
 
 log = logging.getLogger(__name__)

@@ -1,33 +1,49 @@
-"""Features for a folder of images, with CheXzero's preparation in front of any vision tower."""
+"""Images of the user's own: files and folders of PNG, JPEG and DICOM, read as the training images were."""
 
+import logging
 import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
-from chexzero.data_process import IMAGE_SUFFIXES, RESOLUTION, preprocess, read_image
+from chexzero.data_process import RESOLUTION
 from chexzero.errors import UserError
 from chexzero.images import prepare
+from chexzero.inference import embed_images
+from chexzero.model import CLIP
+from chexzero.pixels import read_file
+from chexzero.prompts import pair, probabilities
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
 
 
-class ImageFolder:
-    """The images of a folder and its subfolders, sorted by path; a slice reads and prepares those files only.
+def images_in(folder: str | os.PathLike) -> list[Path]:
+    """Image files under a folder, sorted; hidden ones left out. `UserError` where there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name one that holds images ({', '.join(SUFFIXES)})")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+                   and not path.name.startswith("."))
+    if not found:
+        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}); name another folder")
+    return found
 
-    `folder[i:j]` is uint8 (j - i, 320, 320), what `chexzero.inference.embed_images` takes. `paths` are relative to
-    the folder. A file that cannot be decoded raises `UserError`.
+
+class ImageFiles:
+    """Image files as `chexzero.inference.embed_images` takes them: a slice reads and prepares those files only.
+
+    `files[i:j]` is uint8 (j - i, 320, 320). A file that cannot be read, or shows nothing, raises `UserError`.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.root = Path(folder)
-        if not self.root.is_dir():
-            raise UserError(f"{folder} is no folder; name a folder of images ({', '.join(IMAGE_SUFFIXES)})")
-        self.paths = sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*")
-                            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-        if not self.paths:
-            raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); name a folder that does")
+    def __init__(self, paths: Sequence[str | os.PathLike]):
+        self.paths = [Path(path) for path in paths]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -37,11 +53,12 @@ class ImageFolder:
             images = list(threads.map(self._read, self.paths[rows]))
         return np.stack(images) if images else np.zeros((0, RESOLUTION, RESOLUTION), np.uint8)
 
-    def _read(self, path: str) -> np.ndarray:
+    @staticmethod
+    def _read(path: Path) -> np.ndarray:
         try:
-            return np.asarray(preprocess(read_image(self.root / path)))
-        except ValueError as error:
-            raise UserError(f"{self.root / path} {error}; repair it or take it out of the folder") from error
+            return read_file(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {error}; repair it or leave it out") from error
 
 
 def folder_features(tower: nn.Module, folder: str | os.PathLike, *, batch_size: int = 32,
@@ -51,7 +68,7 @@ def folder_features(tower: nn.Module, folder: str | os.PathLike, *, batch_size: 
     tower: a module with `image_resolution` that takes prepared images (B, 3, R, R), such as
     `dinov3_adapter.build_vision_tower` gives. `device` None is the GPU if there is one.
     """
-    images = ImageFolder(folder)
+    images = ImageFiles(images_in(folder))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tower = tower.to(device).eval()
     features = []
@@ -59,4 +76,42 @@ def folder_features(tower: nn.Module, folder: str | os.PathLike, *, batch_size: 
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(images[start:start + batch_size]).to(device)
             features.append(tower(prepare(batch, int(tower.image_resolution))).float().cpu())
-    return images.paths, torch.cat(features).numpy()
+    return [path.relative_to(folder).as_posix() for path in images.paths], torch.cat(features).numpy()
+
+
+def predict_folder(model: CLIP, folder: Path, labels: Sequence[str], *, batch_size: int = 64,
+                   device: str = "cpu") -> pd.DataFrame:
+    """A row an image: `image` (path in the folder) and one column a label, each the probability against "no <label>".
+
+    Files that cannot be read, and images of one grey value, are left out with a warning that names them. Raises
+    `UserError` where nothing is left. Where the model gives all images the same probabilities, a warning says so.
+    """
+    labels = [label.strip() for label in labels]
+    if not labels or not all(labels) or len(set(labels)) != len(labels):
+        raise UserError("--labels needs one or more findings, none blank and none twice; for instance --labels "
+                        "\"pleural effusion\" \"pneumothorax\"")
+    names, features = [], []
+    for batch_names, batch in _readable(folder, images_in(folder), batch_size):
+        names += batch_names
+        features.append(embed_images(model, batch, batch_size=batch_size, device=device))
+    if not names:
+        raise UserError(f"none of the images in {folder} can be read; the warnings above say why")
+    scores = probabilities(model, np.concatenate(features), [pair(label, label, label) for label in labels])
+    if len(names) > 1 and np.ptp(scores, axis=0).max() == 0:
+        log.warning("every image got the same probabilities: they are all alike, or the checkpoint cannot tell "
+                    "images apart")
+    return pd.DataFrame({"image": names} | {label: scores[:, i] for i, label in enumerate(labels)})
+
+
+def _readable(folder: Path, paths: Sequence[Path], size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+    for start in range(0, len(paths), size):
+        names, pixels = [], []
+        for path in paths[start:start + size]:
+            try:
+                pixels.append(read_file(path))
+            except (OSError, ValueError) as error:
+                log.warning("%s is left out: %s", path, error)
+                continue
+            names.append(path.relative_to(folder).as_posix())
+        if names:
+            yield names, np.stack(pixels)

@@ -57,6 +57,12 @@ def prepare_image(root: str, path: str, depth16: str = "stretch") -> Prepared:
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
+def read_file(path: str | os.PathLike) -> np.ndarray:
+    """Read and prepare one file, wherever it lies: uint8 (320, 320). Raises `OSError` or `UnreadableImage`."""
+    with open(path, "rb") as handle:
+        return prepare_pixels(decode(handle.read(LARGEST_FILE)))
+
+
 def decode(data: bytes) -> np.ndarray:
     """Decode a PNG, JPEG or DICOM file: grey (H, W) or RGB (H, W, 3), uint8 or uint16, without alpha.
 

@@ -1,0 +1,54 @@
+"""The model as a library: three lines embed an image and a text.
+
+    import chexzero
+    model = chexzero.load("checkpoints/pt-imp")
+    model.embed_images(["chest.png"]) @ model.embed_texts(["pleural effusion"]).T
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from chexzero.checkpoints import load_model
+from chexzero.folder import ImageFiles
+from chexzero.inference import class_embeddings, embed_images, embed_texts, pair_probabilities
+from chexzero.labels import LABELS
+from chexzero.model import CLIP
+from chexzero.run_folder import read_run
+
+Paths = Sequence[str | os.PathLike]
+
+
+@dataclass
+class ChestCLIP:
+    """A loaded model (`model`, a `chexzero.model.CLIP`) that takes files and words. Files are PNG, JPEG or DICOM."""
+
+    model: CLIP
+
+    def embed_images(self, paths: Paths, batch_size: int = 64) -> np.ndarray:
+        """Features of image files: float32 (N, D), rows of length 1; `UserError` for one that cannot be read."""
+        return embed_images(self.model, ImageFiles(paths), batch_size=batch_size)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Features of texts: float32 (T, D), rows of length 1. A text longer than the context is cut."""
+        return embed_texts(self.model, texts)
+
+    def probabilities(self, paths: Paths, labels: Sequence[str] = LABELS,
+                      template: tuple[str, str] = ("{}", "no {}"), batch_size: int = 64) -> np.ndarray:
+        """Zero-shot probabilities (N, len(labels)) in 0..1, as CheXzero's; not calibrated, not for clinical use."""
+        positive, negative = (class_embeddings(self.model, labels, [one]) for one in template)
+        return pair_probabilities(self.embed_images(paths, batch_size), positive, negative)
+
+
+def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> ChestCLIP:
+    """Load a run's folder (its selected checkpoint), a checkpoint of any kind, or an exported folder.
+
+    Raises `UserError` for anything else.
+    """
+    path = Path(path)
+    is_run = path.is_dir() and (path / "selection.json").is_file()
+    return ChestCLIP(load_model(read_run(path).selected() if is_run else path, device))
