@@ -35,8 +35,6 @@ def main() -> None:
     torch.manual_seed(0)
     tower = build_vision_tower(args.vision, args.vision_weights, image_resolution=args.image_resolution,
                                embed_dim=512)
-    if args.vision_weights == "random":
-        pass_on_the_image(tower)
     tower = tower.to(device)
     images = torch.randn(args.batch_size, 3, args.image_resolution, args.image_resolution, device=device)
 
@@ -75,14 +73,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     return parser.parse_args()
-
-
-def pass_on_the_image(tower: torch.nn.Module) -> None:
-    """Set the layer scale of random weights to 1: at DINOv3's initial 1e-5 the features would be nearly constant."""
-    with torch.no_grad():
-        for name, parameter in tower.named_parameters():
-            if "gamma_" in name:
-                parameter.fill_(1.0)
 
 
 def machine(device: torch.device) -> str:

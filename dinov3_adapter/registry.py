@@ -35,9 +35,7 @@ class Size:
 
 #: Names as on the command line (`--vision dinov3_vitb`). Meta's sizes and hashes: facebookresearch/dinov3, hubconf.
 SIZES: dict[str, Size] = {
-    # Ours, for demos and tests: never pretrained, so the layer scale starts at 1 and not at DINOv3's 1e-5, with which
-    # a tower trained from scratch would not see the image for a long time.
-    "dinov3_tiny": Size("vit_tiny_patch16_dinov3_qkvb", 192, overrides={"depth": 6, "init_values": 1.0}),
+    "dinov3_tiny": Size("vit_tiny_patch16_dinov3_qkvb", 192, overrides={"depth": 6}),  # ours, for demos and tests
     "dinov3_vits": Size(
         "vit_small_patch16_dinov3_qkvb", 384,
         ("facebook/dinov3-vits16-pretrain-lvd1689m", "timm/vit_small_patch16_dinov3.lvd1689m"),
@@ -79,9 +77,12 @@ def build_trunk(size: Size, *, drop_path: float = 0.0) -> nn.Module:
 
     timm's default for this family is the mean over patches; `global_pool="token"` is DINOv3's own choice. The RoPE
     angles follow from the input's shape, so one set of weights serves every image size that is a multiple of 16.
+    Random weights start with a layer scale of 1: at DINOv3's 1e-5, made for its long pretraining, the blocks would
+    add next to nothing and the CLS token would hardly depend on the image.
     """
+    arguments = {"init_values": 1.0, **size.overrides}
     return timm.create_model(size.architecture, pretrained=False, num_classes=0, global_pool="token",
-                             drop_path_rate=drop_path, **size.overrides)
+                             drop_path_rate=drop_path, **arguments)
 
 
 def trunk_shapes(size: Size) -> dict[str, torch.Size]:

@@ -18,7 +18,7 @@ DEPTH = 3
 
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch):
-    options = {"embed_dim": 64, "num_heads": 2, "depth": DEPTH, "init_values": 1.0}
+    options = {"embed_dim": 64, "num_heads": 2, "depth": DEPTH}
     monkeypatch.setitem(SIZES, "plain", Size("vit_base_patch16_dinov3_qkvb", 64, overrides=options))
     monkeypatch.setitem(SIZES, "gated", Size("vit_7b_patch16_dinov3", 64, overrides=options))
     monkeypatch.setitem(towers.TEXT_SIZES, "tiny", TextSize(width=64, heads=1, layers=2, weights="random"))
