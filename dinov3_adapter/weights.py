@@ -236,9 +236,9 @@ def _how_to_get(repository: str, name: str, error: Exception) -> str:
     meta_file = f" (or {SIZES[name].meta_file} from Meta)" if SIZES[name].meta_file else ""
     return (f"{repository}, the weights for --vision {name}, is no file or folder here and could not be downloaded "
             f"({why}): on a machine with access fetch {SAFETENSORS} from https://huggingface.co/{repository}"
-            f"{meta_file}, put it anywhere here and name it with --vision_weights FILE; DINOv3's weights are gated under "
-            f"the DINOv3 licence ({LICENCE}): accept it on that page first and log in with `hf auth login`; to do "
-            f"without, --vision_weights {RANDOM}")
+            f"{meta_file}, put it anywhere here and name it with --vision_weights FILE; DINOv3's weights are gated "
+            f"under the DINOv3 licence ({LICENCE}): accept it on that page first and log in with `hf auth login`; to "
+            f"do without, --vision_weights {RANDOM}")
 
 
 def _first_sentence(error: Exception) -> str:
