@@ -115,7 +115,7 @@ def _views(context: EvaluationContext, images: str, data: LabelledImages) -> lis
     """AP, PA or lateral per image; frontal where no image says which of the two it is; None where unknown."""
     views = [view.lower() for view in data.column("view", [""] * len(data.ids))]
     direction = data.column("ap_pa", data.column("AP/PA", [""] * len(data.ids)))
-    manifest = context.splits_dir / f"{images}.csv"
+    manifest = context.manifest_path(images)
     if images in ("valid", "test") and manifest.is_file():
         table = read_table(manifest, ["id"])
         if "ap_pa" in table:

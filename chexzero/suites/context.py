@@ -54,6 +54,12 @@ class EvaluationContext:
         """The image file of a split (`"valid"`, `"test"`), or the file itself."""
         return self.data_dir / f"{images}.h5" if images in ("valid", "test") else Path(images)
 
+    def manifest_path(self, images: str | Path) -> Path:
+        """The manifest of a split's images: in the folder of manifests, else in the one beside the data."""
+        name = f"{Path(images).stem}.csv"
+        beside = self.data_dir.parent / "splits" / name
+        return beside if beside.is_file() and not (self.splits_dir / name).is_file() else self.splits_dir / name
+
     def image_features(self, images: str | Path, rows: np.ndarray | None = None) -> ImageFeatures:
         """Features of a split's images (`"valid"`, `"test"`) or of any image file; computed once a run.
 

@@ -41,7 +41,7 @@ def run(context: EvaluationContext) -> Section:
     description = read_groups(DESCRIPTION)
     images = context.option("subgroups_images", "valid")
     data = read_labelled(context, images, context.option("subgroups_labels"), context.option("subgroups_findings"))
-    manifest = Path(context.option("subgroups_manifest", context.splits_dir / f"{Path(images).stem}.csv"))
+    manifest = Path(context.option("subgroups_manifest", context.manifest_path(images)))
     groups, notes = assign(read_demographics(manifest, data.ids, data.path), description)
     if not groups:
         raise UserError(f"{manifest} gives no sex, age or race for the {len(data.ids)} images of {data.path}; name a "
