@@ -25,7 +25,8 @@ def folder(demo_releases, tmp_path_factory):
 
 
 def run(folder, *flags):
-    paths = ["--checkpoint", str(folder / "tiny.pt"), "--data", str(folder / "data"), "--out", str(folder / "results")]
+    paths = ["--checkpoint", str(folder / "tiny.pt"), "--data", str(folder / "data"),
+             "--out", str(folder / "results")]
     evaluate(parse_args([*paths, "--n_bootstrap", "20", *flags]))
     return json.loads((folder / "results/tiny/metrics.json").read_text())["sections"]
 
