@@ -247,7 +247,8 @@ def draw_picture(picture: Picture) -> None:
     """Draw one image and write it, JPEG or PNG by its path."""
     drawn = draw_view(picture.study, picture.projection, np.random.default_rng(picture.seed))
     pixels = to_uint8(drawn) if picture.bits == 8 else to_uint16(drawn, picture.bits)
-    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if picture.path.endswith(".jpg") else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if picture.path.endswith(".jpg") else [
+        cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
     os.makedirs(os.path.dirname(picture.path), exist_ok=True)
     if not cv2.imwrite(picture.path, pixels, options):
         raise OSError(f"{picture.path} could not be written")

@@ -5,6 +5,7 @@ shoulders) to 1 (below the diaphragms). The affine pose carries them to pixels, 
 is drawn sharply instead of being resampled.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -40,20 +41,18 @@ class Canvas:
 
     def strokes(self, lines: list[tuple[np.ndarray, float, float]], soft: float = 0.0) -> np.ndarray:
         """Open lines (points, width in thorax units, strength 0..1) on one layer, the later over the earlier."""
-        layer = np.zeros(self.density.shape, np.uint8)
+        sigma = soft * self.unit
+        shrink = 1 if sigma < 0.6 else 2
+        layer = np.zeros(self._shape(shrink), np.uint8)
         for (width, strength), group in itertools.groupby(lines, key=lambda line: line[1:]):
-            cv2.polylines(
-                layer,
-                [self.pixels(points) for points, _, _ in group],
-                False,
-                int(255 * strength),
-                max(1, round(width * self.unit)),
-                cv2.LINE_AA,
-                SUBPIXEL,
-            )
-        if soft * self.unit > 0.3:
-            layer = cv2.GaussianBlur(layer, (0, 0), soft * self.unit)
-        return layer.astype(np.float32) / 255
+            paths = [points for points, _, _ in group]
+            ends = np.cumsum([len(points) for points in paths])[:-1]
+            pieces = np.split(self.pixels(np.concatenate(paths), shrink), ends)
+            cv2.polylines(layer, pieces, False, int(255 * strength), max(1, round(width * self.unit / shrink)),
+                          cv2.LINE_AA, SUBPIXEL)
+        if sigma > 0.3:
+            layer = cv2.GaussianBlur(layer, (0, 0), sigma / shrink)
+        return self._enlarge(layer.astype(np.float32) * (1 / 255), shrink)
 
     def clouds(self, grain: float) -> np.ndarray:
         """Smooth random texture, mean 0, standard deviation about 1, grains `grain` thorax units wide."""
@@ -86,17 +85,18 @@ class Canvas:
 
 
 def curve(points: list[tuple[float, float]], n: int = 24, closed: bool = False) -> np.ndarray:
-    """A smooth line (n x (len - 1 or len), 2) through the points (Catmull-Rom)."""
+    """A smooth line through the points (Catmull-Rom), `n` samples a piece: (pieces * n, 2)."""
     p = np.asarray(points, np.float64)
-    before = np.roll(p, 1, 0) if closed else np.vstack([p[:1], p[:-1]])
-    after = np.roll(p, -1, 0) if closed else np.vstack([p[1:], p[-1:]])
-    beyond = np.roll(p, -2, 0) if closed else np.vstack([p[2:], p[-1:], p[-1:]])
     last = len(p) if closed else len(p) - 1
-    t = np.linspace(0, 1, n, endpoint=False)[None, :, None]
-    a, b, c, d = (q[:last, None] for q in (before, p, after, beyond))
-    return (
-        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-    ).reshape(-1, 2)
+    around = np.vstack([p[-1:], p, p[:2]] if closed else [p[:1], p, p[-1:]])
+    windows = np.stack([around[k:k + last] for k in range(4)], 1)
+    return (_spline_weights(n) @ windows).reshape(-1, 2)
+
+
+@functools.cache
+def _spline_weights(n: int) -> np.ndarray:
+    t = np.linspace(0, 1, n, endpoint=False)[:, None]
+    return 0.5 * np.hstack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, -t**2 + t**3])
 
 
 def blob(

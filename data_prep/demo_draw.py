@@ -53,7 +53,7 @@ def _draw_frontal_study(canvas: Canvas, study: Study, projection: str) -> None:
     if "Pneumothorax" in present:
         markings *= 1 - pneumothorax_mask(chest, present["Pneumothorax"])[0]
     chest.markings = 0.15 * markings
-    canvas.density += chest.markings + 0.012 * canvas.clouds(0.025) * chest.air
+    canvas.density += chest.markings + 0.018 * canvas.clouds(0.022) * chest.air
 
     ribs, collars, callus = broken_bones(anatomy, study.findings, rng)
     canvas.density += bones(chest, ribs, collars)

@@ -28,7 +28,10 @@ class Anatomy:
     knob: float  # radius of the aortic knob
     shift: float  # of heart and trachea towards the patient's left
     bow: float  # of the spine
-    rib_slope: float
+    ribs: np.ndarray  # (5,): first rib's height, spacing, slope, width, bend
+    rib_steps: dict[int, np.ndarray]  # (9,) how far each rib of a side lies off the regular spacing
+    vertebrae: tuple[float, float]  # their height and where they begin
+    wobble: dict[str, np.ndarray]  # what is this patient's own in every outline, (n, 2)
     female: bool
     age: int
 
@@ -50,7 +53,7 @@ class Anatomy:
             (w * 0.3, dome + 0.015),
             (0.04, dome + 0.08),
         ]
-        return curve(points, 6, closed=True) * (side, 1)
+        return curve(points + self.wobble["right lung" if side < 0 else "left lung"], 6, closed=True) * (side, 1)
 
     def wall(self, side: int, y: float) -> float:
         """x of the inner chest wall of one side at the height y."""
@@ -59,12 +62,21 @@ class Anatomy:
         return side * float(outline[near, 0].max()) if near.any() else side * self.half_width * 0.9
 
 
+#: What is outlined, its control points, and how far patients differ there.
+OUTLINES = (("right lung", 13, 0.012), ("left lung", 13, 0.012), ("heart", 10, 0.013), ("mediastinum", 13, 0.007),
+            ("right clavicle", 5, 0.020), ("left clavicle", 5, 0.020), ("right blade", 4, 0.04),
+            ("left blade", 4, 0.04))
+
+
 def sample_anatomy(patient: Patient, projection: str, rng: np.random.Generator) -> Anatomy:
     """The patient's thorax as this projection and breath show it. Supine (AP) lungs are lower and hearts wider."""
     own = np.random.default_rng(patient.build)
     breath = rng.normal(0, 0.025)
     supine = projection == "AP"
     dome = 0.43 + own.normal(0, 0.035) + breath - 0.05 * supine
+    wobble = {part: own.normal(0, size, (n, 2)) for part, n, size in OUTLINES}
+    wobble["right lung"][7:12] *= 0.5  # the costophrenic angle stays sharp
+    wobble["left lung"][7:12] *= 0.5
     return Anatomy(
         half_width=0.74 + own.normal(0, 0.035),
         apex=-0.78 + own.normal(0, 0.025),
@@ -75,7 +87,10 @@ def sample_anatomy(patient: Patient, projection: str, rng: np.random.Generator) 
         knob=0.085 + 0.0007 * (patient.age - 50) + own.normal(0, 0.008),
         shift=own.normal(0, 0.01),
         bow=own.normal(0, 0.02),
-        rib_slope=own.uniform(0.16, 0.30),
+        ribs=own.uniform((-0.03, 0.115, 0.14, 0.042, -0.09), (0.06, 0.142, 0.32, 0.060, -0.03)),
+        rib_steps={side: own.normal(0, 0.014, 9) + own.normal(0, 0.016) for side in (-1, 1)},
+        vertebrae=(own.uniform(0.112, 0.142), own.uniform(0, 0.12)),
+        wobble=wobble,
         female=patient.sex == "Female",
         age=patient.age,
     )
@@ -126,7 +141,8 @@ def draw_frontal(canvas: Canvas, a: Anatomy) -> Chest:
     gap = 1.36 - a.fat  # between trunk and arm, for those who have one
     axilla = [np.vstack([trunk, [(1.6, 2.0), (gap, 1.0), (gap - 0.02, 0.0)]]) * (side, 1) for side in (-1, 1)]
     body = arms * (1 - np.maximum(canvas.area(axilla[0], 0.012), canvas.area(axilla[1], 0.012)))
-    canvas.density[:] = body * (0.62 + 0.6 * a.fat) * canvas.thickness(body_x)
+    mottle = 1 + 0.026 * canvas.clouds(0.035) + 0.020 * canvas.clouds(0.013)  # muscle, fat, skin folds
+    canvas.density[:] = mottle * body * (0.62 + 0.6 * a.fat) * canvas.thickness(body_x)
     lungs = {side: canvas.area(a.lung(side), 0.007) for side in (-1, 1)}
     silhouette = np.maximum(canvas.area(_heart(a), 0.010), canvas.area(_mediastinum(a), 0.012))
     canvas.density += 0.20 * canvas.area(_abdomen(a), 0.06) * body * (1 - np.maximum(lungs[-1], lungs[1]))
@@ -150,77 +166,43 @@ def _heart(a: Anatomy) -> np.ndarray:
     left, right, base = total * 0.70, total * 0.30, a.dome[1] + 0.07
     top = -0.12
     mid = (top + base) / 2
-    return curve(
-        [
-            (-0.10, top),
-            (-right * 0.85, mid - 0.05),
-            (-right, mid + 0.08),
-            (-right * 0.8, base),
-            (left * 0.2, base + 0.05),
-            (left * 0.9, base),
-            (left, base - 0.10),
-            (left * 0.80, mid - 0.02),
-            (left * 0.42, top + 0.06),
-            (0.13, top),
-        ],
-        6,
-        closed=True,
-    ) + (a.shift, 0)
+    points = [(-0.10, top), (-right * 0.85, mid - 0.05), (-right, mid + 0.08), (-right * 0.8, base),
+              (left * 0.2, base + 0.05), (left * 0.9, base), (left, base - 0.10), (left * 0.80, mid - 0.02),
+              (left * 0.42, top + 0.06), (0.13, top)]
+    return curve(points + a.wobble["heart"] + (a.shift, 0), 6, closed=True)
 
 
 def _mediastinum(a: Anatomy) -> np.ndarray:
     m, k = a.mediastinum, a.knob
-    left = [
-        (m * 0.8, -1.1),
-        (m * 0.85, -0.62),
-        (m * 0.8 + k * 0.5, -0.46),
-        (m * 0.72 + k, -0.37),
-        (m * 0.8 + k * 0.4, -0.27),
-        (m + 0.05, -0.17),
-        (m + 0.06, -0.05),
-        (m, 0.6),
-    ]
+    left = [(m * 0.8, -1.1), (m * 0.85, -0.62), (m * 0.8 + k * 0.5, -0.46), (m * 0.72 + k, -0.37),
+            (m * 0.8 + k * 0.4, -0.27), (m + 0.05, -0.17), (m + 0.06, -0.05), (m, 0.6)]
     right = [(-m, 0.6), (-m * 1.02, -0.1), (-m * 0.95, -0.35), (-m * 1.0, -0.6), (-m * 0.85, -1.1)]
-    return curve(left + right, 5, closed=True) + (a.shift * 0.7, 0)
+    return curve(left + right + a.wobble["mediastinum"] + (a.shift * 0.7, 0), 5, closed=True)
 
 
 def _abdomen(a: Anatomy) -> np.ndarray:
     right, left = a.dome[-1] - 0.06, a.dome[1] - 0.05
-    return np.array(
-        [
-            (-1.3, right + 0.25),
-            (-0.8, right),
-            (-0.3, right),
-            (0.3, left),
-            (0.8, left),
-            (1.3, left + 0.25),
-            (1.3, 1.8),
-            (-1.3, 1.8),
-        ]
-    )
+    return np.array([(-1.3, right + 0.25), (-0.8, right), (-0.3, right), (0.3, left), (0.8, left), (1.3, left + 0.25),
+                     (1.3, 1.8), (-1.3, 1.8)])
 
 
 def _trachea_and_spine(canvas: Canvas, a: Anatomy) -> None:
     y = np.linspace(-1.2, 1.5, 40)
     middle = np.stack([a.bow * np.sin(2.2 * y), y], 1)
     canvas.density += 0.09 * canvas.strokes([(middle, 0.17, 1.0)], 0.02)
-    edges, step = [], 0.128
-    for level in np.arange(-1.15, 1.4, step):
+    height, start = a.vertebrae
+    plates, spinous, pedicles = [], [], []
+    for level in np.arange(-1.25 + start, 1.4, height):
         x = a.bow * np.sin(2.2 * level)
-        edges += [
-            (np.array([(x - 0.085, level), (x + 0.085, level)]), 0.014, 0.8),
-            (np.array([(x, level + 0.035), (x, level + 0.085)]), 0.025, 0.9),
-        ]
-        edges += [
-            (np.array([(x + s * 0.055, level + 0.035), (x + s * 0.055, level + 0.06)]), 0.022, 0.8) for s in (-1, 1)
-        ]
-    canvas.density += 0.05 * canvas.strokes(edges, 0.006)
+        plates.append((np.array([(x - 0.085, level), (x + 0.085, level)]), 0.014, 0.8))
+        spinous.append((np.array([(x, level + 0.035), (x, level + 0.085)]), 0.025, 0.9))
+        pedicles += [(np.array([(x + s * 0.055, level + 0.035), (x + s * 0.055, level + 0.06)]), 0.022, 0.8)
+                     for s in (-1, 1)]
+    canvas.density += 0.05 * canvas.strokes(plates + spinous + pedicles, 0.006)
     shift = a.shift * 2.5
     trachea = curve([(shift * 0.3, -1.2), (shift, -0.75), (shift - 0.015, -0.36)])
-    bronchi = [
-        (curve([(shift - 0.015, -0.37), (-0.10, -0.25), (-0.17, -0.17)]), 0.05, 0.8),
-        (curve([(shift - 0.015, -0.37), (0.10, -0.25), (0.19, -0.18)]), 0.045, 0.8),
-    ]
+    bronchi = [(curve([(shift - 0.015, -0.37), (-0.10, -0.25), (-0.17, -0.17)]), 0.05, 0.8),
+               (curve([(shift - 0.015, -0.37), (0.10, -0.25), (0.19, -0.18)]), 0.045, 0.8)]
     canvas.density -= 0.11 * canvas.strokes([(trachea, 0.075, 1.0), *bronchi], 0.009)
 
 
@@ -256,72 +238,52 @@ def vessels(chest: Chest, calibre: float = 1.0) -> np.ndarray:
 
 def rib(a: Anatomy, side: int, number: int) -> np.ndarray:
     """The posterior arc (N, 2) of a rib, 0 the first, from the spine to the lateral wall."""
-    y = a.apex + 0.02 + 0.128 * number
-    drop = a.rib_slope * (0.6 + 0.08 * number)
-    x = min(0.30 + 0.13 * number + 0.02, a.half_width * (0.80 + 0.03 * number))
-    x = min(x, a.half_width + 0.02)
-    return curve(
-        [
-            (0.07, y),
-            (x * 0.45, y - 0.055),
-            (x * 0.8, y + drop * 0.25),
-            (x, y + drop * 0.75),
-            (x * 0.99, y + drop * 0.9),
-        ],
-        8,
-    ) * (side, 1)
+    first, spacing, slope, _, bend = a.ribs
+    y = a.apex + first + spacing * number + a.rib_steps[side][number]
+    drop = slope * (0.6 + 0.08 * number)
+    x = min(0.32 + 0.13 * number, a.half_width * (0.80 + 0.03 * number), a.half_width + 0.02)
+    points = [(0.07, y), (x * 0.45, y + bend), (x * 0.8, y + drop * 0.25), (x, y + drop * 0.75),
+              (x * 0.99, y + drop * 0.9)]
+    return curve(points, 6) * (side, 1)
 
 
 def anterior_rib(a: Anatomy, side: int, number: int) -> np.ndarray:
     """The fainter front part of a rib, from the lateral wall down to where its cartilage begins."""
-    start = rib(a, side, number)[-1] * (side, 1)
-    x = start[0]
-    return curve(
-        [(x, start[1]), (x * 0.88, start[1] + 0.10), (x * 0.62, start[1] + 0.16), (x * 0.42, start[1] + 0.13)], 6
-    ) * (side, 1)
+    x, y = rib(a, side, number)[-1] * (side, 1)
+    return curve([(x, y), (x * 0.88, y + 0.10), (x * 0.62, y + 0.16), (x * 0.42, y + 0.13)], 6) * (side, 1)
 
 
 def clavicle(a: Anatomy, side: int) -> np.ndarray:
     """The clavicle's axis (N, 2), from the sternum outwards."""
     y = a.apex + 0.14
-    return curve([(0.10, y + 0.07), (0.30, y + 0.035), (0.52, y - 0.045), (0.80, y - 0.085), (1.0, y - 0.06)], 8) * (
-        side,
-        1,
-    )
+    points = [(0.10, y + 0.07), (0.30, y + 0.035), (0.52, y - 0.045), (0.80, y - 0.085), (1.0, y - 0.06)]
+    return curve(points + a.wobble["right clavicle" if side < 0 else "left clavicle"], 6) * (side, 1)
 
 
-def bones(
-    chest: Chest, posterior: dict[tuple[int, int], list[np.ndarray]], clavicles: dict[int, list[np.ndarray]]
-) -> np.ndarray:
+def _blade(a: Anatomy, side: int) -> np.ndarray:
+    w = a.half_width
+    points = [(0.92, -0.75), (w + 0.02, -0.45), (w + 0.05, 0.0), (w + 0.18, -0.1)]
+    return curve(points + a.wobble["right blade" if side < 0 else "left blade"], 8) * (side, 1)
+
+
+def bones(chest: Chest, ribs: dict[tuple[int, int], list[np.ndarray]],
+          clavicles: dict[int, list[np.ndarray]]) -> np.ndarray:
     """Ribs, clavicles and scapulae as a density layer; a broken bone comes as several pieces."""
     canvas, a = chest.canvas, chest.anatomy
-    shells, cores = [], []
-    for pieces in posterior.values():
-        shells += [(piece, 0.052, 0.75) for piece in pieces]
-        cores += [(piece, 0.030, 0.50) for piece in pieces]
-    back = np.minimum(
-        canvas.strokes(shells, 0.004), 1 - 0.9 * canvas.strokes([(p, w, 0.3) for p, w, _ in cores], 0.004)
-    )
-    front = canvas.strokes([(anterior_rib(a, s, n), 0.050, 0.5) for s in (-1, 1) for n in range(1, 6)], 0.012)
-    collar = [(piece, 0.075, 0.85) for pieces in clavicles.values() for piece in pieces]
-    hollow = [(piece, 0.042, 0.62) for pieces in clavicles.values() for piece in pieces]
-    collar = np.minimum(canvas.strokes(collar, 0.004), 1 - 0.5 * canvas.strokes(hollow, 0.004))
-    blades = [
-        (
-            curve(
-                [
-                    (s * 0.92, -0.75),
-                    (s * (a.half_width + 0.02), -0.45),
-                    (s * (a.half_width + 0.05), 0.0),
-                    (s * (a.half_width + 0.18), -0.1),
-                ]
-            ),
-            0.02,
-            0.6,
-        )
-        for s in (-1, 1)
-    ]
-    return 0.14 * back + 0.05 * front + 0.15 * collar + 0.05 * canvas.strokes(blades, 0.008)
+    width = float(a.ribs[3])
+    posterior = [piece for pieces in ribs.values() for piece in pieces]
+    collars = [piece for pieces in clavicles.values() for piece in pieces]
+    front = [(anterior_rib(a, side, number), width, 0.5) for side in (-1, 1) for number in range(1, 6)]
+    blades = [(_blade(a, side), 0.02, 0.6) for side in (-1, 1)]
+    return (0.14 * _hollow(canvas, posterior, width, 0.75, 0.27) + 0.05 * canvas.strokes(front, 0.012)
+            + 0.15 * _hollow(canvas, collars, 0.075, 0.85, 0.30) + 0.05 * canvas.strokes(blades, 0.008))
+
+
+def _hollow(canvas: Canvas, axes: list[np.ndarray], width: float, strength: float, marrow: float) -> np.ndarray:
+    """Long bones: a dense cortex, and marrow that weakens the beam less."""
+    whole = canvas.strokes([(axis, width, strength) for axis in axes], 0.004)
+    inside = canvas.strokes([(axis, 0.57 * width, 1 - strength + marrow) for axis in axes], 0.004)
+    return np.minimum(whole, 1 - inside)
 
 
 def expose(canvas: Canvas, projection: str) -> np.ndarray:
@@ -336,7 +298,7 @@ def expose(canvas: Canvas, projection: str) -> np.ndarray:
     density = density * (1 - scatter) + veil * scatter
     centre, contrast = 0.50 + rng.normal(0, 0.045), rng.uniform(4.2, 6.2)
     picture = 1 / (1 + np.exp(-contrast * (density - centre)))
-    dose = rng.uniform(0.008, 0.022) * (1.3 if projection == "AP" else 1.0)
+    dose = rng.uniform(0.010, 0.024) * (1.3 if projection == "AP" else 1.0)
     noise = rng.standard_normal(picture.shape, np.float32)
     noise = 0.5 * noise + cv2.GaussianBlur(noise, (3, 3), 0.8)
     picture += dose * (0.5 + picture) * noise
