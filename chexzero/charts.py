@@ -24,12 +24,16 @@ OURS, THEIRS, THIRD, MUTED = "#0072B2", "#D55E00", "#009E73", "#999999"
 DPI = 130
 
 
-def save(canvas: Canvas, folder: Path, name: str, caption: str) -> Figure:
-    """Write `<folder>/<name>.png` and `.pdf`; the PDF carries no date, so that equal input gives equal bytes."""
+#: Kind of file -> options; the PDF carries no date, so that equal input gives equal bytes.
+KINDS = {"png": {"dpi": DPI}, "pdf": {"metadata": {"CreationDate": None}}}
+
+
+def save(canvas: Canvas, folder: Path, name: str, caption: str, kinds: Sequence[str] = ("png", "pdf")) -> Figure:
+    """Write `<folder>/<name>.png` and `.pdf`."""
     FigureCanvasAgg(canvas)
-    for kind, options in (("png", {"dpi": DPI}), ("pdf", {"metadata": {"CreationDate": None}})):
+    for kind in kinds:
         with atomic_path(folder / f"{name}.{kind}") as temporary:
-            canvas.savefig(temporary, format=kind, **options)
+            canvas.savefig(temporary, format=kind, **KINDS[kind])
     return Figure(folder / f"{name}.png", caption)
 
 

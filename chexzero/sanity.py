@@ -17,8 +17,8 @@ PASSED, LOOK, NOT_POSSIBLE = "passed", "LOOK HERE", "not possible"
 #: A mean this close to one half is what permuted labels give; one this far above it is what a working model gives.
 CHANCE, WORKING = 0.08, 0.12
 
-#: Gain in mean AUROC by reassigning the label columns on one set, beyond the gain on the other, that is no accident.
-REASSIGNED = 0.10
+#: Gain in AUROC under another label's predictions that makes a label column suspicious.
+MOVED = 0.2
 
 
 @dataclass(frozen=True)
@@ -51,30 +51,36 @@ def at_chance(one: SetResult, other: SetResult) -> Check:
 
 
 def columns_in_place(one: SetResult, other: SetResult) -> Check:
-    """Label columns exchanged in one file: predictions then fit the labels better under other names."""
+    """Label columns exchanged in one file: there, and there alone, predictions fit the labels of another name better.
+
+    Predictions are assigned to label columns so that the mean AUROC is highest. A label that moves is flagged where
+    its area gains more than chance explains, while the same move would lose on the other set.
+    """
     name = f"{one.title} label columns stand under their names"
-    gains = [_reassignment_gain(result) for result in (one, other)]
-    (gain, moved), (other_gain, _) = gains
-    detail = (f"another assignment of the columns would gain {gain:.3f} in mean AUROC on {one.title}, "
-              f"{other_gain:.3f} on {other.title}")
-    if gain - other_gain > REASSIGNED:
-        return Check(name, LOOK, f"{detail}: {', '.join(moved)}; read label files by column name")
-    return Check(name, PASSED, detail)
-
-
-def _reassignment_gain(result: SetResult) -> tuple[float, list[str]]:
-    """Gain in mean AUROC when predictions may be matched with any label's truth, and what would be matched."""
-    columns = [i for i in range(len(LABELS)) if np.isfinite(result.auroc[i]) and LABELS[i] in FINDINGS]
+    columns = [LABELS.index(label) for label in FINDINGS]
+    columns = [i for i in columns if np.isfinite(one.auroc[i]) and np.isfinite(other.auroc[i])]
     if len(columns) < 2:
-        return 0.0, []
+        return Check(name, NOT_POSSIBLE, "fewer than two findings are defined on both sets")
+    here, there = (_cross_areas(result, columns) for result in (one, other))
+    flagged = []
+    for truth, score in zip(*linear_sum_assignment(here, maximize=True), strict=True):
+        n_pos = int(one.n_pos[columns[truth]])
+        by_chance = 3 * np.sqrt(1 / (12 * min(n_pos, len(one) - n_pos)))  # three standard errors of an area of 0.5
+        gain, gain_there = (areas[truth, score] - areas[truth, truth] for areas in (here, there))
+        if gain > max(MOVED, by_chance) and gain_there < -MOVED / 2:
+            flagged.append(f"the column {LABELS[columns[truth]]} fits the predictions for {LABELS[columns[score]]} "
+                           f"better by {gain:.2f}")
+    if flagged:
+        return Check(name, LOOK, f"{'; '.join(flagged)}; on {other.title} it is not so: read label files by column "
+                                 f"name")
+    return Check(name, PASSED, f"no column fits the predictions for another label better than on {other.title}")
+
+
+def _cross_areas(result: SetResult, columns: list[int]) -> np.ndarray:
+    """AUROC of each label's truth (rows) under each label's predictions (columns)."""
     size = len(columns)
     truth = np.repeat(result.truth[:, columns], size, axis=1)
-    scores = np.tile(result.probability[:, columns], size)
-    areas = auroc(truth, scores).reshape(size, size)
-    of_truth, of_score = linear_sum_assignment(areas, maximize=True)
-    moved = [f"{LABELS[columns[t]]} fits the predictions for {LABELS[columns[s]]}"
-             for t, s in zip(of_truth, of_score, strict=True) if t != s]
-    return float(areas[of_truth, of_score].mean() - np.trace(areas) / size), moved
+    return auroc(truth, np.tile(result.probability[:, columns], size)).reshape(size, size)
 
 
 def inverted(result: SetResult) -> Check:

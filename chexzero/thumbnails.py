@@ -42,7 +42,8 @@ def _cases(test: SetResult, label: int, positive: bool, falling: bool) -> list[i
 
 def _sheet(test: SetResult, label: int, chosen: dict[str, list[int]], images, rows: np.ndarray,
            folder: Path) -> Figure:
-    canvas = Canvas(figsize=(1.5 * PER_KIND * 2, 4.6), layout="constrained")
+    canvas = Canvas(figsize=(1.5 * PER_KIND * 2, 3.7))
+    canvas.subplots_adjust(left=0, right=1, bottom=0, top=0.93, wspace=0.03, hspace=0.2)
     cells = canvas.subplots(2, PER_KIND * 2)
     for axes in cells.ravel():
         axes.set_axis_off()
@@ -53,4 +54,4 @@ def _sheet(test: SetResult, label: int, chosen: dict[str, list[int]], images, ro
             axes.set_title(f"{title}\np = {test.probability[case, label]:.3f}", fontsize=7)
     name = LABELS[label]
     return save(canvas, folder, f"cases_{name.lower().replace(' ', '_')}",
-                f"{name}: the {PER_KIND} most confident cases of each kind.")
+                f"{name}: the {PER_KIND} most confident cases of each kind.", kinds=["png"])

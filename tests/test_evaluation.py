@@ -1,0 +1,341 @@
+"""The parts of the evaluation against scikit-learn, published figures and planted mistakes."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
+
+from chexzero import operating_points, readers, sanity
+from chexzero.baseline import baseline_section
+from chexzero.calibration import platt, reliability
+from chexzero.comparison import paper_section
+from chexzero.errors import UserError
+from chexzero.evaluation import SetResult, evaluate_set
+from chexzero.labels import COMPETITION_LABELS, FINDINGS, LABELS, NO_FINDING
+from chexzero.predictions import EvaluationSet, Units, check_images, check_predictions, read_set, units
+from chexzero.prompts import UPSTREAM, best_on_validation, read_alternatives, upstream_prompts
+from chexzero.readers import mean_rates, read_reader, study_key
+from chexzero.reported import reported_figures
+from chexzero.run_folder import RunFolder, read_run, step_of
+from chexzero.sections import Figure
+from chexzero.statistics import auroc, mean_over_labels
+
+
+def table_of(n: int) -> pd.DataFrame:
+    ids = [f"chexpert/test/patient{i}/study1" for i in range(n)]
+    return pd.DataFrame({"id": ids, "patient_id": ids, "study_id": ids, "view": "frontal"})
+
+
+def result(name: str, truth: np.ndarray, probability: np.ndarray, n_bootstrap: int = 100) -> SetResult:
+    rows = np.arange(len(truth))
+    counted = Units("image", table_of(len(truth)), truth, rows, rows, 0)
+    at = operating_points.thresholds(truth, probability)
+    return evaluate_set(name, counted, probability, at, n_bootstrap)
+
+
+def working(n: int, seed: int, strength: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n, 14) and probabilities of a model with AUROCs of about 0.85."""
+    random = np.random.default_rng(seed)
+    truth = (random.random((n, 14)) < 0.3).astype(float)
+    return truth, 1 / (1 + np.exp(-(strength * truth + random.normal(0, 1, truth.shape))))
+
+
+# --- operating points and calibration ---
+
+def test_rates_equal_scikit_learn():
+    random = np.random.default_rng(0)
+    truth, called = random.integers(0, 2, (80, 5)), random.integers(0, 2, (80, 5))
+    found = operating_points.rates(truth, called)
+    for i in range(5):
+        t, c = truth[:, i], called[:, i]
+        np.testing.assert_allclose(
+            [found.f1[i], found.mcc[i], found.sensitivity[i], found.specificity[i]],
+            [f1_score(t, c), matthews_corrcoef(t, c), recall_score(t, c), recall_score(1 - t, 1 - c)], atol=1e-12)
+
+
+def test_undefined_rates_are_nan_never_a_number():
+    truth = np.array([[0, 1], [0, 0]])
+    found = operating_points.rates(truth, np.zeros_like(truth))
+    assert np.isnan(found.f1[0]) and np.isnan(found.sensitivity[0]) and np.isnan(found.mcc).all()
+    assert found.f1[1] == 0 and found.specificity[0] == 1
+    assert np.isnan(operating_points.thresholds(truth, truth * 0.5)[0])
+    at = np.array([np.nan, 0.4])
+    assert np.isnan(operating_points.rates_at(truth, truth * 0.5, at).specificity[0])
+
+
+def test_threshold_is_the_best_of_all_cuts():
+    truth, scores = (values[:, :4] for values in working(60, 3))
+    for i, threshold in enumerate(operating_points.thresholds(truth, scores)):
+        every = [matthews_corrcoef(truth[:, i], scores[:, i] >= cut) for cut in np.unique(scores[:, i])]
+        assert matthews_corrcoef(truth[:, i], scores[:, i] >= threshold) == pytest.approx(max(every), abs=1e-12)
+
+
+def test_bootstrapped_rates_are_those_of_the_resampled_rows():
+    truth, scores = working(60, 4)
+    at = np.full(14, 0.6)
+    drawn = operating_points.bootstrap_rates(truth, scores, at, n_samples=3)
+    index = np.random.RandomState(2).randint(0, 60, 60)
+    direct = operating_points.rates_at(truth[index], scores[index], at)
+    np.testing.assert_allclose(drawn.mcc[2], direct.mcc, atol=1e-12)
+    np.testing.assert_allclose(drawn.f1[2], direct.f1, atol=1e-12)
+
+
+def test_ece_of_bins_by_hand():
+    found = reliability([0, 1, 1, 1], [0.15, 0.15, 0.95, 1.0])
+    np.testing.assert_allclose(found.mean_predicted, [0.15, 0.975])
+    np.testing.assert_allclose(found.fraction_positive, [0.5, 1.0])
+    assert found.ece == pytest.approx(0.5 * 0.35 + 0.5 * 0.025)
+    with pytest.raises(UserError, match="outside 0..1"):
+        reliability([0, 1], [0.1, 1.2])
+
+
+def test_platt_keeps_the_order_and_mends_the_scale():
+    truth, squashed = working(400, 5)
+    squashed = 0.48 + 0.04 * squashed
+    test_truth, test_scores = working(400, 6)
+    test_scores = 0.48 + 0.04 * test_scores
+    scaled = platt(truth, squashed, test_scores)
+    np.testing.assert_allclose(auroc(test_truth, scaled), auroc(test_truth, test_scores), atol=1e-12)
+    before = np.mean([reliability(test_truth[:, i], test_scores[:, i]).ece for i in range(14)])
+    after = np.mean([reliability(test_truth[:, i], scaled[:, i]).ece for i in range(14)])
+    assert after < before / 2
+    truth[:, 0] = 0
+    assert np.isnan(platt(truth, squashed, test_scores)[:, 0]).all()
+
+
+# --- published figures from released files ---
+
+@pytest.fixture(scope="module")
+def released(shared: Path) -> tuple[Path, pd.DataFrame, np.ndarray]:
+    folder = shared / "reference" / "chexpert_test"
+    truth = pd.read_csv(folder / "groundtruth.csv")
+    return folder, truth["Study"], truth[LABELS].to_numpy(float)
+
+
+@pytest.mark.parametrize("name", ["hieupham", "ngango3", "desmond"])
+def test_leaderboard_areas_as_reported(released, name):
+    folder, studies, truth = released
+    model = read_reader(folder / f"leaderboard_{name}.csv", studies, binary=False)
+    areas = np.full(14, np.nan)
+    columns = [LABELS.index(label) for label in model.labels]
+    areas[columns] = auroc(truth[:, columns], model.values)
+    mean, used = mean_over_labels(areas, COMPETITION_LABELS)
+    reported = reported_figures()["chexpert_test_supervised_leaderboard"]["mean_auroc_5"][name]
+    assert len(used) == 5 and round(mean, 4) == reported
+
+
+def test_radiologists_mcc_and_f1_as_reported(released):
+    folder, studies, truth = released
+    doctors = [read_reader(folder / f"radiologist_bc{i}.csv", studies, binary=True) for i in (4, 6, 8)]
+    found, reported = mean_rates(truth, doctors), reported_figures()["chexpert_test_radiologists"]
+    np.testing.assert_array_equal(np.round(found.mcc, 3), reported["mcc"])
+    np.testing.assert_array_equal(np.round(found.f1, 3), reported["f1"])
+    assert round(found.mcc.mean(), 3) == reported["mean_mcc"] == 0.530
+    assert round(found.f1.mean(), 3) == reported["mean_f1"] == 0.616
+
+
+def test_model_beside_the_radiologists(released):
+    folder, studies, truth = released
+    doctors = [read_reader(folder / f"radiologist_bc{i}.csv", studies, binary=True) for i in (4, 6, 8)]
+    probability = np.clip(truth * 0.2 + 0.4 + np.random.default_rng(0).normal(0, 0.05, truth.shape), 0, 1)
+    section = readers.radiologist_section(result("test", truth, probability), doctors, n_bootstrap=50)
+    row = next(row for row in section.tables[0].rows if row[:2] == ["MCC", "Mean of the five"])
+    assert row[2] > 0.8 and row[4] == pytest.approx(0.530, abs=5e-4) and section.metrics["mean_f1"]["ours"] > 0.8
+
+
+def test_reader_files_are_joined_by_name_and_refused_with_the_place(tmp_path):
+    table = pd.DataFrame({"Study": ["CheXpert-v1.0/test/patient2/study1", "CheXpert-v1.0/test/patient1/study1"],
+                          "Edema": [1, 0], "Atelectasis": [0, 1]})
+    path = tmp_path / "reader.csv"
+    table.to_csv(path, index=False)
+    studies = ["chexpert/test/patient1/study1", "chexpert/test/patient2/study1"]
+    reader = read_reader(path, studies, binary=True)
+    assert reader.labels == ["Atelectasis", "Edema"] and reader.values.tolist() == [[1, 0], [0, 1]]
+    for wrong, message in ((table[:1], "no row for 1 of our 2"), (pd.concat([table, table]), "more than one row"),
+                           (table.assign(Edema=[1, -1]), "'-1' is not 0 or 1"),
+                           (table.assign(Edema=[1, None]), "nan is not 0 or 1"),
+                           (table[["Study"]], "none of the labels"),
+                           (table.drop(columns="Study"), "lacks the column Study")):
+        wrong.to_csv(path, index=False)
+        with pytest.raises(UserError, match=message):
+            read_reader(path, studies, binary=True)
+    assert study_key("CheXpert-v1.0/test/patient9/study2/view1_frontal.jpg") == "patient9/study2"
+
+
+# --- comparison with the paper, baselines ---
+
+def test_beside_the_paper(tmp_path):
+    truth, scores = working(120, 7)
+    truth[:, LABELS.index("Fracture")] = 0
+    section = paper_section(result("test", truth, scores), False, Figure(tmp_path / "a.png", ""))
+    rows = {row[0]: row for row in section.tables[1].rows}
+    edema = rows["Edema"]
+    assert edema[4:6] == [0.8994, "0.866–0.929"] and edema[6] == f"{edema[2] - 0.8994:+.3f}"
+    assert rows["Fracture"][1:4] == [0, None, None] and rows["Fracture"][6:] == [None, None]
+    assert rows[NO_FINDING][7] == "no" and "120" in section.text[0]
+    means = section.tables[0].rows
+    assert means[0][4] == 0.889 and means[1][3] == "12 of 13"
+
+
+def test_baseline_against_itself_and_against_noise(tmp_path):
+    truth, scores = working(150, 8)
+    ours = result("test", truth, scores, n_bootstrap=200)
+    same = baseline_section(ours, ours, ["a.pt"], tmp_path).metrics
+    assert {one["p"] for one in same["labels"].values()} == {1.0}
+    assert {one["difference"] for one in same["labels"].values()} == {0.0}
+    noise = result("test", truth, np.random.default_rng(1).random(truth.shape), n_bootstrap=200)
+    found = baseline_section(ours, noise, ["a.pt", "b.pt"], tmp_path).metrics
+    assert found["means"]["mean_14"]["p"] < 0.02 and found["means"]["mean_14"]["lower"] > 0.1
+
+
+# --- sanity checks ---
+
+def verdicts(valid: SetResult, test: SetResult) -> set[str]:
+    return set(sanity.sanity_section(valid, test, []).metrics["flagged"])
+
+
+def test_sound_sets_raise_no_flag_and_permuted_ones_do():
+    valid, test = working(150, 10), working(300, 11)
+    good_valid, good_test = result("valid", *valid), result("test", *test)
+    assert verdicts(good_valid, good_test) == set()
+    shuffled = result("test", np.random.default_rng(0).permutation(test[0]), test[1])
+    assert "test labels belong to the test images" in verdicts(good_valid, shuffled)
+    shuffled_valid = result("valid", np.random.default_rng(0).permutation(valid[0]), valid[1])
+    assert "validation labels belong to the validation images" in verdicts(shuffled_valid, good_test)
+    columns = np.roll(np.arange(14), 1)
+    moved = verdicts(good_valid, result("test", test[0][:, columns], test[1]))
+    assert "test label columns stand under their names" in moved
+    swapped = test[0].copy()
+    edema, fracture = LABELS.index("Edema"), LABELS.index("Fracture")
+    swapped[:, [edema, fracture]] = swapped[:, [fracture, edema]]
+    exchanged = verdicts(good_valid, result("test", swapped, test[1]))
+    assert exchanged == {"test label columns stand under their names"}
+    upside_down = result("test", test[0], 1 - test[1])
+    assert "no finding is upside down on test" in verdicts(good_valid, upside_down)
+
+
+def test_recorded_validation_and_built_files():
+    truth, scores = working(100, 12)
+    mean = mean_over_labels(auroc(truth, scores), FINDINGS)[0]
+    assert sanity.as_recorded({"mean_13": mean}, scores, truth).verdict == sanity.PASSED
+    assert sanity.as_recorded({"mean_13": mean - 0.05}, scores, truth).verdict == sanity.LOOK
+    assert sanity.as_recorded({}, scores, truth).verdict == sanity.NOT_POSSIBLE
+    one = EvaluationSet("test", Path("test.h5"), Path("test_labels.csv"), table_of(1), truth, "aa", "bb")
+    assert sanity.as_built({"files": {"test.h5": {"sha256": "aa"}}}, [one]).verdict == sanity.PASSED
+    assert sanity.as_built({"files": {"test.h5": {"sha256": "ab"}}}, [one]).verdict == sanity.LOOK
+    assert sanity.as_built({}, [one]).verdict == sanity.NOT_POSSIBLE
+    assert [check.verdict for check in sanity.shared_cases(one, one)] == [sanity.LOOK, sanity.LOOK]
+
+
+# --- sets, levels, predictions ---
+
+def set_of(views: list[tuple[str, str]], truth: list[int]) -> EvaluationSet:
+    table = pd.DataFrame(views, columns=["study_id", "view"])
+    table.insert(0, "id", [f"row{i}" for i in range(len(table))])
+    table.insert(1, "patient_id", table["study_id"])
+    return EvaluationSet("test", Path("test.h5"), Path("test_labels.csv"), table,
+                         np.tile(np.array(truth, float)[:, None], (1, 14)), "", "")
+
+
+def test_levels():
+    one = set_of([("b", "lateral"), ("b", "frontal"), ("a", "frontal"), ("b", "frontal"), ("c", "lateral")],
+                 [1, 1, 0, 1, 0])
+    scores = np.array([[.9], [.2], [.3], [.4], [.5]])
+    image = units(one, "image")
+    assert image.table["id"].tolist() == ["row1", "row2"] and image.left_out == 1
+    assert image.reduce(scores).ravel().tolist() == [.2, .3]
+    mean, largest = units(one, "study_mean"), units(one, "study_max")
+    assert mean.table["study_id"].tolist() == ["b", "a", "c"] and mean.truth[:, 0].tolist() == [1, 0, 0]
+    np.testing.assert_allclose(mean.reduce(scores).ravel(), [.5, .3, .5])
+    np.testing.assert_allclose(largest.reduce(scores).ravel(), [.9, .3, .5])
+    with pytest.raises(UserError, match="row 2: the labels differ"):
+        units(set_of([("a", "frontal"), ("a", "frontal")], [0, 1]), "image")
+    with pytest.raises(UserError, match="no frontal view"):
+        units(set_of([("a", "lateral")], [0]), "image")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda scores: scores.fill(0.5), "the same for every image"),
+    (lambda scores: scores.__setitem__((3, 2), 1.5), r"row 4, Consolidation: the prediction 1.5 is outside 0..1"),
+    (lambda scores: scores.__setitem__((0, 0), np.nan), "outside 0..1"),
+])
+def test_impossible_predictions_are_refused(change, message):
+    scores = np.random.default_rng(0).random((10, 14))
+    check_predictions(scores, "x")
+    change(scores)
+    with pytest.raises(UserError, match=message):
+        check_predictions(scores, "x")
+
+
+def test_constant_images_are_refused_by_name(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (70, 8, 8)).astype(np.uint8)
+    with h5py.File(tmp_path / "test.h5", "w") as handle:
+        handle["cxr"] = images
+        handle["id"] = [f"study{i}" for i in range(70)]
+    check_images(tmp_path / "test.h5")
+    with h5py.File(tmp_path / "test.h5", "a") as handle:
+        handle["cxr"][66] = 0
+    with pytest.raises(UserError, match="1 of 70 images are of one grey value .the first is study66"):
+        check_images(tmp_path / "test.h5")
+
+
+def test_upstreams_files_without_ids(tmp_path, caplog):
+    with h5py.File(tmp_path / "test.h5", "w") as handle:
+        handle["cxr"] = np.random.default_rng(0).random((3, 8, 8)).astype(np.float32)
+    pd.DataFrame(np.eye(3, 14, dtype=int), columns=LABELS).to_csv(tmp_path / "test_labels.csv", index=False)
+    assert len(units(read_set(tmp_path, "test"), "image").table) == 3
+    assert "no ids" in caplog.text
+    with pytest.raises(UserError, match="--data"):
+        read_set(tmp_path, "valid")
+
+
+# --- prompts ---
+
+def test_the_packages_prompts():
+    prompts = read_alternatives()
+    assert {prompt.label for prompt in prompts} == set(LABELS)
+    sound = [prompt for prompt in prompts if prompt.label == NO_FINDING]
+    assert [prompt.name for prompt in sound] == ["pair"]
+    assert not any("no no" in text.lower() for prompt in prompts for text in prompt.positive + prompt.negative)
+    assert upstream_prompts()[8].negative == ("no No Finding",)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("synonyms: {Oedema: [a]}", "none of the labels"), ("templates: {positive: [a], negative: [b]}", "has no {}"),
+    ("pairs: {Edema: {positive: [a]}}", "positive. and .negative"), ("synonyms: {Edema: words}", "list of texts"),
+    ("words: {}", "not words"), ("[1]", "must hold"), ("a: [", "not valid YAML")])
+def test_wrong_prompt_files(tmp_path, text, message):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_alternatives(tmp_path / "p.yaml")
+
+
+def test_alternative_is_chosen_by_validation_alone():
+    prompts = [prompt for prompt in upstream_prompts() + read_alternatives() if prompt.label in ("Edema", "Fracture")]
+    truth = np.zeros((40, 14))
+    truth[:20, LABELS.index("Edema")] = 1
+    scores = np.random.default_rng(0).random((40, len(prompts)))
+    best = [k for k, prompt in enumerate(prompts) if prompt.label == "Edema"][2]
+    scores[:20, best] += 1
+    chosen = best_on_validation(prompts, truth, scores)
+    assert chosen["Edema"] == best and prompts[chosen["Fracture"]].name == UPSTREAM  # Fracture has no positive case
+
+
+# --- a run's folder ---
+
+def test_best_steps_and_paths_stay_in_the_run(tmp_path):
+    for step in (0, 10, 20):
+        (tmp_path / f"checkpoint_{step}.pt").write_bytes(b"x")
+    (tmp_path / "metrics.csv").write_text("step,mean_5,val_loss\n0,,3\n10,0.7,1\n20,0.7,2\n30,0.9,0\n")
+    run = read_run(tmp_path)
+    assert run.best_steps(2) == [10, 20]  # step 30 was validated but its checkpoint is gone
+    assert RunFolder(tmp_path, selection={"metric": "val_loss"}, metrics=run.metrics).best_steps(3) == [10, 20, 0]
+    with pytest.raises(UserError, match="fewer than the 3"):
+        run.best_steps(3)
+    run.selection = {"checkpoint": "../../etc/passwd"}
+    with pytest.raises(UserError, match="does not exist"):
+        run.selected()
+    assert step_of(Path("best_64_0.0001_original_17000_0.863.pt")) == 17000 and step_of(Path("model.pt")) is None

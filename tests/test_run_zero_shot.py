@@ -1,0 +1,243 @@
+"""The evaluation command from a run's folder to its report, and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from evaluation_run import change_labels, metrics_of, write_run
+
+import run_zero_shot
+from chexzero.errors import UserError
+from chexzero.labels import FINDINGS, LABELS
+from chexzero.sanity import sanity_section
+from chexzero.statistics import auroc, bootstrap_auroc, percentile_interval
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A data folder, a run, and its evaluation in `results/small`."""
+    root = tmp_path_factory.mktemp("evaluation")
+    write_run(root)
+    evaluate(root, "--baseline", str(baseline(root)), "--thumbnails", "--n_bootstrap", "200")
+    return root
+
+
+def baseline(root: Path) -> Path:
+    folder = root / "baseline"
+    folder.mkdir()
+    for step in (10, 20):
+        shutil.copy(root / "checkpoints" / "small" / f"checkpoint_{step}.pt", folder)
+    return folder
+
+
+def arguments(root: Path, *more: str):
+    return run_zero_shot.parse_args(["--run", str(root / "checkpoints" / "small"), "--out", str(root / "results"),
+                                     "--device", "cpu", *more])
+
+
+def evaluate(root: Path, *more: str) -> Path:
+    return run_zero_shot.evaluate(arguments(root, *more))
+
+
+def measure(root: Path, *more: str):
+    args = arguments(root, "--n_bootstrap", "50", *more)
+    return run_zero_shot.measure(args, run_zero_shot.choose(args), "cpu")
+
+
+@pytest.fixture
+def copy(place, tmp_path) -> Path:
+    """The same place to break, the cache of predictions with it."""
+    shutil.copytree(place, tmp_path / "copy")
+    config = tmp_path / "copy" / "checkpoints" / "small" / "config.json"
+    config.write_text(config.read_text().replace(str(place), str(tmp_path / "copy")))
+    return tmp_path / "copy"
+
+
+def test_metrics_json_keeps_the_contract(place):
+    found = metrics_of(place / "results" / "small")
+    assert found["selected"] == {"checkpoint": "checkpoint_20.pt", "step": 20,
+                                 "reason": "Step 20 had the highest mean_5 of 3."}
+    assert found["drawn"] is True
+    for name, n in (("valid", 60), ("test", 90)):
+        one = found[name]
+        table = pd.read_csv(place / "results" / "small" / f"predictions_{name}.csv")
+        labels = pd.read_csv(place / "data" / f"{name}_labels.csv").set_index("id").loc[table["id"]]
+        assert list(table) == ["id", "patient_id", "study_id", "view", *LABELS] and len(table) == n
+        assert (table["view"] == "frontal").all() and table["study_id"].is_unique
+        truth, scores = labels[LABELS].to_numpy(), table[LABELS].to_numpy()
+        areas = auroc(truth, scores)
+        lower, upper = percentile_interval(bootstrap_auroc(truth, scores, 200))
+        for i, label in enumerate(LABELS):
+            values = one["labels"][label]
+            assert values["n_pos"] == truth[:, i].sum() and values["n"] == n
+            if np.isnan(areas[i]):
+                assert values["auroc"] is values["lower"] is values["upper"] is values["f1"] is None
+            else:
+                np.testing.assert_allclose([values["auroc"], values["lower"], values["upper"]],
+                                           [areas[i], lower[i], upper[i]], atol=1e-9)
+        assert one["mean_14"] == pytest.approx(np.nanmean(areas), abs=1e-9)
+        assert one["mean_13"] == pytest.approx(np.nanmean(areas[[LABELS.index(name) for name in FINDINGS]]), abs=1e-9)
+        assert one["mean_13_interval"][0] < one["mean_13"] < one["mean_13_interval"][1]
+    assert found["valid"]["labels"]["Fracture"]["auroc"] is None
+    assert "Fracture" not in found["valid"]["mean_13_labels"]
+    assert found["test"]["mean_13"] > 0.7  # the model was fitted to see the findings
+    assert found["sections"]["prompts"]["sound_no_finding"]["test"]["mean_14"] is not None
+
+
+def test_report_has_what_a_reader_needs(place):
+    folder = place / "results" / "small"
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    for wanted in ("drawn by a program", "Beside CheXzero", "0.889", "Step 20 had the highest", "Sanity checks",
+                   "Fracture (0 of 60 positive)", "SHA-256", "Most confident cases", "patient20000",
+                   "Beside the baseline"):
+        assert wanted in page and wanted in text, wanted
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "small &amp; &lt;b&gt;odd" in page
+    for name in ("roc", "precision_recall", "reliability", "beside_chexzero", "validation_auroc", "training_loss",
+                 "baseline"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
+        assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert page.count("data:image/png;base64,") == 7 + 14
+    assert (folder / "tables" / "areas.csv").is_file() and (folder / "tables" / "areas.tex").is_file()
+    rival = metrics_of(folder)["sections"]["baseline"]
+    assert rival["checkpoints"] == ["checkpoint_10.pt", "checkpoint_20.pt"]
+    assert 0 < rival["means"]["mean_13"]["p"] <= 1
+
+
+def test_second_evaluation_reads_predictions_from_the_cache(place, monkeypatch):
+    monkeypatch.setattr("chexzero.checkpoints.load_model", lambda *_: pytest.fail("the model was loaded again"))
+    first = metrics_of(place / "results" / "small")["test"]["mean_14"]
+    assert measure(place).test.mean("mean_14").value == pytest.approx(first, abs=1e-12)
+    reads = json.loads((place / "results" / "small" / "test_reads.json").read_text())
+    assert [read["names"] for read in reads] == [["checkpoint_20.pt"]]
+
+
+def test_cache_is_keyed_by_content_not_by_name(copy):
+    run = copy / "checkpoints" / "small"
+    before = measure(copy).test.auroc
+    shutil.copy(run / "checkpoint_0.pt", run / "checkpoint_20.pt")
+    assert not np.allclose(measure(copy).test.auroc, before)
+    shutil.copy(run / "checkpoint_10.pt", run / "checkpoint_20.pt")
+    cached = list((copy / "results" / ".cache").glob("*.npz"))
+    for path in cached:
+        path.write_bytes(path.read_bytes()[:100])  # a damaged cache is made again
+    assert not np.allclose(measure(copy).test.auroc, before)
+
+
+def test_ensemble_is_the_mean_of_the_probabilities(place):
+    run = place / "checkpoints" / "small"
+    both = measure(place, "--ensemble", "top", "2").test.probability
+    each = [measure(place, "--checkpoint", str(run / f"checkpoint_{step}.pt")).test.probability for step in (20, 10)]
+    np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-12)
+    args = arguments(place, "--ensemble", "top", "2")
+    assert run_zero_shot.choose(args).selected == {
+        "checkpoint": "checkpoint_20.pt", "step": 20, "ensemble": ["checkpoint_10.pt", "checkpoint_20.pt"],
+        "reason": "Ensemble (mean of the probabilities) of the 2 checkpoints with the best mean_5 on validation: "
+                  "steps 20, 10, of 3 validated."}
+
+
+def test_study_level_uses_all_views(place):
+    image, largest = measure(place).test, measure(place, "--level", "study_max").test
+    assert len(image) == len(largest) == 90
+    assert (largest.probability >= image.probability - 1e-12).all() and (largest.probability >
+    image.probability).any()
+
+
+def test_permuted_labels_are_flagged(copy):
+    def permute(table: pd.DataFrame) -> pd.DataFrame:
+        table[LABELS] = table.groupby("study_id", sort=False)[LABELS].first().sample(frac=1, random_state=0).set_axis(
+            table["study_id"].unique()).loc[table["study_id"]].to_numpy()
+        return table
+
+    change_labels(copy / "data", "test", permute)
+    found = measure(copy)
+    assert abs(found.test.mean("mean_13").value - 0.5) < 0.08
+    section = sanity_section(found.valid, found.test, [])
+    assert "test labels belong to the test images" in section.metrics["flagged"]
+    assert "LOOK HERE" in section.tables[0].rows[0]
+
+
+def blank(table):
+    return table.astype(object).assign(Edema=[None, *table["Edema"][1:]])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda table: table.assign(Edema=[-1, *table["Edema"][1:]]), "row 1, column Edema: '-1' is not 0 or 1"),
+    (blank, "row 1, column Edema: nan is not 0 or 1"),
+    (lambda table: table.drop(columns="Edema"), "lacks the column Edema"),
+    (lambda table: table[1:], "images but"),
+    (lambda table: table[::-1], "row 0 of"),
+    (lambda table: table.assign(Edema=[1 - table["Edema"][0], *table["Edema"][1:]]), "those of another view"),
+])
+def test_wrong_label_files_are_refused(copy, change, message):
+    change_labels(copy / "data", "test", change)
+    with pytest.raises(UserError, match=message):
+        measure(copy)
+
+
+def test_black_images_are_refused(copy):
+    with h5py.File(copy / "data" / "test.h5", "a") as handle:
+        handle["cxr"][...] = 0
+    with pytest.raises(UserError, match="108 of 108 images are of one grey value"):
+        measure(copy)
+
+
+def test_constant_predictions_are_refused(copy):
+    import torch
+
+    path = copy / "checkpoints" / "small" / "checkpoint_20.pt"
+    state = torch.load(path, weights_only=True)
+    state["visual.ln_post.weight"].zero_()  # every image then has the same feature
+    torch.save(state, path)
+    with pytest.raises(UserError, match="is the same for every image"):
+        measure(copy)
+
+
+def test_cached_predictions_outside_0_to_1_are_refused(copy):
+    for path in (copy / "results" / ".cache").glob("*.npz"):
+        with np.load(path) as archive:
+            np.savez(path, probabilities=archive["probabilities"] + 1)
+    with pytest.raises(UserError, match="outside 0..1"):
+        measure(copy)
+
+
+def test_a_folder_of_images(place, tmp_path):
+    images = tmp_path / "my images"
+    images.mkdir()
+    with h5py.File(place / "data" / "test.h5") as handle:
+        for i in range(3):
+            cv2.imwrite(str(images / f"{i}.png"), handle["cxr"][i])
+    (images / "broken.png").write_bytes(b"no image")
+    cv2.imwrite(str(images / "black.jpg"), np.zeros((50, 50), np.uint8))
+    args = arguments(place, "--images", str(images), "--labels", "Pleural Effusion", "pneumothorax")
+    with pytest.raises(UserError, match="name of the folder"):
+        run_zero_shot.predict_images(args)
+    args.images = str(images.rename(tmp_path / "images"))
+    table = pd.read_csv(run_zero_shot.predict_images(args))
+    assert table["image"].tolist() == ["0.png", "1.png", "2.png"]
+    assert list(table) == ["image", "Pleural Effusion", "pneumothorax"]
+    whole = pd.read_csv(place / "results" / "small" / "predictions_test.csv")["Pleural Effusion"]
+    np.testing.assert_allclose(table["Pleural Effusion"][0], whole[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ([], "nothing to evaluate"), (["--run", "missing"], "missing is not a folder"),
+    (["--checkpoint", "missing.pt"], "missing.pt does not exist")])
+def test_what_is_evaluated_must_be_there(words, message):
+    with pytest.raises(UserError, match=message):
+        run_zero_shot.choose(run_zero_shot.parse_args(words))
+
+
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path):
+    command = [sys.executable, ROOT / "run_zero_shot.py", "--labels", "edema"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "--labels belongs to --images" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
