@@ -5,6 +5,7 @@ average precision first, then AUROC, F1 and calibration; by frequency group wher
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from chexzero.statistics import auroc, percentile_interval, weighted_auroc
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.finding_prompts import PROMPTS, canonical, predict, read_prompts
-from chexzero.suites.tables import ID_COLUMNS, LabelledImages, read_labelled
+from chexzero.suites.tables import ID_COLUMNS, LabelledImages, labels_file, read_labelled
 
 GROUPS = ("head", "medium", "tail")
 
-#: Which of the challenge's tables stands beside ours -> the set of findings it is for.
-TASKS = {"task1_40_classes": "task 1 (40 classes)", "task2_26_classes_gold": "task 2 (26 classes, gold standard)",
-         "task3_zero_shot_5_unseen": "task 3 (5 unseen classes)"}
+#: Which of the challenge's tables stands beside ours -> its title and how many findings it is about.
+TASKS = {"task1_40_classes": ("task 1", 40), "task2_26_classes_gold": ("task 2, gold standard", 26),
+         "task3_zero_shot_5_unseen": ("task 3, unseen", 5)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,59 +63,77 @@ def frequency_group(share: float) -> str:
     return "head" if share > 0.10 else "medium" if share >= 0.01 else "tail"
 
 
-def score(truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, critical: np.ndarray,
-          n_samples: int = 1000) -> dict[str, Any]:
-    """All metrics of one set of findings.
+@dataclass
+class Scored:
+    """Findings scored on a set of images.
 
-    truth, probability: (N, L). thresholds: (L,), NaN where none could be chosen. critical: (L,) of bool.
-    Returns per-label arrays under `per_label` and the challenge's means with bootstrap intervals.
+    truth, probability: (N, L). thresholds: (L,), NaN where none could be chosen. per_label: each metric (L,).
+    samples: `mAP` and `mAUROC` -> (S, L), average precision and AUROC of each bootstrap resample of the images.
     """
-    tuned = np.where(np.isnan(thresholds), np.inf, thresholds)
-    at_half, at_tuned = probability >= 0.5, probability >= tuned
+
+    truth: np.ndarray
+    probability: np.ndarray
+    thresholds: np.ndarray
+    per_label: dict[str, np.ndarray]
+    samples: dict[str, np.ndarray]
+
+    def means(self, columns: np.ndarray, critical: np.ndarray) -> dict[str, float]:
+        """The challenge's means over some columns; critical: (L,) of bool, which findings' misses are counted."""
+        per = {name: values[columns] for name, values in self.per_label.items()}
+        truth, probability = self.truth[:, columns], self.probability[:, columns]
+        thresholds = self.thresholds[columns]
+        known, urgent = np.isfinite(thresholds), critical[columns]
+        return {"mAP": metrics.nan_mean(per["average_precision"]), "mAUROC": metrics.nan_mean(per["auroc"]),
+                "mF1": metrics.nan_mean(per["f1_at_half"]),
+                "mF1_at_threshold": metrics.nan_mean(per["f1_at_threshold"]),
+                "micro_F1": metrics.micro_f1(truth, probability >= 0.5),
+                "micro_F1_at_threshold": metrics.micro_f1(truth[:, known], (probability >= thresholds)[:, known]),
+                "mECE": metrics.nan_mean(per["ece"]),
+                "critical_FNR": metrics.nan_mean(per["false_negative_rate"][urgent]),
+                "critical_FNR_at_threshold": metrics.nan_mean(per["false_negative_rate_at_threshold"][urgent])}
+
+    def intervals(self, columns: np.ndarray) -> dict[str, tuple[float, float, float]]:
+        """Lower end, upper end and chance of mAP and mAUROC over some columns, undefined findings left out."""
+        random = metrics.random_average_precision(len(self.truth), self.truth[:, columns].sum(0))
+        chance = {"mAP": metrics.nan_mean(random), "mAUROC": 0.5}
+        found = {}
+        for name, samples in self.samples.items():
+            means = [metrics.nan_mean(row) for row in samples[:, columns]]
+            found[name] = (*map(float, percentile_interval(means)), chance[name])
+        return found
+
+
+def score(truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, n_samples: int = 1000) -> Scored:
+    """Score probabilities (N, L) against the truth (N, L), with thresholds (L,), NaN where none could be chosen."""
+    at_half, at_threshold = probability >= 0.5, probability >= thresholds
     known = np.isfinite(thresholds)
-    f1_tuned = np.where(known, metrics.f1_per_label(truth, at_tuned), np.nan)
-    missed = np.where(known, metrics.false_negative_rate(truth, at_tuned), np.nan)
     per_label = {
         "positives": truth.sum(0).astype(int), "average_precision": metrics.average_precision(truth, probability),
         "auroc": auroc(truth, probability), "f1_at_half": metrics.f1_per_label(truth, at_half),
-        "f1_at_threshold": f1_tuned, "threshold": thresholds,
+        "f1_at_threshold": np.where(known, metrics.f1_per_label(truth, at_threshold), np.nan),
+        "threshold": thresholds,
         "ece": metrics.expected_calibration_error(truth, probability),
         "false_negative_rate": metrics.false_negative_rate(truth, at_half),
-        "false_negative_rate_at_threshold": missed}
-    means = {
-        "mAP": metrics.nan_mean(per_label["average_precision"]), "mAUROC": metrics.nan_mean(per_label["auroc"]),
-        "mF1": metrics.nan_mean(per_label["f1_at_half"]), "mF1_at_threshold": metrics.nan_mean(f1_tuned),
-        "micro_F1": metrics.micro_f1(truth, at_half),
-        "micro_F1_at_threshold": metrics.micro_f1(truth[:, known], at_tuned[:, known]),
-        "mECE": metrics.nan_mean(per_label["ece"]),
-        "critical_FNR": metrics.nan_mean(per_label["false_negative_rate"][critical]),
-        "critical_FNR_at_threshold": metrics.nan_mean(missed[critical])}
-    defined = (truth.sum(0) > 0) & (truth.sum(0) < len(truth))
-    intervals = {}
-    for name, metric in (("mAP", metrics.weighted_average_precision), ("mAUROC", weighted_auroc)):
-        columns = defined if name == "mAUROC" else truth.any(0)
-        samples = metrics.bootstrap_metric(metric, truth[:, columns], probability[:, columns], n_samples)
-        with np.errstate(invalid="ignore"):
-            n = np.isfinite(samples).sum(1)
-            intervals[name] = percentile_interval(np.where(n > 0, np.nansum(samples, 1) / np.maximum(n, 1), np.nan))
-    chance = {"mAP": metrics.nan_mean(metrics.random_average_precision(len(truth), truth.sum(0))), "mAUROC": 0.5}
-    return {"per_label": per_label, "means": means, "intervals": intervals, "chance": chance}
+        "false_negative_rate_at_threshold": np.where(known, metrics.false_negative_rate(truth, at_threshold), np.nan)}
+    samples = {name: metrics.bootstrap_metric(metric, truth, probability, n_samples)
+               for name, metric in (("mAP", metrics.weighted_average_precision), ("mAUROC", weighted_auroc))}
+    return Scored(truth, probability, thresholds, per_label, samples)
 
 
 def run(context: EvaluationContext) -> Section:
     """Score the model on a set of findings; see the module."""
     prompts = read_prompts(context.option("cxr_lt_prompts", PROMPTS))
-    images = context.option("cxr_lt_images", "test")
-    data = read_labelled(context, images, _labels_path(context, "cxr_lt_labels", images))
+    data = read_labelled(context, context.option("cxr_lt_images", "test"), context.option("cxr_lt_labels"))
     findings = canonical(data.labels, prompts, data.path)
     probability = predict(context, data.features, findings, prompts)
     thresholds, chosen_on = _thresholds(context, prompts, findings)
     critical = np.isin(findings, prompts["critical"] or [])
-    result = score(data.truth, probability, thresholds, critical)
+    result, every = score(data.truth, probability, thresholds), np.arange(len(findings))
+    means, intervals = result.means(every, critical), result.intervals(every)
     section = Section("cxr_lt", "Long-tailed and unseen findings (CXR-LT 2024)", _explain(data, chosen_on, prompts))
     section.metrics = {"images": len(data.ids), "findings": len(findings), "thresholds_from": chosen_on,
-                       **_summary(result), "per_label": _per_label(result, findings)}
-    section.tables += [_means_table(result), _label_table(result, findings, prompts)]
+                       **_summary(means, intervals), "per_label": _per_label(result, findings)}
+    section.tables += [_means_table(means, intervals), _label_table(result, findings, prompts)]
     if counts := context.option("cxr_lt_counts"):
         section.tables.append(_group_table(section, result, read_counts(counts, findings, prompts)))
     else:
@@ -122,19 +141,20 @@ def run(context: EvaluationContext) -> Section:
     for task, members in _tasks(prompts).items():
         columns = np.flatnonzero(np.isin(findings, members))
         if len(columns):
-            part = score(data.truth[:, columns], probability[:, columns], thresholds[columns], critical[columns], 200)
-            section.metrics[task] = {"findings": len(columns), **_summary(part)}
-            section.tables.append(ranking(task, part["means"], len(columns), len(members)))
+            means = result.means(columns, critical)
+            section.metrics[task] = {"findings": len(columns), **_summary(means, result.intervals(columns))}
+            section.tables.append(ranking(task, means, len(columns)))
     return section
 
 
-def ranking(task: str, ours: dict[str, float], n_ours: int, n_task: int) -> Table:
+def ranking(task: str, ours: dict[str, float], n_ours: int) -> Table:
     """The challenge's teams and this model, best macro average precision first.
 
     With only some of the task's classes this model stands below the teams without a rank: a mean over other classes
     is another task.
     """
     keys = ("mAP", "mAUROC", "mF1", "mECE")
+    title, n_task = TASKS[task]
     rows = [[f"team {name}", *(figures[key] for key in keys)]
             for name, figures in reported_figures()["cxr_lt_2024"][task].items()]
     model = [f"this model, zero-shot, {n_ours} of {n_task} classes", *(metrics.number(ours[key], 3) for key in keys)]
@@ -142,8 +162,8 @@ def ranking(task: str, ours: dict[str, float], n_ours: int, n_task: int) -> Tabl
     rows = sorted([*rows, model] if ranked else rows, key=lambda row: -row[1])
     rows = [[i, *row] for i, row in enumerate(rows, 1)] + ([] if ranked else [[None, *model]])
     note = "" if ranked else "; other classes are another task, so this model has no rank"
-    return Table(f"CXR-LT 2024 {TASKS[task]}, ranked by mAP. The teams' figures are from the challenge's own test "
-                 f"set{note}.", ["rank", "system", *keys], rows)
+    return Table(f"CXR-LT 2024 {title} ({n_task} classes), ranked by mAP. The teams' figures are from the "
+                 f"challenge's own test set{note}.", ["rank", "system", *keys], rows)
 
 
 def _tasks(prompts: dict[str, Any]) -> dict[str, list[str]]:
@@ -152,18 +172,10 @@ def _tasks(prompts: dict[str, Any]) -> dict[str, list[str]]:
     return dict(zip(TASKS, (seen, prompts["task2"] or [], unseen), strict=True))
 
 
-def _labels_path(context: EvaluationContext, flag: str, images: str) -> str | Path | None:
-    given = context.option(flag)
-    if given or images in ("valid", "test"):
-        return given
-    path = Path(images)
-    return path.with_name(f"{path.stem}_labels.csv")
-
-
 def _thresholds(context: EvaluationContext, prompts: dict[str, Any], findings: list[str]) -> tuple[np.ndarray, str]:
     """Thresholds with the best F1 on the validation set; NaN for a finding it lacks or has no case of."""
     images = context.option("cxr_lt_valid_images", "valid")
-    path = Path(_labels_path(context, "cxr_lt_valid_labels", images) or context.data_dir / "valid_labels.csv")
+    path = labels_file(context, images, context.option("cxr_lt_valid_labels"))
     columns = read_table(path, remedy="name the validation labels with --cxr_lt_valid_labels").columns
     aliases = prompts["aliases"] or {}
     shared = {aliases.get(c, c): c for c in columns if c not in ID_COLUMNS and aliases.get(c, c) in findings}
@@ -172,7 +184,7 @@ def _thresholds(context: EvaluationContext, prompts: dict[str, Any], findings: l
         valid = read_labelled(context, images, path, list(shared.values()))
         best = metrics.best_f1_thresholds(valid.truth, predict(context, valid.features, list(shared), prompts))
         thresholds[[findings.index(name) for name in shared]] = best
-    return thresholds, str(path)
+    return thresholds, path.name
 
 
 def _explain(data: LabelledImages, chosen_on: str, prompts: dict[str, Any]) -> list[str]:
@@ -180,49 +192,46 @@ def _explain(data: LabelledImages, chosen_on: str, prompts: dict[str, Any]) -> l
     return [f"{len(data.ids)} images, {len(data.labels)} findings of {data.path.name}. A finding's probability "
             "compares the image with the averaged prompts of its synonyms and with their negation; no label is "
             "trained on.",
-            f"Thresholds have the best F1 on {Path(chosen_on).name}. A finding without a case is undefined and left "
+            f"Thresholds have the best F1 on {chosen_on}. A finding without a case is undefined and left "
             "out of the means. Chance is what scores in random order are expected to reach.",
             f"ECE uses {N_BINS} bins of equal width over the probability of the finding. How the challenge bins "
             "could not be verified, and probabilities of unscaled cosines lie near one half: compare with care.",
             f"Critical findings, whose misses are counted: {critical}; this choice is the project's."]
 
 
-def _summary(result: dict[str, Any]) -> dict[str, Any]:
-    summary = {name: metrics.number(value) for name, value in result["means"].items()}
-    for name, (lower, upper) in result["intervals"].items():
-        summary |= {f"{name}_lower": metrics.number(lower), f"{name}_upper": metrics.number(upper),
-                    f"{name}_chance": metrics.number(result["chance"][name])}
+def _summary(means: dict[str, float], intervals: dict[str, tuple[float, float, float]]) -> dict[str, Any]:
+    summary = {name: metrics.number(value) for name, value in means.items()}
+    for name, values in intervals.items():
+        ends = zip(("lower", "upper", "chance"), values, strict=True)
+        summary |= {f"{name}_{end}": metrics.number(value) for end, value in ends}
     return summary
 
 
-def _per_label(result: dict[str, Any], findings: list[str]) -> dict[str, dict[str, Any]]:
-    return {name: {key: metrics.number(values[j]) for key, values in result["per_label"].items()}
+def _per_label(result: Scored, findings: list[str]) -> dict[str, dict[str, Any]]:
+    return {name: {key: metrics.number(values[j]) for key, values in result.per_label.items()}
             for j, name in enumerate(findings)}
 
 
-def _means_table(result: dict[str, Any]) -> Table:
-    rows = []
-    for name, value in result["means"].items():
-        lower, upper = result["intervals"].get(name, (float("nan"),) * 2)
-        rows.append([name, *(metrics.number(x, 3) for x in (value, lower, upper)),
-                     metrics.number(result["chance"].get(name), 3)])
+def _means_table(means: dict[str, float], intervals: dict[str, tuple[float, float, float]]) -> Table:
+    rows = [[name, *(metrics.number(x, 3) for x in (value, *intervals.get(name, (None, None, None))))]
+            for name, value in means.items()]
     return Table("Means over the findings, with the 95 % interval of 1,000 bootstrap resamples where one is taken",
                  ["metric", "value", "lower", "upper", "chance"], rows)
 
 
-def _label_table(result: dict[str, Any], findings: list[str], prompts: dict[str, Any]) -> Table:
+def _label_table(result: Scored, findings: list[str], prompts: dict[str, Any]) -> Table:
     keys = ["positives", "average_precision", "auroc", "f1_at_half", "f1_at_threshold", "threshold", "ece",
             "false_negative_rate_at_threshold"]
     rows = [[name + (" (unseen)" if name in (prompts["unseen"] or []) else ""),
-             *(metrics.number(result["per_label"][key][j], 4) for key in keys)] for j, name in enumerate(findings)]
+             *(metrics.number(result.per_label[key][j], 4) for key in keys)] for j, name in enumerate(findings)]
     return Table("Each finding", ["finding", "positives", "AP", "AUROC", "F1 at 0.5", "F1 at threshold", "threshold",
                                   "ECE", "missed at threshold"], rows)
 
 
-def _group_table(section: Section, result: dict[str, Any], shares: np.ndarray) -> Table:
+def _group_table(section: Section, result: Scored, shares: np.ndarray) -> Table:
     keys = ("average_precision", "auroc", "f1_at_half", "f1_at_threshold", "ece")
     groups = np.array([frequency_group(share) for share in shares])
-    means = {group: [metrics.nan_mean(result["per_label"][key][groups == group]) for key in keys] for group in GROUPS}
+    means = {group: [metrics.nan_mean(result.per_label[key][groups == group]) for key in keys] for group in GROUPS}
     present = [means[group] for group in GROUPS if (groups == group).any()]
     means["average"] = [metrics.nan_mean(column) for column in zip(*present, strict=True)]
     sizes = {group: int((groups == group).sum()) for group in GROUPS} | {"average": len(groups)}

@@ -24,13 +24,16 @@ def weighted_average_precision(truth: NDArray[np.bool_], scores: NDArray, counts
     truth, scores: (N,). counts: (N, S), how often each row counts. Returns (S,), NaN where no positive is drawn.
     """
     order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-    weights = counts[order]
-    hits = np.cumsum(weights * truth[order, None], axis=0)[ends]
-    drawn = np.cumsum(weights, axis=0)[ends]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(drawn > 0, hits / drawn, 0.0)
-        return (np.diff(hits, axis=0, prepend=0) * precision).sum(0) / hits[-1]
+    positives = order[truth[order]]
+    if len(positives) == 0:
+        return np.full(counts.shape[1], np.nan)
+    falling, of_positives = -scores[order], -scores[positives]
+    drawn = np.cumsum(counts[order], axis=0)[np.searchsorted(falling, of_positives, side="right") - 1]
+    weights = counts[positives]
+    hits = np.cumsum(weights, axis=0)
+    with np.errstate(invalid="ignore"):
+        precision = hits[np.searchsorted(of_positives, of_positives, side="right") - 1] / np.maximum(drawn, 1)
+        return (weights * precision).sum(0) / hits[-1]
 
 
 def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> Floats:

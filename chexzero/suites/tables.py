@@ -68,15 +68,21 @@ class LabelledImages:
         return np.asarray(self.table.get(name, default), dtype=str)
 
 
+def labels_file(context: EvaluationContext, images: str | Path, given: str | Path | None = None) -> Path:
+    """The label CSV of an image file: the one given, else `<images>_labels.csv` beside the images."""
+    path = context.images_path(images)
+    return Path(given) if given else path.with_name(f"{path.stem}_labels.csv")
+
+
 def read_labelled(context: EvaluationContext, images: str | Path, labels_path: str | Path | None = None,
                   labels: Sequence[str] | None = None) -> LabelledImages:
     """Embed an image file and join its label CSV by id (`id`, or MIMIC's `dicom_id`).
 
-    images: `"valid"`, `"test"` or an image file. labels_path: by default `<images>_labels.csv` in the data folder.
+    images: `"valid"`, `"test"` or an image file. labels_path: by default `<images>_labels.csv` beside the images.
     labels: the columns to read; by default every column that does not name a row. Files without ids (upstream's)
     are joined by position when both have as many rows.
     """
-    path = Path(labels_path or context.data_dir / f"{images}_labels.csv")
+    path = labels_file(context, images, labels_path)
     if labels is None:
         labels = [name for name in read_table(path, remedy="name a CSV that has one 0/1 column a label").columns
                   if name not in ID_COLUMNS]
