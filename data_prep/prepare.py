@@ -39,7 +39,7 @@ def prepare(work: Work, plan: Plan, workers: int, shard: tuple[int, int] = (0, 1
         work.blocks(role).mkdir(exist_ok=True)
     require_space(work.folder, left * IMAGE_BYTES, "preparing the images")
     tally = Tally(work, plan)
-    done = _run(_tasks(work, plan, pending), workers)
+    done = run_tasks(_tasks(work, plan, pending), workers)
     with progress(total, "preparing", total - left) as bar, closing(done):
         for role, task, errors in done:
             bar.update(len(task.files))
@@ -67,7 +67,7 @@ def _tasks(work: Work, plan: Plan, pending: dict[str, set[int]]) -> Iterator[tup
                 yield role, blocks.Task(blocks.block_path(work.blocks(role), index), files, depth16)
 
 
-def _run(tasks: Iterable[tuple[str, blocks.Task]], workers: int) -> Iterator[tuple[str, blocks.Task, list[str]]]:
+def run_tasks(tasks: Iterable[tuple[str, blocks.Task]], workers: int) -> Iterator[tuple[str, blocks.Task, list[str]]]:
     """Work on the tasks in `workers` processes; yields each with its errors when it is done."""
     tasks = iter(tasks)
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

@@ -1,0 +1,190 @@
+"""Preparing images, side by side with a plain loop that does what CheXzero does, on the same files and cores.
+
+    python -m benchmarks.preprocess --images 200 --rounds 5 --out benchmarks/results/preprocess.json
+    python -m benchmarks.preprocess --pictures DIR ...       # the radiographs under DIR, brought to full size
+
+The loop reads in colour, turns BGR to RGB, resizes three channels, and writes float32, image by image. Ours is what
+`python -m data_prep build` does: processes that write blocks, then the join into one HDF5 file; their start is in our
+time. Both give the same bytes, which is checked. The files are 8-bit grey PNG and JPEG of 2,000 to 2,900 pixels, half
+and half: CheXpert's sizes. What else the machine does slows ours more than the loop, so the load is recorded.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+from PIL import Image
+
+from chexzero.data_process import RESOLUTION, preprocess
+from chexzero.errors import UserError, run_command
+from chexzero.files import write_json
+from chexzero.pixels import decode, prepare_image
+from data_prep import blocks
+from data_prep.demo import write_corpus
+from data_prep.prepare import run_tasks
+from data_prep.sets import new_images
+from data_prep.work import cpu_count, positive
+
+REPEATS = 3  # of each stage, of which the fastest counts
+
+
+def main() -> None:
+    args = parse_args()
+    with tempfile.TemporaryDirectory(prefix="preprocess-") as folder:
+        files = write_files(Path(folder) / "files", args.pictures, args.images)
+        size = statistics.mean(path.stat().st_size for path in files)
+        print(f"{len(files)} files of {size / 1e6:.1f} MB on average; {machine()}; {args.workers} processes of ours")
+        rounds = [measure_round(files, Path(folder), args.workers) for _ in range(args.rounds)]
+        stages = measure_stages(files, Path(folder))
+    report = {"machine": machine(), "files": len(files), "bytes_per_file": size, "workers": args.workers,
+              "opencv": cv2.__version__, "rounds": rounds, "equal_bytes": True, "milliseconds": stages,
+              "ratio": statistics.median(r["ratio"] for r in rounds),
+              "ratio_lowest": min(r["ratio"] for r in rounds), "ratio_highest": max(r["ratio"] for r in rounds)}
+    show(report)
+    if args.out:
+        write_json(args.out, report)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pictures", type=Path, help="a folder of radiographs to start from (default: drawn ones)")
+    parser.add_argument("--images", type=positive, default=200, help="files to make and read")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of both, of which the median ratio counts")
+    parser.add_argument("--workers", type=positive, default=cpu_count(), help="our processes")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
+    return parser.parse_args()
+
+
+def write_files(folder: Path, pictures: Path | None, count: int) -> list[Path]:
+    """Grey PNG and JPEG files of 2,000 to 2,900 pixels, grown from small pictures, with a detector's noise added."""
+    folder.mkdir()
+    if pictures is None:
+        pictures = folder / "drawn"
+        write_corpus(pictures, train=12, valid=0, test=0, seed=1)
+    sources = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg"))
+    if not sources:
+        raise UserError(f"{pictures} has no .png or .jpg files; name a folder that has with --pictures")
+    rng = np.random.default_rng(0)
+    files = []
+    for i in range(count):
+        grey = cv2.imread(str(sources[i % len(sources)]), cv2.IMREAD_GRAYSCALE)
+        longer = int(rng.integers(2000, 2901))
+        scale = longer / max(grey.shape)
+        grown = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        noisy = np.clip(grown + rng.normal(0, 1.5, grown.shape), 0, 255).astype(np.uint8)
+        files.append(folder / f"{i:04d}{'.png' if i % 2 else '.jpg'}")
+        cv2.imwrite(str(files[-1]), noisy)
+    return files
+
+
+def measure_round(files: list[Path], folder: Path, workers: int) -> dict[str, float]:
+    """Both on all files, one after the other; raises if the bytes differ."""
+    theirs = images_per_second(lambda: plain_loop(files, folder / "plain.h5"), len(files))
+    ours = images_per_second(lambda: prepare(files, folder, workers), len(files))
+    with h5py.File(folder / "plain.h5") as a, h5py.File(folder / "ours.h5") as b:
+        if not np.array_equal(a["cxr"][:], b["cxr"][:]):
+            raise SystemExit("the bytes differ")
+    for block in folder.glob("*.npz"):
+        block.unlink()
+    return {"load": os.getloadavg()[0], "plain_images_per_second": theirs, "images_per_second": ours, "ratio": ours / theirs}
+
+
+def plain_loop(files: list[Path], target: Path) -> None:
+    with h5py.File(target, "w") as handle:
+        images = handle.create_dataset("cxr", (len(files), RESOLUTION, RESOLUTION), np.float32)
+        for i, path in enumerate(files):
+            image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+            images[i] = np.array(preprocess(Image.fromarray(image)))
+
+
+def prepare(files: list[Path], folder: Path, workers: int) -> None:
+    """What `build` does with a role's images: blocks by all processes, then the join."""
+    size = min(blocks.SIZE, -(-len(files) // (2 * workers)))  # a build has blocks enough for every process
+    tasks = [("train", blocks.Task(blocks.block_path(folder, at), [(str(path.parent), path.name, "")
+                                                                    for path in files[at:at + size]], "stretch"))
+             for at in range(0, len(files), size)]
+    failed = [error for _, _, errors in run_tasks(tasks, workers) for error in errors]
+    if failed:
+        raise SystemExit(failed[0])
+    with new_images(folder / "ours.h5", [path.name.encode() for path in files], {}) as images:
+        for at, (_, task) in zip(range(0, len(files), size), tasks, strict=True):
+            images[at:at + len(task.files)] = blocks.read_block(task.target, len(task.files)).images
+
+
+def images_per_second(run: Callable[[], None], count: int) -> float:
+    start = time.perf_counter()
+    run()
+    return count / (time.perf_counter() - start)
+
+
+def measure_stages(files: list[Path], folder: Path) -> dict[str, dict[str, float]]:
+    """Milliseconds of processor time an image that each stage takes in one process, in the loop and in ours."""
+    cv2.setNumThreads(1)
+    data = [path.read_bytes() for path in files]
+    colour = [cv2.imdecode(np.frombuffer(d, np.uint8), cv2.IMREAD_COLOR) for d in data[:8]]
+    grey = [image[..., 0].copy() for image in colour]
+    small = np.zeros((len(files), RESOLUTION, RESOLUTION), np.uint8)
+
+    def timed(run: Callable[[], object], count: int) -> float:
+        times = []
+        for _ in range(REPEATS):
+            start = time.process_time()
+            run()
+            times.append(time.process_time() - start)
+        return 1000 * min(times) / count
+
+    def write(dtype: type, **options: object) -> None:
+        with h5py.File(folder / "stage.h5", "w") as handle:
+            images = handle.create_dataset("cxr", small.shape, dtype, **options)
+            for i, image in enumerate(small):
+                images[i] = image
+
+    n = len(files)
+    loop = {"read and decode": timed(lambda: [cv2.imread(str(path)) for path in files], n),
+            "turn to RGB": timed(lambda: [cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in colour], len(colour)),
+            "resize": timed(lambda: [preprocess(Image.fromarray(image)) for image in colour], len(colour)),
+            "write": timed(lambda: write(np.float32), n)}
+    ours = {"read and decode": timed(lambda: [decode(path.read_bytes()) for path in files], n),
+            "resize": timed(lambda: [preprocess(Image.fromarray(image)) for image in grey], len(grey)),
+            "write": timed(lambda: write(np.uint8, chunks=(1, RESOLUTION, RESOLUTION)), n)}
+    whole = timed(lambda: [prepare_image(str(path.parent), path.name) for path in files], n)
+    ours["checks and hashes"] = max(0.0, whole - ours["read and decode"] - ours["resize"])
+    return {"plain": loop, "ours": ours}
+
+
+def machine() -> str:
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else ():
+        if line.startswith("model name"):
+            name = line.split(":", 1)[1].strip()
+            break
+    return f"{name}, {cpu_count()} cores"
+
+
+def show(report: dict) -> None:
+    for r in report["rounds"]:
+        print(f"plain loop {r['plain_images_per_second']:6.1f} images/s   ours {r['images_per_second']:6.1f} "
+              f"images/s   ratio {r['ratio']:.2f}   load {r['load']:.1f}")
+    print(f"median ratio {report['ratio']:.2f} ({report['ratio_lowest']:.2f} to {report['ratio_highest']:.2f}), "
+          f"equal bytes")
+    stages = report["milliseconds"]
+    print(f"\n{'ms of one core an image':24}{'plain':>8}{'ours':>8}")
+    for name in dict.fromkeys([*stages["plain"], *stages["ours"]]):
+        print(f"{name:24}{stages['plain'].get(name, 0):8.1f}{stages['ours'].get(name, 0):8.1f}")
+    plain, ours = (sum(stages[name].values()) for name in ("plain", "ours"))
+    floor = stages["ours"]["read and decode"] + stages["ours"]["resize"]
+    print(f"{'sum':24}{plain:8.1f}{ours:8.1f}")
+    print(f"bound: decoding and resizing one channel take {floor:.1f} ms, {floor / ours:.0%} of ours: no more than "
+          f"{1000 / floor:.1f} images/s a core with these decoders")
+
+
+if __name__ == "__main__":
+    run_command(main)
