@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test test-long lint clean-demo
+.PHONY: setup demo clean-demo test test-long lint docs
 
 setup: $(READY)
 
@@ -15,6 +15,19 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 		-r requirements.txt -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
+# Everything of the demo lies under demo/; data/, checkpoints/ and results/ are never touched. Each step goes on where an
+# earlier call was stopped, and does nothing where it was finished.
+DEMO := demo
+demo: $(READY)
+	$(PY) -m data_prep demo --out $(DEMO)/releases --train 4000 --valid 200 --test 200 --seed 0
+	$(PY) -m data_prep build --data_root $(DEMO)/releases --out $(DEMO)/data
+	$(PY) run_train.py --config configs/demo.yaml --cxr_filepath $(DEMO)/data/cxr.h5 --save_dir $(DEMO)/checkpoints --resume auto
+	$(PY) run_zero_shot.py --run $(DEMO)/checkpoints/demo --data $(DEMO)/data --splits $(DEMO)/splits --out $(DEMO)/results
+	@echo "The report: $(DEMO)/results/demo/report.html"
+
+clean-demo:
+	rm -rf $(DEMO)
+
 test: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not long and not gpu"
 
@@ -23,3 +36,6 @@ test-long: $(READY)
 
 lint: $(READY)
 	$(PY) -m ruff check .
+
+docs: $(READY)
+	$(PY) -m pdoc -o build/api chexzero data_prep dinov3_adapter run_train run_zero_shot
