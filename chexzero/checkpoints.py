@@ -25,7 +25,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
     Taken are: a bare state dict (`.pt`, float16 or float32, with or without the prefix `module.` that DataParallel
     adds), a dict that has it under `model`, `state_dict` or `model_state_dict` (our `last.pt` is one), OpenAI's
-    TorchScript archive, `.safetensors`, and the folders of transformers and open_clip. Raises `UserError` for anything else.
+    TorchScript archive, `.safetensors`, and the folders of transformers and open_clip. Raises `UserError` for
+    anything else.
     """
     if Path(path).is_dir():
         return read_folder(Path(path))
@@ -39,15 +40,13 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             state = read_torchscript(path)
         else:
             state = _weights_of(torch.load(path, map_location="cpu", weights_only=True))
-    except UserError:
-        raise
     except Exception as error:  # each of the readers has its own exceptions for a damaged file
         raise UserError(f"{path} cannot be read as a checkpoint ({_first_line(error)}); {REMEDY}") from error
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not state or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
         raise UserError(f"{path} holds no state dict; {REMEDY}")
     if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
 
 
 def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> CLIP:
@@ -59,7 +58,7 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> C
     try:
         return build_model(state).to(device)
     except UserError as error:
-        raise UserError(f"{path} is {describe(state)} and does not load: it {error}; {REMEDY}") from error
+        raise UserError(f"{path} is {describe(state)} and does not load: {error}; {REMEDY}") from error
 
 
 def describe(state: Mapping[str, torch.Tensor]) -> str:
@@ -89,13 +88,13 @@ def _length(state: Mapping[str, torch.Tensor], key: str, axis: int) -> int | str
     return state[key].shape[axis] if key in state else "unknown"
 
 
-def _weights_of(content: object) -> dict[str, torch.Tensor]:
+def _weights_of(content: object) -> Mapping:
     if not isinstance(content, Mapping):
-        raise UserError(f"the file holds a {type(content).__name__}, not a state dict")
+        return {}
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content.get(key), Mapping):
-            return dict(content[key])
-    return dict(content)
+            return content[key]
+    return content
 
 
 def _first_line(error: Exception) -> str:
@@ -103,9 +102,9 @@ def _first_line(error: Exception) -> str:
 
 
 # --- OpenAI's TorchScript archives ---
-# torch.load(weights_only=True) refuses them, and torch.jit.load would compile the code they carry, whose operators can
-# touch files. Only the tensors are wanted. They lie in the archive's data.pkl, which names classes of that code; here
-# these become empty holders, tensors are rebuilt from raw bytes, and every other name is refused.
+# torch.load(weights_only=True) refuses them, and torch.jit.load would compile the code they carry, whose operators
+# can touch files. Only the tensors are wanted. They lie in the archive's data.pkl, which names classes of that code;
+# here these become empty holders, tensors are rebuilt from raw bytes, and every other name is refused.
 
 _STORAGE_TYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,

@@ -104,16 +104,19 @@ def build_model(state_dict: Mapping[str, torch.Tensor]) -> CLIP:
     try:
         model = _model_for(state_dict)
     except KeyError as error:
-        raise UserError(f"lacks the key {error.args[0]}, so it is no whole CLIP state dict") from error
+        raise UserError(f"the state dict lacks the key {error.args[0]} of a CLIP") from error
+    except (IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the state dict describes no CLIP that can be built ({reason})") from error
     differences = compare_keys(model.state_dict(), state_dict)
     if differences:
-        raise UserError(differences)
+        raise UserError(f"the state dict {differences}")
     model.load_state_dict(state_dict, strict=True)
     return model.float().eval()
 
 
-#: Three numbers that OpenAI's archives carry beside the weights.
-OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+#: What archives carry beside the weights: three numbers in OpenAI's, the causal mask in those traced with open_clip.
+OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 def _model_for(state: Mapping[str, torch.Tensor]) -> CLIP:

@@ -1,0 +1,20 @@
+"""The generated small model that several tests load: upstream's keys, weights that float16 holds exactly."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from chexzero import compare_inputs
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def state_dict(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    return {key: torch.from_numpy(value).to(dtype) for key, value in compare_inputs.weights().items()}
+
+
+def recorded() -> dict[str, np.ndarray]:
+    """What upstream's own code gave on the generated inputs (`compare_upstream --record`)."""
+    with np.load(GOLDEN / "upstream.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
