@@ -8,6 +8,7 @@ only command that opens the test set.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,26 +20,23 @@ import numpy as np
 from chexzero import charts, comparison, provenance, readers, result_sections, sanity
 from chexzero.baseline import baseline_section, checkpoints_in
 from chexzero.calibration import platt
+from chexzero.choice import Choice, choose
+from chexzero.cover import banner, facts, print_table, summary
 from chexzero.data import read_build
 from chexzero.errors import UserError, run_command
-from chexzero.evaluation import SetResult, evaluate_set, number
-from chexzero.files import require_file, safe_name, write_json, write_text
+from chexzero.evaluation import SetResult, evaluate_set
+from chexzero.files import write_json, write_text
 from chexzero.labels import LABELS
 from chexzero.operating_points import thresholds
 from chexzero.predictions import LEVELS, EvaluationSet, Predictor, check_predictions, ensemble, read_set, units
 from chexzero.prompts import Prompt, read_alternatives, upstream_prompts
 from chexzero.report import Report, write_report
-from chexzero.reported import reported_figures
-from chexzero.run_folder import RunFolder, read_run, step_of
 from chexzero.sections import Section
 from chexzero.settings import parse_with_config
 from chexzero.suites import SUITES, EvaluationContext
 from chexzero.suites import add_arguments as add_suite_arguments
 from chexzero.test_reads import record_test_read
 from chexzero.thumbnails import thumbnails_section
-from chexzero.wording import interval, unit_name
-
-CHECKPOINT_REMEDY = "name a run's folder with --run, or checkpoints with --checkpoint"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -92,53 +90,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is evaluated: the checkpoints (several: an ensemble), the run they belong to, and why these."""
-
-    name: str
-    run: RunFolder | None
-    checkpoints: list[Path]
-    selected: dict[str, Any]
-
-
-def choose(args: argparse.Namespace) -> Choice:
-    """The run's selected checkpoint, the top K of its validations, or the checkpoints that were named."""
-    run = read_run(args.run) if args.run else None
-    if args.checkpoint and args.ensemble:
-        raise UserError("--checkpoint and --ensemble exclude each other; leave one out")
-    if args.checkpoint:
-        checkpoints = sorted(require_file(path, CHECKPOINT_REMEDY) for path in args.checkpoint)
-        what = checkpoints[0].name if len(checkpoints) == 1 else f"The ensemble of {len(checkpoints)} checkpoints"
-        reason = f"{what} was named with --checkpoint; how it was selected is not on record."
-        step = step_of(checkpoints[0]) if len(checkpoints) == 1 else None
-    elif run is None:
-        raise UserError(f"nothing to evaluate; {CHECKPOINT_REMEDY}")
-    elif args.ensemble:
-        steps = run.best_steps(ensemble_size(args.ensemble))
-        checkpoints, step = sorted(run.checkpoint_of(step) for step in steps), steps[0]
-        reason = (f"Ensemble (mean of the probabilities) of the {len(steps)} checkpoints with the best "
-                  f"{run.ranking_metric} on validation: steps {', '.join(map(str, steps))}, of "
-                  f"{len(run.metrics)} validated.")
-    else:
-        checkpoints, step = [run.selected()], run.selection.get("step")
-        reason = str(run.selection.get("reason") or "The run's selection.json names it.")
-    name = run.path.resolve().name if run else checkpoints[0].stem if len(checkpoints) == 1 else "ensemble"
-    selected = {"checkpoint": checkpoints[0].name, "step": step, "reason": reason}
-    if len(checkpoints) > 1:
-        selected |= {"checkpoint": run.checkpoint_of(step).name if run and step is not None else checkpoints[0].name,
-                     "ensemble": [path.name for path in checkpoints]}
-    return Choice(safe_name(name, "name of the run"), run, checkpoints, selected)
-
-
-def ensemble_size(words: Sequence[str]) -> int:
-    """`top 3` or `3` -> 3."""
-    text = words[-1]
-    if len(words) > 2 or (len(words) == 2 and words[0] != "top") or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--ensemble {' '.join(words)} is not understood; write --ensemble top 3")
-    return int(text)
 
 
 def pick_device(wanted: str | None) -> str:
@@ -305,56 +256,6 @@ def write_predictions(path: Path, result: SetResult) -> None:
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def banner(choice: Choice, drawn: bool) -> list[str]:
-    """What must be read before any number."""
-    if not drawn:
-        return []
-    return ["This corpus was drawn by a program. No number in this report is a clinical result.",
-            f"The images are chest phantoms and the reports were composed; the model is "
-            f"{provenance.model_words(choice.run)}, trained on them to show that the whole way works. CheXzero's "
-            f"figures come from real radiographs."]
-
-
-def summary(choice: Choice, valid: SetResult, test: SetResult, drawn: bool) -> list[str]:
-    """The one sentence, and how the checkpoint was selected."""
-    mean, findings = test.mean("mean_5"), test.mean("mean_13")
-    paper = reported_figures()["chexzero"]["test_mean_auroc_5"]
-    beside = "" if drawn or len(mean.used) < 5 else (
-        f"; CheXzero's ensemble reported {paper:.3f} (difference {mean.value - paper:+.3f})")
-    return [f"On the {'drawn ' if drawn else ''}test set ({len(test)} {unit_name(test)}) the mean zero-shot AUROC is "
-            f"{say(mean)} over the {'five' if len(mean.used) == 5 else f'{len(mean.used)} defined of the five'} "
-            f"competition labels{beside}, and {say(findings)} over {len(findings.used)} of the 13 findings. On the "
-            f"validation set ({len(valid)}) it is {say(valid.mean('mean_5'))} and {say(valid.mean('mean_13'))}.",
-            choice.selected["reason"]]
-
-
-def say(mean) -> str:
-    return "n/a" if not mean.used else f"{mean.value:.3f} (95 % interval {interval(mean.lower, mean.upper)})"
-
-
-def facts(choice: Choice, valid: SetResult, test: SetResult, data_dir: Path) -> dict[str, str]:
-    """The few facts under the title."""
-    return {"Model": provenance.model_words(choice.run),
-            "Checkpoint": ", ".join(choice.selected.get("ensemble", [choice.selected["checkpoint"]])),
-            "Data": f"{data_dir}: {len(valid)} validation, {len(test)} test cases ({unit_name(test)})",
-            "Intervals": f"95 % percentile bootstrap, {len(test.samples)} resamples of the cases"}
-
-
-def print_table(valid: SetResult, test: SetResult) -> None:
-    print(f"{'':28}{'validation':>12}{'test':>8}{'95 % interval':>16}{'positive':>10}")
-    for i, label in enumerate(LABELS):
-        print(f"{label:28}{shown(valid.auroc[i]):>12}{shown(test.auroc[i]):>8}"
-              f"{interval(test.lower[i], test.upper[i]) or 'n/a':>16}{test.n_pos[i]:>10}")
-    for key, title in result_sections.MEAN_NAMES.items():
-        mean = test.mean(key)
-        print(f"{title:32}{shown(valid.mean(key).value):>8}{shown(mean.value):>8}"
-              f"{interval(mean.lower, mean.upper) or 'n/a':>16}{f'{len(mean.used)} labels':>10}")
-
-
-def shown(value: float) -> str:
-    return "n/a" if number(value) is None else f"{value:.3f}"
-
-
 def predict_images(args: argparse.Namespace) -> Path:
     """Probabilities for a folder of images, to `<out>/<name>/images_<folder>.csv`."""
     from chexzero.checkpoints import load_model
@@ -367,7 +268,7 @@ def predict_images(args: argparse.Namespace) -> Path:
     device = pick_device(args.device)
     table = predict_folder(load_model(choice.checkpoints[0], device), folder, args.labels or LABELS,
                            batch_size=args.batch_size, device=device)
-    path = Path(args.out) / choice.name / f"images_{safe_name(folder.resolve().name, 'name of the folder')}.csv"
+    path = Path(args.out) / choice.name / f"images_{re.sub('[^A-Za-z0-9._-]+', '_', folder.resolve().name)}.csv"
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
     print(table.head(20).to_string(index=False, float_format="{:.4f}".format))
     print(f"{len(table)} images with {choice.checkpoints[0].name}: {path}")

@@ -218,10 +218,9 @@ def test_a_folder_of_images(place, tmp_path):
     (images / "broken.png").write_bytes(b"no image")
     cv2.imwrite(str(images / "black.jpg"), np.zeros((50, 50), np.uint8))
     args = arguments(place, "--images", str(images), "--labels", "Pleural Effusion", "pneumothorax")
-    with pytest.raises(UserError, match="name of the folder"):
-        run_zero_shot.predict_images(args)
-    args.images = str(images.rename(tmp_path / "images"))
-    table = pd.read_csv(run_zero_shot.predict_images(args))
+    written = run_zero_shot.predict_images(args)
+    assert written == place / "results" / "small" / "images_my_images.csv"
+    table = pd.read_csv(written)
     assert table["image"].tolist() == ["0.png", "1.png", "2.png"]
     assert list(table) == ["image", "Pleural Effusion", "pneumothorax"]
     whole = pd.read_csv(place / "results" / "small" / "predictions_test.csv")["Pleural Effusion"]
