@@ -94,7 +94,8 @@ def measure_round(files: list[Path], folder: Path, workers: int) -> dict[str, fl
             raise SystemExit("the bytes differ")
     for block in folder.glob("*.npz"):
         block.unlink()
-    return {"load": os.getloadavg()[0], "plain_images_per_second": theirs, "images_per_second": ours, "ratio": ours / theirs}
+    return {"load": os.getloadavg()[0], "plain_images_per_second": theirs, "images_per_second": ours,
+            "ratio": ours / theirs}
 
 
 def plain_loop(files: list[Path], target: Path) -> None:

@@ -53,7 +53,9 @@ def prepare_image(root: str, path: str, depth16: str = "stretch") -> Prepared:
         raise
     except OSError as error:
         raise UnreadableImage(error.strerror or str(error)) from error
-    except (ValueError, MemoryError, cv2.error) as error:
+    except cv2.error as error:  # its text begins with a path on the machine where OpenCV was built
+        raise UnreadableImage(f"OpenCV refuses the file ({' '.join(error.err.split())})") from error
+    except (ValueError, MemoryError) as error:
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
@@ -79,10 +81,9 @@ def decode(data: bytes) -> np.ndarray:
         raise UnreadableImage("the file is damaged and cannot be decoded")
     if image.ndim == 2:
         return image
-    blue, green, red = cv2.split(image)
-    if np.array_equal(blue, green) and np.array_equal(green, red):
-        return green
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2]):
+        return np.ascontiguousarray(image[..., 1])
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def _is_whole(data: bytes) -> bool:
@@ -109,4 +110,7 @@ def prepare_pixels(image: np.ndarray, depth16: str = "stretch") -> np.ndarray:
 
 def stretch(image: np.ndarray, low: int, high: int) -> np.ndarray:
     """uint16 samples of `low`..`high` to uint8 0..255, rounded to the nearest."""
-    return np.rint((image - np.float32(low)) * np.float32(255 / (high - low))).astype(np.uint8)
+    scaled = image.astype(np.float32)
+    scaled -= low
+    scaled *= 255 / (high - low)
+    return np.rint(scaled, out=scaled).astype(np.uint8)

@@ -20,6 +20,8 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from release_corpus import QUICK_AUDIT, Corpus, copy_releases, picture, save, write_releases
 
@@ -150,6 +152,27 @@ def test_what_cannot_be_used(tmp_path):
     assert prepare_image(str(root), "good.png").bits == 8
     with pytest.raises(UnreadableImage, match="constant"):
         prepare_pixels(np.full((10, 400), 200, np.uint8))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_damage_to_a_file_is_an_image_or_a_reason(data):
+    ending = data.draw(st.sampled_from([".png", ".jpg"]))
+    whole = cv2.imencode(ending, picture(np.random.default_rng(data.draw(st.integers(0, 9))), 40, 30))[1].tobytes()
+    damaged = bytearray(whole[:data.draw(st.integers(0, len(whole)))])
+    for at in data.draw(st.lists(st.integers(0, max(len(damaged) - 1, 0)), max_size=4)) if damaged else ():
+        damaged[at] = data.draw(st.integers(0, 255))
+    try:
+        pixels = prepare_pixels(decode(bytes(damaged)))
+    except (UnreadableImage, ValueError, cv2.error):
+        return
+    assert pixels.shape == (320, 320) and pixels.dtype == np.uint8 and pixels.max() > pixels.min()
+
+
+def test_an_image_of_a_hundred_megapixels_is_refused(corpus, tmp_path):
+    cv2.imwrite(str(corpus.plus / "PNG/valid/patient64542/study1/view1_frontal.png"), np.eye(9000, dtype=np.uint8))
+    with pytest.raises(UserError, match="1 of 4 valid images cannot be used.*MAX_IMAGE_PIXELS"):
+        corpus.build(tmp_path / "data")
 
 
 # --- a whole build ---------------------------------------------------------------------------------------------
@@ -467,3 +490,32 @@ def test_planning_memory_does_not_grow_with_the_rows(tmp_path):
             "assert n == 5000\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 20_000, "KiB"
+
+
+# --- on a cluster ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_the_slurm_script_runs_as_it_is(releases, built, tmp_path):
+    """Every task of the array, with SLURM's variables; a false `sbatch` notes the job that is to join them."""
+    if not (REPOSITORY / ".venv/bin/python").exists():
+        pytest.skip("the script calls .venv/bin/python")
+    (tmp_path / "bin").mkdir()
+    booked = tmp_path / "booked"
+    (tmp_path / "bin/sbatch").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {booked}\n')
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    root, out = tmp_path / "root", tmp_path / "with space" / "data"
+    shutil.copytree(releases.root, root)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    environment = os.environ | {
+        "PATH": path, "DATA_ROOT": str(root), "OUT": str(out), "FLAGS": " ".join(QUICK_AUDIT),
+        "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "1",
+        "SLURM_SUBMIT_DIR": str(REPOSITORY)}
+    for task in ("2", "1"):
+        subprocess.run(["bash", "docs/slurm/prepare_data.sbatch"], cwd=REPOSITORY, check=True, capture_output=True,
+                       env=environment | {"SLURM_ARRAY_TASK_ID": task})
+    lines = booked.read_text().splitlines()
+    assert "--dependency=afterok:77" in lines
+    wrapped = next(line for line in lines if line.startswith("--wrap=")).removeprefix("--wrap=")
+    subprocess.run(["bash", "-c", wrapped], cwd=REPOSITORY, check=True, capture_output=True)
+    assert hashes(out)["cxr.h5"] == hashes(built)["cxr.h5"]
