@@ -102,7 +102,8 @@ def test_the_measurements_are_measured(planted, tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "SAME", 1.1)  # nothing is ever called equal ...
     strict = run_audit(planted, tmp_path, few).summary
     assert strict["recall"] == 0.0 and strict["found"]["near"] == 0
-    monkeypatch.setattr(verify, "SAME", -1.0)  # ... or everything
+    for name, value in {"SAME": -1.0, "MIN_OVERLAP": 0.0, "MAX_STRETCH": 9.0}.items():
+        monkeypatch.setattr(verify, name, value)  # ... or everything that can be aligned
     loose = run_audit(planted, tmp_path, few).summary
     assert loose["false_alarm_rate"] > 0.5
 

@@ -64,7 +64,8 @@ def _card(roles: dict[str, Role], a_role: str, a_id: str, b_role: str, b_id: str
     moved = 255 - moved if comparison.inverted else moved
     scale = np.sqrt(abs(np.linalg.det(comparison.matrix[:, :2])))
     angle = np.degrees(np.arctan2(comparison.matrix[1, 0], comparison.matrix[0, 0]))
-    text = f"size × {scale:.3f}, turned {abs(angle):.1f}°, overlap {comparison.overlap:.0%}" + (
+    text = f"size × {scale:.3f}, turned {abs(angle):.1f}°, stretched {comparison.stretch - 1:.1%}, overlap " + (
+        f"{comparison.overlap:.0%}") + (
         ", inverted" if comparison.inverted else "")
     return Card(a_role, a_id, b_role, b_id, kinds, round(comparison.score, 4), text,
                 [(NAMES[b_role], _url(b)), (f"{NAMES[a_role]}, moved", _url(moved)),

@@ -59,8 +59,9 @@ def posed(relief: np.ndarray, scale: float, dx: float, dy: float) -> np.ndarray:
 def coarse_rows(thumbs: np.ndarray) -> np.ndarray:
     """int8 (n, 1024) -> float32 (n, 256): 16 x 16 cells, rows of length one."""
     half = THUMB_SIZE // 2
-    cells = thumbs.astype(np.float32).reshape(-1, half, 2, half, 2).sum(axis=(2, 4)).reshape(-1, half * half)
-    return unit_rows(cells)
+    cells = thumbs.astype(np.int16).reshape(-1, half, 2, THUMB_SIZE)
+    cells = (cells[:, :, 0] + cells[:, :, 1]).reshape(-1, half, half, 2)
+    return unit_rows((cells[..., 0] + cells[..., 1]).reshape(-1, half * half))
 
 
 def unit_rows(values: np.ndarray) -> np.ndarray:

@@ -55,7 +55,8 @@ def document(facts: dict[str, dict], checks: list[Check], images: ImageResults, 
         "left_out_images": [{"id": image, "reason": reason} for image, reason in reasons.items()],
         "method": method(seed), "limits": LIMITS, "measured": measured,
         "thresholds": {"nominate": nominate.NOMINATE, "keep_coarse": nominate.KEEP_COARSE,
-                       "keep_fine": nominate.KEEP_FINE, "same": verify.SAME, "min_overlap": verify.MIN_OVERLAP},
+                       "keep_fine": nominate.KEEP_FINE, "same": verify.SAME, "min_overlap": verify.MIN_OVERLAP,
+                       "max_stretch": verify.MAX_STRETCH},
     }
 
 
@@ -122,7 +123,8 @@ def method(seed: int) -> list[str]:
         f"Second stage, which decides: the nominated image is aligned (scale, shift, rotation, shear; ECC), and its "
         f"fine texture (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} pixels, local contrast set to "
         f"one) is correlated in tiles of {verify.TILE} pixels. Two images are called near-equal if the median of the "
-        f"tiles is {verify.SAME} or more and {verify.MIN_OVERLAP:.0%} of the picture overlap.",
+        f"tiles is {verify.SAME} or more, {verify.MIN_OVERLAP:.0%} of the picture overlap, and no direction is "
+        f"scaled more than {verify.MAX_STRETCH - 1:.0%} beyond another.",
         f"Reports: compared after white space and case are normalised. A shared report counts as telling if at least "
         f"{reports.TELLING_WORDS} words remain once normal phrases and sentences of {reports.COMMON_STUDIES} or more "
         f"training studies (or {reports.COMMON_SHARE:.2%} of them, whichever is more) are taken out, and at most "

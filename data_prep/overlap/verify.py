@@ -17,8 +17,9 @@ LEVELS = ((80, 60), (160, 40))  # pixels, ECC iterations at most
 ALIGN_SIGMA = 8.0               # of the relief that is aligned, in pixels at 160
 FINE_SIGMA, COARSE_SIGMA = 1.0, 4.0
 TILE = 40
-SAME = 0.42        # median correlation of the tiles' texture from which two images are called one
-MIN_OVERLAP = 0.6  # of the larger picture
+SAME = 0.5          # median correlation of the tiles' texture from which two images are called one
+MIN_OVERLAP = 0.6   # of the larger picture
+MAX_STRETCH = 1.03  # a copy is scaled alike in all directions; two chests made to fit mostly are not
 MAX_SCALE, MAX_ROTATION = 1.3, 0.2  # an alignment beyond these (ratio, sine) has run away
 
 
@@ -42,8 +43,15 @@ class Comparison:
     inverted: bool
 
     @property
+    def stretch(self) -> float:
+        """Largest over smallest magnification of the alignment, 1 for a mere change of size."""
+        scales = np.linalg.svd(self.matrix[:, :2], compute_uv=False)
+        return float(scales[0] / scales[-1])
+
+    @property
     def same(self) -> bool:
-        return self.score >= SAME and self.overlap >= MIN_OVERLAP
+        """Whether the two are called one picture."""
+        return self.score >= SAME and self.overlap >= MIN_OVERLAP and self.stretch <= MAX_STRETCH
 
 
 def prepare(image: np.ndarray) -> Prepared:
