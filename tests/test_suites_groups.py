@@ -107,3 +107,22 @@ def test_races_are_read_as_the_releases_spell_them(race, group):
     groups, _ = assign(people, read_groups(subgroups.DESCRIPTION))
     assert list(groups.get("race", [])) == ([group] if group else [])
     assert list(groups["sex"]) == ["Female"]
+
+
+def test_without_a_threshold_f1_is_undefined_and_no_gap():
+    rng = np.random.default_rng(0)
+    truth, score, group = (rng.random((200, 1)) < 0.3) * 1.0, rng.random((200, 1)), rng.random(200) < 0.5
+    result = subgroups.compare(truth, score, np.array([np.nan]), ["finding"], {"sex": {"a": group, "b": ~group}},
+                               np.arange(200).astype(str), 10, 0, 100)["sex"]["finding"]
+    gap = next(iter(result["gaps"].values()))
+    assert np.isnan(gap["f1"]["gap"]) and not gap["f1"]["found"] and np.isfinite(gap["auroc"]["gap"])
+
+
+def test_thresholds_for_other_images_come_from_the_validation_set(corpus, tmp_path):
+    section = SUITES["subgroups"].run(corpus.random("--subgroups_images", "test"))
+    assert any("thresholds have the best F1 on the validation set" in text for text in section.text)
+    table = corpus.table["test"].reset_index().rename(columns={"Edema": "Oedema"})[["id", "Oedema"]]
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    flags = ["--subgroups_images", "test", "--subgroups_labels", str(tmp_path / "labels.csv")]
+    section = SUITES["subgroups"].run(corpus.random(*flags))
+    assert any("pooled over the groups" in text for text in section.text)

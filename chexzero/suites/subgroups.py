@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from chexzero.errors import UserError
+from chexzero.files import read_table
 from chexzero.sections import Section, Table
 from chexzero.statistics import BLOCK, auroc, percentile_interval, weighted_auroc
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.groups import assign, read_demographics, read_groups
-from chexzero.suites.tables import read_labelled
+from chexzero.suites.tables import labels_file, read_labelled
 
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
 N_SAMPLES = 2000
@@ -53,7 +54,8 @@ def run(context: EvaluationContext) -> Section:
 
     probability = predict(data.features)
     thresholds, where = metrics.best_f1_thresholds(data.truth, probability), "these images, pooled over the groups"
-    if images != "valid" and (path := context.data_dir / "valid_labels.csv").is_file():
+    path = labels_file(context, "valid")
+    if images != "valid" and path.is_file() and set(data.labels) <= set(read_table(path).columns):
         valid = read_labelled(context, "valid", path, data.labels)
         thresholds, where = metrics.best_f1_thresholds(valid.truth, predict(valid.features)), "the validation set"
     results = compare(data.truth, probability, thresholds, data.labels, groups,
@@ -111,10 +113,13 @@ def measure(truth: np.ndarray, score: np.ndarray, threshold: float, patients: np
         return figures, None
     predicted = score >= threshold
     figures["auroc"] = float(auroc(truth, score)[0])
-    figures["f1"] = float(balanced_f1(positive, predicted, np.ones((len(truth), 1)))[0])
+    if np.isfinite(threshold):
+        figures["f1"] = float(balanced_f1(positive, predicted, np.ones((len(truth), 1)))[0])
     if not figures["enough"]:
         return figures, None
     drawn = balanced_resamples(positive, score, predicted, patients, rng, n_samples)
+    if np.isnan(threshold):  # none could be chosen: the validation set has no case of the label
+        drawn["f1"][:] = math.nan
     for metric, values in drawn.items():
         interval = percentile_interval(values, metrics.expanded_level(1 - ALPHA, min(cases)))
         figures[f"{metric}_lower"], figures[f"{metric}_upper"] = map(float, interval)
