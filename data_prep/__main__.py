@@ -17,6 +17,13 @@ STEPS = {
 }
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def main(argv: list[str] | None = None) -> int | None:
     argv = sys.argv[1:] if argv is None else argv
     name = argv[0] if argv else None
@@ -25,7 +32,7 @@ def main(argv: list[str] | None = None) -> int | None:
     module_name, purpose = STEPS[name]
     module = importlib.import_module(module_name)
     parser = argparse.ArgumentParser(prog=f"python -m data_prep {name}", description=purpose,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=_Help)
     module.add_arguments(parser)
     return module.run(parser.parse_args(argv[1:]))
 

@@ -105,7 +105,6 @@ LAYOUTS = {
         lambda t: t.assign(path_to_image="CheXpert-v1.0/" + t["path_to_image"])),
     "labels by image": lambda c: label_images(c.chexpert / "groundtruth.csv"),
     "byte order mark": lambda c: c.plus_csv.write_text(c.plus_csv.read_text(), encoding="utf-8-sig"),
-    "images elsewhere": lambda c: None,
 }
 
 
