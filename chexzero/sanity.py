@@ -17,6 +17,9 @@ PASSED, LOOK, NOT_POSSIBLE = "passed", "LOOK HERE", "not possible"
 #: A mean this close to one half is what permuted labels give; one this far above it is what a working model gives.
 CHANCE, WORKING = 0.08, 0.12
 
+#: With fewer positive cases than this an interval is too narrow to be believed.
+FEW = 5
+
 #: Gain in AUROC under another label's predictions that makes a label column suspicious.
 MOVED = 0.2
 
@@ -86,10 +89,12 @@ def _cross_areas(result: SetResult, columns: list[int]) -> np.ndarray:
 def inverted(result: SetResult) -> Check:
     """Findings whose interval lies below 0.5: prompts or labels the wrong way round."""
     name = f"no finding is upside down on {result.title}"
-    below = [label for i, label in enumerate(LABELS) if label in FINDINGS and result.upper[i] < 0.5]
+    below = [label for i, label in enumerate(LABELS)
+             if label in FINDINGS and result.n_pos[i] >= FEW and result.upper[i] < 0.5]
     if below:
         return Check(name, LOOK, f"the whole interval lies below 0.5 for {', '.join(below)}")
-    return Check(name, PASSED, "no interval lies below 0.5 (No Finding apart, whose pair is a double negative)")
+    return Check(name, PASSED,
+                 f"no interval lies below 0.5 (No Finding apart, and labels with fewer than {FEW} positive cases)")
 
 
 def shared_cases(valid: EvaluationSet, test: EvaluationSet) -> list[Check]:
