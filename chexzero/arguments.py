@@ -89,6 +89,8 @@ def resolve(config: argparse.Namespace) -> argparse.Namespace:
     for path in (config.cxr_filepath, config.txt_filepath):
         require_file(path, REMEDY)
     _resolve_validation(config, folder, built_here=ours.exists())
+    if config.resume and config.overwrite:
+        raise UserError("--resume goes on with a run and --overwrite removes it; leave one of them out")
     if config.select_by == "val_loss" and not config.val_pairs:
         raise UserError("--select_by val_loss needs held-out pairs; add for instance --val_pairs 1000")
     if config.wandb:

@@ -106,7 +106,7 @@ class Run:
             feed = iter(self.loader)
             while not self.finished:
                 asked = time.perf_counter()
-                data = next(feed, None)
+                data = next_batch(feed)
                 self._waited += time.perf_counter() - asked
                 if data is None:
                     at.epoch, at.batch = at.epoch + 1, 0
@@ -292,6 +292,14 @@ class Run:
         config = self.config
         return describe_data([config.cxr_filepath, config.txt_filepath,
                               *([config.valid, config.valid_labels] if config.val_interval else [])])
+
+
+def next_batch(feed: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor] | None:
+    """The next batch, or None at the end. A worker's `UserError` comes wrapped in a traceback and is freed of it."""
+    try:
+        return next(feed, None)
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2]) from None
 
 
 def row_ids(cxr_filepath: str, rows: np.ndarray | tuple) -> list[str]:

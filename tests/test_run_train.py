@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import math
+import sys
 
 import h5py
 import numpy as np
@@ -301,12 +302,45 @@ def test_a_finished_run_resumed_does_nothing(corpus, finished):
     (["--valid", "nowhere.h5"], "nowhere.h5 does not exist"),
     (["--select_by", "val_loss"], "--val_pairs"),
     (["--wandb"], "pip install wandb"),
+    (["--resume", "auto", "--overwrite"], "leave one of them out"),
     (["--model_name", "../elsewhere"], "--model_name"),
     (["--save_dir", "/proc/nowhere"], "--save_dir"),
 ])
 def test_what_cannot_work_is_refused_in_one_sentence(corpus, argv, message):
     with pytest.raises(UserError, match=message):
         train(*flags(corpus, "refused", *argv))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_row_that_cannot_be_read_ends_the_run_in_one_sentence(corpus, workers, monkeypatch):
+    def unreadable(self, rows):
+        raise UserError(f"row {rows[0]} of cxr.h5 cannot be read; build it again")
+
+    monkeypatch.setattr("chexzero.loader.PairDataset.__getitems__", unreadable)
+    with pytest.raises(UserError, match=r"^row \d+ of cxr.h5 cannot be read; build it again$"):
+        train(*flags(corpus, "unreadable", "--num_workers", workers, "--val_interval", 0, "--overwrite"))
+
+
+def test_weights_and_biases_gets_what_the_files_get(corpus, monkeypatch):
+    class Stub:
+        logged, config, finished = [], None, False
+
+        def init(self, **options):
+            Stub.config = options
+            return self
+
+        def log(self, values, step):
+            Stub.logged.append((step, values))
+
+        def finish(self):
+            Stub.finished = True
+
+    monkeypatch.setitem(sys.modules, "wandb", Stub())
+    train(*flags(corpus, "wandb", "--wandb", "--max_steps", 2, "--log_interval", 1, "--val_interval", 2))
+    losses = pd.read_csv(corpus / "runs/wandb/train_log.csv")["loss"].tolist()
+    assert [values["train/loss"] for _, values in Stub.logged if "train/loss" in values] == losses
+    assert [step for step, values in Stub.logged if "valid/mean_5" in values] == [0, 2]
+    assert Stub.config["name"] == "wandb" and Stub.config["config"]["max_steps"] == 2 and Stub.finished
 
 
 def test_a_tensorboard_file_is_written(corpus):

@@ -19,7 +19,8 @@ TINY = ["--vision", "dinov3_tiny", "--text_encoder", "tiny", "--image_resolution
 PATIENTS_IMAGES = 3
 
 
-def write_corpus(root: Path, train: int, valid: int = 24, seed: int = 0, share: float = 0.3) -> Path:
+def write_corpus(root: Path, train: int, valid: int = 24, seed: int = 0, share: float = 0.3,
+                 valid_share: float = 0.4) -> Path:
     """Write `root/data` as `data_prep build` would; each label is a bright square at a place of its own."""
     data = root / "data"
     data.mkdir(parents=True)
@@ -35,7 +36,7 @@ def write_corpus(root: Path, train: int, valid: int = 24, seed: int = 0, share: 
             text = ". ".join(label for label, present in zip(LABELS, row, strict=True) if present)
             rows.writerow([f"{name}.jpg", text, name, "chexpert_plus", "train", name.split("/")[2],
                            name.rpartition("/")[0], "frontal"])
-    labels = (rng.random((valid, 14)) < 0.4).astype(int)
+    labels = (rng.random((valid, 14)) < valid_share).astype(int)
     labels[0], labels[1] = 0, 1
     write_validation(data, labels, rng)
     return root

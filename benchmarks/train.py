@@ -1,0 +1,219 @@
+"""How fast training is: the loader alone, the model alone, both together, and a loop as upstream's is described.
+
+    python -m benchmarks.train                       # on a GPU: DINOv3 ViT-B and CLIP ViT-B/32
+    python -m benchmarks.train --vision dinov3_tiny --batch_size 16 --steps 3     # a try on a laptop
+
+Images and reports are random, weights too: speed does not depend on them. All loops of a model run one after the
+other on the same machine. Results are printed and written to benchmarks/results/train_<machine>.json.
+"""
+
+import argparse
+import json
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+import run_train
+from chexzero.engine import Towers, Updates, bare
+from chexzero.errors import run_command
+from chexzero.images import MEAN, STD
+from chexzero.inference import PRECISIONS
+from chexzero.loader import Batches, PairDataset, default_workers, make_loader
+from chexzero.loss import ContrastiveLoss
+from chexzero.simple_tokenizer import END, START, SimpleTokenizer
+from chexzero.texts import prepare_texts
+from chexzero.towers import VISION_CHOICES, create_model
+
+RESULTS = Path(__file__).parent / "results"
+WORDS = ["no", "acute", "cardiopulmonary", "process", "small", "left", "pleural", "effusion", "with", "adjacent",
+         "atelectasis", "heart", "size", "is", "normal", "mild", "edema", "right", "lower", "lobe", "opacity"]
+
+
+class UpstreamDataset(Dataset):
+    """Upstream's way to feed: one float32 image at a time, three channels, normalised and resized on the CPU."""
+
+    def __init__(self, path: Path, texts: list[str], resolution: int):
+        self.images, self.texts, self.resolution = h5py.File(path, "r")["cxr_float"], texts, resolution
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, row: int) -> dict:
+        image = np.repeat(self.images[row][None], 3, axis=0)
+        image = (torch.from_numpy(image) - MEAN) / STD
+        image = functional.interpolate(image[None], size=(self.resolution,) * 2, mode="bicubic", align_corners=False)
+        return {"img": image[0], "txt": self.texts[row]}
+
+
+def write_data(folder: Path, n: int) -> list[str]:
+    """Random images, as we store them and as upstream does, and random reports."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, 320, 320), dtype=np.uint8)
+    with h5py.File(folder / "cxr.h5", "w") as handle:
+        handle.create_dataset("cxr", data=images, chunks=(1, 320, 320))
+        handle.create_dataset("cxr_float", data=images.astype(np.float32))
+        handle["id"] = ids = [f"a/b/patient{i}/study1/view1_frontal" for i in range(n)]
+    texts = [" ".join(rng.choice(WORDS, rng.integers(5, 60))) for _ in range(n)]
+    pd.DataFrame({"filename": ids, "impression": texts, "id": ids}).to_csv(folder / "impressions.csv", index=False)
+    return texts
+
+
+def forever(loader: DataLoader) -> Iterator[dict]:
+    while True:
+        yield from loader
+
+
+def seconds_per_step(step: Callable[[], None], steps: int, device: torch.device) -> float:
+    """Mean time of a step, after two that are not counted."""
+    for _ in range(2):
+        step()
+    synchronise(device)
+    begun = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronise(device)
+    return (time.perf_counter() - begun) / steps
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_rate(device: torch.device, precision: str) -> float:
+    """Operations a second of a large matrix product on this machine, in the precision that the towers compute in."""
+    size = 8192 if device.type == "cuda" else 1024
+    matrix = torch.randn(size, size, device=device, dtype=PRECISIONS[precision] or torch.float32)
+    return 2 * size ** 3 / seconds_per_step(lambda: matrix @ matrix, 20, device)
+
+
+def measure(vision: str, batch_size: int, precision: str, folder: Path, texts: list[str], device: torch.device,
+            args: argparse.Namespace) -> dict:
+    """Pairs a second of every loop with one model and batch size; where the model does not fit, `fits` is False."""
+    text_encoder = "tiny" if vision == "dinov3_tiny" else "chexzero"
+    clip = create_model(vision, text_encoder=text_encoder, vision_weights="random", text_weights="random",
+                        grad_checkpointing=args.grad_checkpointing).to(device).train()
+    config = SimpleNamespace(precision=precision, clip_grad_norm=None, clip_logit_scale=None, warmup_steps=0,
+                             lr_schedule="constant", freeze_steps=None, freeze_blocks=0)
+    if args.compile:
+        clip.visual.compile()
+        clip.transformer.compile()
+    model, criterion = Towers(clip, precision), ContrastiveLoss()
+    adam = torch.optim.AdamW(clip.parameters(), lr=1e-6, fused=device.type == "cuda" or None)
+    optimizer = Updates(adam, model, config, 10**6, device)
+    dataset = PairDataset(folder / "cxr.h5", prepare_texts(folder / "impressions.csv", folder / "cxr.h5", 77, folder))
+    workers = default_workers(device) if args.num_workers is None else args.num_workers
+    loader = make_loader(dataset, Batches(np.arange(len(texts)), batch_size, seed=0), workers, device)
+    feed = forever(loader)
+    batch = next(feed)
+    on_device = {name: batch[name].to(device) for name in ("img", "txt")}
+
+    def train(data: dict) -> None:
+        run_train.train_batch(data["img"], data["txt"], model, device, criterion, optimizer)
+
+    with FlopCounterMode(display=False) as counter:
+        train(on_device)
+    model_seconds = seconds_per_step(lambda: train(on_device), args.steps, device)
+    both_seconds = seconds_per_step(lambda: train(next(feed)), args.steps, device)
+    loader_seconds = seconds_per_step(lambda: next(feed), args.steps, torch.device("cpu"))
+    peak = peak_rate(device, precision)
+    result = {"vision": vision, "batch_size": batch_size, "precision": precision, "workers": workers, "fits": True,
+              "pairs_per_second": batch_size / both_seconds, "model_alone": batch_size / model_seconds,
+              "loader_alone": batch_size / loader_seconds, "lost_to_data": max(0.0, 1 - model_seconds / both_seconds),
+              "tflop_per_step": counter.get_total_flops() / 1e12,
+              "share_of_peak": counter.get_total_flops() / model_seconds / peak, "peak_tflops": peak / 1e12}
+    if device.type == "cuda":
+        result["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return result
+
+
+def measure_upstream(vision: str, batch_size: int, folder: Path, texts: list[str], device: torch.device,
+                     steps: int) -> float:
+    """Pairs a second of a loop like upstream's: float32, SGD, no workers, a tokenizer built anew for each batch."""
+    text_encoder = "tiny" if vision == "dinov3_tiny" else "chexzero"
+    model = create_model(vision, text_encoder=text_encoder, vision_weights="random",
+                         text_weights="random").to(device).train()
+    criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+    feed = forever(DataLoader(UpstreamDataset(folder / "cxr.h5", texts, bare(model).image_resolution),
+                              batch_size=batch_size, shuffle=True))
+
+    def step() -> None:
+        data = next(feed)
+        tokens = tokenize_anew(data["txt"])
+        run_train.train_batch(data["img"], tokens, model, device, criterion, optimizer)
+
+    return batch_size / seconds_per_step(step, steps, device)
+
+
+def tokenize_anew(texts: list[str], length: int = 77) -> torch.Tensor:
+    tokenizer = SimpleTokenizer()
+    result = torch.zeros(len(texts), length, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        tokens = [tokenizer.encoder[START], *tokenizer.encode(text)][:length - 1] + [tokenizer.encoder[END]]
+        result[row, :len(tokens)] = torch.tensor(tokens)
+    return result
+
+
+def largest_batch(one: Callable[[int], dict], begin: int) -> list[dict]:
+    """Measure at `begin`, then at twice the batch each time, until it no longer fits."""
+    found, batch_size = [], begin
+    while True:
+        try:
+            found.append(one(batch_size))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return [*found, {"batch_size": batch_size, "fits": False}]
+        print(json.dumps(found[-1]), flush=True)
+        batch_size *= 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vision", nargs="+", choices=VISION_CHOICES, default=["dinov3_vitb", "vit_b_32"])
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--precision", choices=list(PRECISIONS),
+                        default="bf16" if torch.cuda.is_available() else "fp32")
+    parser.add_argument("--steps", type=int, default=20, help="steps that are measured")
+    parser.add_argument("--images", type=int, default=2048, help="size of the random data")
+    parser.add_argument("--num_workers", type=int)
+    parser.add_argument("--largest", action="store_true", help="double the batch until it no longer fits")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--grad_checkpointing", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = (torch.cuda.get_device_name() if device.type == "cuda"
+               else f"{platform.machine()} CPU, {torch.get_num_threads()} threads")
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        texts = write_data(Path(name), max(args.images, args.batch_size))
+        for vision in args.vision:
+            def one(batch_size: int, vision: str = vision) -> dict:
+                return measure(vision, batch_size, args.precision, Path(name), texts, device, args)
+
+            rows = largest_batch(one, args.batch_size) if args.largest else [one(args.batch_size)]
+            theirs = measure_upstream(vision, args.batch_size, Path(name), texts, device, args.steps)
+            rows[0] |= {"upstreams_loop": theirs, "times_upstream": rows[0]["pairs_per_second"] / theirs}
+            results += rows
+            print(json.dumps(rows[0], indent=1), flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"train_{re.sub(r'[^A-Za-z0-9]+', '_', machine)}.json"
+    path.write_text(json.dumps({"machine": machine, "torch": torch.__version__, "results": results}, indent=1) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    run_command(main)
