@@ -47,10 +47,14 @@ def found(roles: dict[str, Role], checks: list[Check], images: ImageResults) -> 
 
 def rejected(roles: dict[str, Role], images: ImageResults) -> list[Card]:
     """The pairs that came closest to being called near-equal and were not."""
-    role_of = {image: name for name, role in roles.items() for image in role.rows["id"]} if images.pairs else {}
     closest = sorted(((pair.score, ids) for ids, pair in images.pairs.items() if not pair.same and pair.comparison),
                      key=lambda item: (-item[0], item[1]))[:MAX_REJECTED]
-    return [_card(roles, role_of[a], a, role_of[b], b, [], images.pairs[a, b]) for _, (a, b) in closest]
+    return [_card(roles, _role_of(roles, a), a, _role_of(roles, b), b, [], images.pairs[a, b])
+            for _, (a, b) in closest]
+
+
+def _role_of(roles: dict[str, Role], image_id: str) -> str:
+    return next(name for name, role in roles.items() if (role.rows["id"] == image_id).any())
 
 
 def _card(roles: dict[str, Role], a_role: str, a_id: str, b_role: str, b_id: str, kinds: list[str],

@@ -49,6 +49,7 @@ def compare_records(roles: dict[str, Role]) -> list[Check]:
     keys = {name: {"patient": patient_keys(role.rows), "study": study_keys(role.rows),
                    "bytes": hash_keys(role.rows, "file_sha256"), "pixels": hash_keys(role.rows, "pixel_sha256")}
             for name, role in roles.items()}
+    n_reports = {name: reports.n_reports(role.rows) for name, role in roles.items()}
     checks = []
     for a, b in combinations(roles, 2):
         for kind in keys[a]:
@@ -57,12 +58,12 @@ def compare_records(roles: dict[str, Role]) -> list[Check]:
             check.matches = shared(kind, a, roles[a].rows, left, b, roles[b].rows, right)
             check.note = _missing(check)
             checks.append(check)
-        checks.append(_compare_reports(a, roles[a].rows, b, roles[b].rows))
+        checks.append(_compare_reports(a, roles[a].rows, n_reports[a], b, roles[b].rows, n_reports[b]))
     return checks
 
 
-def _compare_reports(a: str, a_rows: pd.DataFrame, b: str, b_rows: pd.DataFrame) -> Check:
-    check = Check("report", a, b, reports.n_reports(a_rows), reports.n_reports(b_rows))
+def _compare_reports(a: str, a_rows: pd.DataFrame, n_a: int, b: str, b_rows: pd.DataFrame, n_b: int) -> Check:
+    check = Check("report", a, b, n_a, n_b)
     check.note = _missing(check)
     if not check.note:
         check.matches, common = reports.equal_reports(a, a_rows, b, b_rows)
@@ -165,7 +166,7 @@ def _collect(results: ImageResults, pairs: list[near.Pair], a: str, a_ids: np.nd
         if pair.same:
             checks[b].matches.append(Match("near", a, a_id, b, b_id, score=round(pair.score, 4)))
     for b, check in checks.items():
-        check.note = f"{looked_at[b]:,} pairs nominated and compared pixel by pixel"
+        check.note = f"{looked_at[b]:,} nominated and compared pixel by pixel"
     results.checks += checks.values()
 
 
@@ -192,15 +193,15 @@ def reasons_to_leave_out(train: pd.DataFrame, checks: list[Check]) -> dict[str, 
         for match in check.matches if check.a_role == "train" else ():
             direct.setdefault(match.a_id, f"overlap with {match.b_role}: {KINDS[match.kind].split(' (')[0].lower()} "
                                           f"({match.b_id})")
-    row_of = dict(zip(train["id"], range(len(train)), strict=True))
-    by_row = claims.groupby("row")["key"].agg(list)
+    own = claims[train["id"].isin(list(direct)).to_numpy()[claims["row"]]]
+    image_of = train["id"].to_numpy()
     causes: dict[str, str] = {}
-    for image in direct:
-        for key in by_row.get(row_of[image], []):
-            causes.setdefault(key, image)
-    for row, key in zip(*(claims[claims["key"].isin(causes)][name] for name in ("row", "key")), strict=True):
+    for row, key in zip(own["row"], own["key"], strict=True):
+        causes.setdefault(key, image_of[row])
+    theirs = claims[claims["key"].isin(causes)]
+    for row, key in zip(theirs["row"], theirs["key"], strict=True):
         cause = causes[key]
-        direct.setdefault(train["id"].iloc[row], f"{direct[cause].split(' (')[0]}, of the same patient ({cause})")
+        direct.setdefault(image_of[row], f"{direct[cause].split(' (')[0]}, of the same patient ({cause})")
     return direct
 
 

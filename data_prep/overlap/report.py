@@ -93,14 +93,19 @@ def _sentence(found: dict[str, int], between: dict[str, int], left_out: dict[str
     return " ".join(parts)
 
 
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def _done(left_out: dict[str, Any], on_overlap: str, finished: bool) -> str:
     if not left_out["images"]:
         return "Nothing had to be left out of the training set."
-    what = (f"{left_out['images']:,} training images of {left_out['patients']:,} patients ({left_out['matching']:,} "
-            f"that match, the others of the same patients)")
+    rest = left_out["images"] - left_out["matching"]
+    which = f"{left_out['matching']:,} match, {rest:,} are of the same patients" if rest else "all of which match"
+    what = f"{_count(left_out['images'], 'training image')} of {_count(left_out['patients'], 'patient')} ({which})"
     if finished:
-        return (f"The files are finished and were not changed: {what} are still in the training set; build again to "
-                f"drop them.")
+        return (f"The files are finished and were not changed: still in the training set: {what}; build again to "
+                f"drop what matches.")
     return {"drop": f"Dropped from the training set: {what}.",
             "keep": f"Kept in the training set, as --on_overlap keep asks: {what}.",
             "stop": f"The build was stopped, as --on_overlap stop asks; concerned are {what}."}[on_overlap]
@@ -169,8 +174,18 @@ def _context(report: dict[str, Any], found: list[Card], rejected: list[Card],
     n_pairs = len({(m["a_id"], m["b_id"]) for check in report["checks"] for m in check["matches"]
                    if check["kind"] in IMAGE_KINDS})
     return {"r": report, "names": NAMES, "kinds": KINDS, "found": found, "rejected": rejected, "texts": texts,
-            "n_pairs": n_pairs, "max_found": MAX_FOUND, "bars": _bars(report), "same": verify.SAME,
+            "n_pairs": n_pairs, "table": _table(report["checks"]),
+            "max_found": MAX_FOUND, "bars": _bars(report), "same": verify.SAME,
             "disguises": disguise.KINDS}
+
+
+def _table(checks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Checks by kind (rows) and pair of sets (columns)."""
+    columns = list(dict.fromkeys(tuple(check["roles"]) for check in checks))
+    kinds = list(dict.fromkeys(check["kind"] for check in checks))
+    place = {(check["kind"], tuple(check["roles"])): check for check in checks}
+    return {"columns": [" / ".join(NAMES[role] for role in pair) for pair in columns],
+            "rows": [(KINDS[kind], [place[kind, pair] for pair in columns]) for kind in kinds]}
 
 
 def _percent(rate: dict[str, Any]) -> str:
