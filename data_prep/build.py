@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> None:
     work = Work(args.out)
     label = f"{args.shard[0]}/{args.shard[1]}" if args.shard else None
     with work.lock(label):
+        releases, plan = describe(args)
         if args.overwrite:
             _overwrite(work, label)
-        releases, plan = describe(args)
         if is_finished(plan, work.out):
             work.discard()
             print(f"{work.out} already holds this build; nothing to do")

@@ -3,13 +3,17 @@
 import argparse
 import csv
 import hashlib
-import importlib.metadata
 import logging
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import PIL
 
 from chexzero.errors import UserError
 from chexzero.files import atomic_path, sha256_of
@@ -29,7 +33,6 @@ VIEWS = ("all", "frontal", "not_lateral")
 EVALUATION_VIEWS = ("all", "first_frontal")
 SECTIONS = ("impression", "findings", "both")
 EMPTY_REPORTS = ("space", "drop", "findings")
-LIBRARIES = ("opencv-python-headless", "pillow", "numpy", "h5py")
 THREADS = 16  # that ask the disk whether a file is there; they wait more than they work
 PIECE = 4096
 
@@ -236,5 +239,5 @@ def _identity(args: argparse.Namespace, roles: dict, releases: Releases) -> dict
         "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in releases.inputs().items()},
         "images": {source: [str(root) for root in releases.roots(source)]
                    for source in ("chexpert_plus", "chexpert", "rexgradient")},
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": {library.__name__: library.__version__ for library in (cv2, PIL, np, h5py)},
     }

@@ -16,6 +16,7 @@ from data_prep import build, rexgradient
 from data_prep.chexpert import image_key, study_key
 from data_prep.failures import read_left_out
 from data_prep.plan import describe, make_plan
+from data_prep.roles import read_roles
 from data_prep.rows import checked_path, read_rows
 from data_prep.work import Work
 
@@ -198,6 +199,32 @@ def test_test_rows_in_the_table_of_chexpert_plus_are_used(corpus, usual, tmp_pat
     rows = plan_rows(corpus.flags(), tmp_path / "data")["test"]
     assert [row.id for row in rows] == [row.id.replace("chexpert/", "chexpert_plus/") for row in usual["test"]]
     assert [row.labels for row in rows] == [row.labels for row in usual["test"]] and rows[0].race == "Unknown"
+
+
+@pytest.mark.parametrize(("roles", "words"), [
+    ({"train": {"chexpert_plus": ["train", "valid"]}}, "of chexpert_plus are named for train and for valid"),
+    ({"valid": {"chexpert": ["valid"], "chexpert_plus": ["valid"]}}, "name them once"),
+    ({"test": {"rexgradient": ["test"]}}, "rexgradient"), ({"train": {"chexpert": ["valid"]}}, "chexpert"),
+    ({"test": {}}, "test names no release"), ({"test": {"chexpert": ["train"]}}, "there are only"),
+    ({"other": {"chexpert": ["test"]}}, "exactly the roles"), ({"test": ["chexpert"]}, "exactly the roles")])
+def test_roles_that_leak_or_cannot_be_played_are_refused(roles, words, tmp_path):
+    usual_roles = {"train": {"chexpert_plus": ["train"]}, "valid": {"chexpert_plus": ["valid"]},
+                   "test": {"chexpert": ["test"]}}
+    path = tmp_path / "roles.yaml"
+    path.write_text(json.dumps(usual_roles | roles))
+    with pytest.raises(UserError, match=words):
+        read_roles(path)
+
+
+def test_other_roles(corpus, usual, tmp_path):
+    """CheXpert's own validation images serve where they are; a release that plays no role need not be there."""
+    shutil.copytree(corpus.plus / "PNG/valid", corpus.chexpert / "valid")
+    shutil.rmtree(corpus.rex)
+    path = tmp_path / "roles.yaml"
+    path.write_text("train: {chexpert_plus: [train]}\nvalid: {chexpert: [valid]}\ntest: {chexpert: [test]}\n")
+    rows = plan_rows(["--data_root", str(corpus.root), "--roles", str(path)], tmp_path / "data")
+    assert [row.labels for row in rows["valid"]] == [row.labels for row in usual["valid"]]
+    assert rows["valid"][0].id == "chexpert/valid/patient64541/study1/view1_frontal" and len(rows["train"]) == 14
 
 
 def first(column, value):
