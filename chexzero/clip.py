@@ -20,6 +20,10 @@ _MODELS = {"RN50": "RN50", "RN101": "RN101", "RN50x4": "RN50x4", "RN50x16": "RN5
            "ViT-B/16": "ViT-B-16"}
 
 
+class ClipError(UserError, RuntimeError):
+    """A user's mistake at this front door; also a RuntimeError, which upstream's callers may expect here."""
+
+
 def available_models() -> list[str]:
     """Names that `load` knows."""
     return list(_MODELS)
@@ -28,7 +32,7 @@ def available_models() -> list[str]:
 def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False) -> torch.Tensor:
     """Tokenise texts: start token, byte pairs, end token, then zeros.
 
-    Returns int64 (len(texts), context_length). A text that is too long raises `UserError`, or with `truncate` is
+    Returns int64 (len(texts), context_length). A text that is too long raises `ClipError`, or with `truncate` is
     cut to the length with the end token in the last place.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
@@ -39,7 +43,7 @@ def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, trunc
         tokens = [start, *tokenizer.encode(text), end]
         if len(tokens) > context_length:
             if not truncate:
-                raise UserError(f"text {row} has {len(tokens)} tokens but the context length is {context_length}: "
+                raise ClipError(f"text {row} has {len(tokens)} tokens but the context length is {context_length}: "
                                 f"{text[:60]!r}...; shorten it, or cut it with truncate=True")
             tokens = [*tokens[:context_length - 1], end]
         result[row, :len(tokens)] = torch.tensor(tokens)
@@ -54,13 +58,13 @@ def trim_padding(tokens: torch.Tensor) -> torch.Tensor:
 def weights_file(name: str, folder: str | os.PathLike | None = None) -> Path:
     """Path of a published model's archive in `folder` (default `~/.cache/clip`), fetched and hash-checked."""
     if name not in _MODELS:
-        raise UserError(f"the model {name!r} is not known; choose one of {', '.join(_MODELS)}, or name a file")
+        raise ClipError(f"the model {name!r} is not known; choose one of {', '.join(_MODELS)}, or name a file")
     url = get_pretrained_url(_MODELS[name], "openai")
     folder = Path(folder or Path.home() / ".cache" / "clip")
     try:
         return Path(download_pretrained_from_url(url, cache_dir=str(folder)))
     except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise UserError(f"the weights of {name} are not in {folder} and cannot be downloaded ({error}); fetch {url} "
+        raise ClipError(f"the weights of {name} are not in {folder} and cannot be downloaded ({error}); fetch {url} "
                         f"elsewhere and put it there as {Path(url).name}") from error
 
 

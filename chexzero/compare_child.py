@@ -23,7 +23,7 @@ BENT = [
     "PIL.Image.ANTIALIAS (removed in Pillow 10) is Image.LANCZOS, the same filter under its new name",
     "torchvision's Resize gets antialias=False, as torchvision 0.11 treated tensors; today's default is True",
     "tqdm.notebook is the plain tqdm, because there is no notebook",
-    ".cuda() does nothing where there is no GPU, and everything stays float32 on the CPU",
+    ".cuda() does nothing: GPUs are hidden from both sides, and everything is computed in float32 on the CPU",
     "zero_shot.load_clip gives the small model that is compared, loaded strictly by upstream's CLIP, in float32",
     "a package that upstream imports and that is not installed is replaced by an empty one",
 ]
@@ -41,9 +41,8 @@ def bend() -> None:
         PIL.Image.ANTIALIAS = PIL.Image.Resampling.LANCZOS
     torchvision.transforms.Resize = functools.partial(torchvision.transforms.Resize, antialias=False)
     tqdm.notebook.tqdm = functools.partial(tqdm.tqdm, disable=True)
-    if not torch.cuda.is_available():
-        torch.nn.Module.cuda = lambda self, *_, **__: self
-        torch.Tensor.cuda = lambda self, *_, **__: self
+    torch.nn.Module.cuda = lambda self, *_, **__: self
+    torch.Tensor.cuda = lambda self, *_, **__: self
     sys.meta_path.append(_EmptyPackages())
 
 

@@ -106,7 +106,8 @@ def run_both(checkout: Path, folder: Path) -> tuple[dict, dict, dict]:
 
 def _run_child(side: str, folder: Path, checkout: Path) -> None:
     command = [sys.executable, "-W", "ignore", compare_child.__file__, side, str(folder), str(checkout)]
-    environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
+                   "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
