@@ -15,6 +15,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from chexzero.clip import tokenize, trim_padding
+from chexzero.errors import UserError
 from chexzero.images import prepare
 from chexzero.labels import LABELS
 from chexzero.model import CLIP
@@ -86,6 +87,8 @@ def predict_labels(model: CLIP, images: Any, labels: Sequence[str] = LABELS,
 
 @contextlib.contextmanager
 def _inference(model: CLIP, device: torch.device, precision: str) -> Iterator[None]:
+    if precision not in PRECISIONS:
+        raise UserError(f"the precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
     was_training = model.training
     model.eval()

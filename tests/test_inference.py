@@ -7,6 +7,7 @@ import torch
 from small_clip import recorded, state_dict
 
 from chexzero.compare_inputs import TEMPLATES, radiographs
+from chexzero.errors import UserError
 from chexzero.inference import (
     class_embeddings,
     embed_images,
@@ -65,6 +66,8 @@ def test_the_models_mode_is_restored(model):
 def test_lower_precision_is_close(model):
     exact, rough = (embed_images(model, radiographs(), precision=one) for one in ("fp32", "bf16"))
     assert 1e-6 < np.abs(exact - rough).max() < 0.02
+    with pytest.raises(UserError, match="'int8' is not known; choose one of fp32, bf16, fp16"):
+        embed_images(model, radiographs(), precision="int8")
 
 
 def test_nothing_to_embed(model):
