@@ -3,10 +3,12 @@
 import json
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from chexzero.errors import UserError
 from data_prep.__main__ import main as data_prep
 from data_prep.overlap import nominate, signatures
 
@@ -64,6 +66,11 @@ def test_thumbnails_on_disk_are_those_of_the_images(tmp_path):
     np.testing.assert_array_equal(file[0:7], expected)
     np.testing.assert_array_equal(file[np.array([5, 1])], expected[[5, 1]])
     assert len(file) == 7 and (tmp_path / "thumbs").stat().st_size == 7 * 1024
+
+
+def test_a_full_disk_is_said():
+    with pytest.raises(UserError, match="cannot write /dev/full: .*; free 0 MiB there"):
+        signatures.write_thumbnails(np.zeros((1, 320, 320), np.uint8), Path("/dev/full"), 1)
 
 
 def test_memory_does_not_grow_with_the_training_set(tmp_path):

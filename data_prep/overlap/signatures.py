@@ -14,6 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from chexzero.errors import UserError
+
 MAP_SIZE = 96
 THUMB_SIZE = 32
 RELIEF_SIGMA = 1.8   # of the local mean, in pixels at MAP_SIZE (6 at 320)
@@ -87,12 +89,22 @@ class ThumbnailFile:
         return np.array(np.memmap(self.path, np.int8, "r", shape=(self.length, THUMB_SIZE**2))[rows])
 
 
+def _need(images: Any) -> str:
+    return f"{len(images) * THUMB_SIZE**2 / 2**20:.0f} MiB"
+
+
 def write_thumbnails(images: Any, path: Path, workers: int) -> ThumbnailFile:
     """Thumbnails of all images at `path`, made blockwise with `workers` threads; the images are read once, in order.
 
-    OpenCV works outside Python's lock, so threads use all cores.
+    OpenCV works outside Python's lock, so threads use all cores. A full disk raises `UserError`.
     """
-    with open(path, "wb") as file, ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool, open(path, "wb", buffering=0) as file:
         for _, block in blocks(images):
-            np.stack(list(pool.map(lambda image: thumbnail(relief_map(image)), block))).tofile(file)
+            thumbs = np.stack(list(pool.map(lambda image: thumbnail(relief_map(image)), block)))
+            try:
+                written = file.write(thumbs.data)
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror}; free {_need(images)} there") from error
+            if written != thumbs.nbytes:
+                raise UserError(f"cannot write {path}: the disk is full; free {_need(images)} there")
     return ThumbnailFile(path, len(images))
