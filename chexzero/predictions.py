@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 LEVELS = ("image", "study_mean", "study_max")
 
 #: Part of every cache key; raise it when the way from image to probability changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
-#: Predictions closer together than this are one number: float32 features leave noise of about 1e-7.
-CONSTANT = 1e-6
+#: Features (of length 1, float32) that differ by less than this are the same up to rounding.
+SAME_FEATURES = 1e-7
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def check_predictions(scores: np.ndarray, where: str, names: Sequence[str] = LAB
         raise UserError(f"{where}, row {i + 1}, {names[j]}: the prediction {scores[i, j]} is outside 0..1 "
                         f"({len(bad)} such cells); predict again with a sound checkpoint")
     if len(scores) > 1:
-        constant = [name for name, spread in zip(names, np.ptp(scores, axis=0), strict=True) if spread < CONSTANT]
+        constant = [name for name, spread in zip(names, np.ptp(scores, axis=0), strict=True) if spread == 0]
         if constant:
             raise UserError(f"{where}: the prediction for {constant[0]} is the same for every image "
                             f"({len(constant)} of {len(names)} predictions are constant); the checkpoint tells "
@@ -210,6 +210,10 @@ class Predictor:
         with open_images(evaluation_set.images) as handle:
             features = embed_images(self.model, handle["cxr"], batch_size=self.batch_size, device=self.device,
                                     precision=self.precision, progress=self.progress)
+        if len(features) > 1 and np.ptp(features, axis=0).max() < SAME_FEATURES:
+            raise UserError(f"{self.checkpoint} gives every image of {evaluation_set.images} the same features, so "
+                            f"its predictions are the same for every image; take another checkpoint, or look at the "
+                            f"images")
         return probabilities(self.model, features, prompts)
 
 

@@ -122,8 +122,10 @@ def probabilities(model, image_features: np.ndarray, prompts: Sequence[Prompt]) 
         mean = np.mean([features[text] for text in side], axis=0)
         return mean / np.linalg.norm(mean)
 
-    return pair_probabilities(image_features, np.stack([average(prompt.positive) for prompt in prompts]),
-                              np.stack([average(prompt.negative) for prompt in prompts]))
+    positive, negative = (np.stack([average(side) for side in sides]) for sides in
+                          ([prompt.positive for prompt in prompts], [prompt.negative for prompt in prompts]))
+    # in float64: a model that has hardly learned separates images by less than float32 can tell apart near 0.5
+    return pair_probabilities(np.asarray(image_features, np.float64), positive, negative)
 
 
 def best_on_validation(prompts: Sequence[Prompt], truth: np.ndarray, scores: np.ndarray) -> dict[str, int]:

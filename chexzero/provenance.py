@@ -71,13 +71,31 @@ def data_section(data_dir: Path, sets: Sequence[EvaluationSet]) -> Section:
     rows = [[one.name, len(one.table), one.table["study_id"].nunique(), one.table["patient_id"].nunique(),
              _views(one.table)] for one in sets]
     tables = [Table("The evaluation sets as read", ["Set", "Images", "Studies", "Patients", "Views"], rows)]
-    build = {key: value for key, value in read_build(data_dir).items() if key not in ("overlap", "files")}
-    text = []
-    if build:
-        tables.append(key_table("What the build recorded (build.json)", build))
-    else:
-        text.append(f"{data_dir} has no build.json: how these files were made is not on record.")
+    build = read_build(data_dir)
+    text = [] if build else [f"{data_dir} has no build.json: how these files were made is not on record."]
+    tables += [table for table in (_counts(build.get("counts")), _left_out(build.get("left_out"))) if table]
+    rest = {key: value for key, value in build.items() if key not in ("overlap", "files", "counts", "left_out")}
+    if rest:
+        tables.append(key_table("What else the build recorded (build.json)", rest))
     return Section("data", "Data", text, tables)
+
+
+def _counts(counts: Any) -> Table | None:
+    """The build's counts: role -> release/split -> numbers."""
+    parts = [(role, part, found) for role, inner in counts.items() if isinstance(inner, Mapping)
+             for part, found in inner.items() if isinstance(found, Mapping)] if isinstance(counts, Mapping) else []
+    columns = {"in_tables": "In the tables", "images": "Images", "studies": "Studies", "patients": "Patients",
+               "sixteen_bit": "16-bit", "empty_reports": "Empty reports"}
+    rows = [[role, part, *(found.get(key) for key in columns), ", ".join(f"{n} {v}" for v, n in views.items())]
+            for role, part, found in parts for views in [found.get("views") or {}]]
+    return Table("What was built", ["Role", "Release and split", *columns.values(), "Views"], rows) if rows else None
+
+
+def _left_out(reasons: Any) -> Table | None:
+    if not isinstance(reasons, Mapping) or not reasons:
+        return None
+    return Table("Rows left out by the build (each is listed in left_out.csv)", ["Reason", "Rows"],
+                 [[reason, count] for reason, count in reasons.items()])
 
 
 def _views(table: pd.DataFrame) -> str:
@@ -95,9 +113,11 @@ def overlap_section(data_dir: Path) -> Section:
         return Section("overlap", "Overlap of training and evaluation data", [
             "No overlap audit is on record for these data. Whether an evaluation image or patient was trained on is "
             "not known; run `python -m data_prep audit`."])
-    text = [f"The whole audit is in {report.name} beside the data."] if report.is_file() else []
+    text = [str(summary["sentence"])] if summary.get("sentence") else []
+    text += [f"The whole audit is in {report.name} beside the data."] if report.is_file() else []
+    rest = {key: value for key, value in summary.items() if key != "sentence"}
     return Section("overlap", "Overlap of training and evaluation data", text,
-                   [key_table("Result of the overlap audit", summary)], [], {"summary": dict(summary)})
+                   [key_table("Result of the overlap audit", rest)], [], {"summary": dict(summary)})
 
 
 def provenance_section(run: RunFolder | None, settings: Mapping[str, Any], predictors: Sequence[Predictor],

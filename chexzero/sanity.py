@@ -17,6 +17,9 @@ PASSED, LOOK, NOT_POSSIBLE = "passed", "LOOK HERE", "not possible"
 #: A mean this close to one half is what permuted labels give; one this far above it is what a working model gives.
 CHANCE, WORKING = 0.08, 0.12
 
+#: A label's probabilities that lie closer together than this are near the rounding of float32 features.
+ROUNDING = 1e-5
+
 #: With fewer positive cases than this an interval is too narrow to be believed.
 FEW = 5
 
@@ -97,6 +100,17 @@ def inverted(result: SetResult) -> Check:
                  f"no interval lies below 0.5 (No Finding apart, and labels with fewer than {FEW} positive cases)")
 
 
+def spread(result: SetResult) -> Check:
+    """A model that has not learned or has collapsed gives all images nearly the same probabilities."""
+    name = f"probabilities differ between the {result.title} images"
+    ranges = np.ptp(result.probability, axis=0)
+    least = int(ranges.argmin())
+    detail = f"smallest range {ranges[least]:.1e} ({LABELS[least]}), largest {ranges.max():.1e}"
+    if ranges[least] < ROUNDING:
+        return Check(name, LOOK, f"{detail}: near rounding; the model is untrained or has collapsed")
+    return Check(name, PASSED, detail)
+
+
 def shared_cases(valid: EvaluationSet, test: EvaluationSet) -> list[Check]:
     """Patients and image files that stand in both sets."""
     patients = set(valid.table["patient_id"]) & set(test.table["patient_id"])
@@ -141,7 +155,7 @@ def as_recorded(recorded: dict[str, float], probability: np.ndarray, truth: np.n
 def sanity_section(valid: SetResult, test: SetResult, checks: Sequence[Check]) -> Section:
     """All checks as a section; `metrics` counts those that need a look."""
     checks = [at_chance(test, valid), at_chance(valid, test), columns_in_place(test, valid),
-              columns_in_place(valid, test), inverted(valid), inverted(test), *checks]
+              columns_in_place(valid, test), inverted(valid), inverted(test), spread(valid), spread(test), *checks]
     flagged = [check for check in checks if check.verdict == LOOK]
     text = [f"{len(flagged)} of {len(checks)} checks need a look: {'; '.join(check.name for check in flagged)}."
             if flagged else f"All {len(checks)} checks passed or could not be made."]
