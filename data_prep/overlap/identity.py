@@ -1,5 +1,6 @@
 """Equal patients, studies, file bytes and preprocessed images across the roles."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,15 +29,19 @@ def patient_keys(rows: pd.DataFrame) -> pd.DataFrame:
 
     Upper and lower case and leading zeros of a number are levelled; a missing value claims nobody.
     """
-    columns = [name for name in ("patient_id", "patient_id_column") if name in rows]
-    claims = pd.concat([pd.DataFrame({"row": range(len(rows)), "key": _level(rows[name]).to_numpy()})
-                        for name in columns])
-    return claims[claims["key"] != ""].drop_duplicates(ignore_index=True)
+    claims = [pd.DataFrame({"row": np.arange(len(rows)), "key": _level(rows["patient_id"])})]
+    if "patient_id_column" in rows:
+        other = np.flatnonzero(rows["patient_id_column"] != rows["patient_id"])
+        claims.append(pd.DataFrame({"row": other, "key": _level(rows["patient_id_column"].iloc[other])}))
+    together = pd.concat(claims)
+    return together[together["key"] != ""].drop_duplicates(ignore_index=True)
 
 
-def _level(values: pd.Series) -> pd.Series:
-    text = values.fillna("").astype(str).str.strip().str.casefold()
-    return text.str.replace(r"^patient0*(?=\d)", "patient", regex=True)
+def _level(values: pd.Series) -> np.ndarray:
+    """Case, white space and leading zeros levelled; equal values share one string."""
+    codes, distinct = pd.factorize(values.fillna("").astype(object))
+    levelled = [re.sub(r"^patient0*(?=\d)", "patient", str(value).strip().casefold()) for value in distinct]
+    return np.array([*levelled, ""], dtype=object)[codes]
 
 
 def disagreeing(rows: pd.DataFrame) -> pd.Series:
@@ -44,7 +49,7 @@ def disagreeing(rows: pd.DataFrame) -> pd.Series:
     if "patient_id_column" not in rows:
         return pd.Series(False, index=rows.index)
     path, column = _level(rows["patient_id"]), _level(rows["patient_id_column"])
-    return (path != column) & (path != "") & (column != "")
+    return pd.Series((path != column) & (path != "") & (column != ""), index=rows.index)
 
 
 def study_keys(rows: pd.DataFrame) -> pd.DataFrame:
@@ -64,7 +69,7 @@ def hash_keys(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """The hashes in `column`; a missing one is no key."""
     if column not in rows:
         return pd.DataFrame({"row": [], "key": []})
-    claims = pd.DataFrame({"row": range(len(rows)), "key": rows[column].fillna("").astype(str).to_numpy()})
+    claims = pd.DataFrame({"row": np.arange(len(rows)), "key": rows[column].fillna("").to_numpy(dtype=object)})
     return claims[claims["key"] != ""]
 
 
