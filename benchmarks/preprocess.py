@@ -22,6 +22,7 @@ import cv2
 import h5py
 import numpy as np
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from chexzero.data_process import RESOLUTION, preprocess
 from chexzero.errors import UserError, run_command
@@ -43,9 +44,11 @@ def main() -> None:
         size = statistics.mean(path.stat().st_size for path in files)
         print(f"{len(files)} files of {size / 1e6:.1f} MB on average; {machine()}; {args.workers} processes of ours")
         rounds = [measure_round(files, Path(folder), args.workers) for _ in range(args.rounds)]
+        processor = measure_processor(files, Path(folder))
         stages = measure_stages(files, Path(folder))
     report = {"machine": machine(), "files": len(files), "bytes_per_file": size, "workers": args.workers,
               "opencv": cv2.__version__, "rounds": rounds, "equal_bytes": True, "milliseconds": stages,
+              "processor": processor,
               "ratio": statistics.median(r["ratio"] for r in rounds),
               "ratio_lowest": min(r["ratio"] for r in rounds), "ratio_highest": max(r["ratio"] for r in rounds)}
     show(report)
@@ -107,12 +110,13 @@ def plain_loop(files: list[Path], target: Path) -> None:
 
 
 def prepare(files: list[Path], folder: Path, workers: int) -> None:
-    """What `build` does with a role's images: blocks by all processes, then the join."""
-    size = min(blocks.SIZE, -(-len(files) // (2 * workers)))  # a build has blocks enough for every process
+    """What `build` does with a role's images: blocks by all processes (by this one if 0), then the join."""
+    size = min(blocks.SIZE, -(-len(files) // (2 * max(workers, 1))))  # a build has blocks enough for every process
     tasks = [("train", blocks.Task(blocks.block_path(folder, at), [(str(path.parent), path.name, "")
                                                                     for path in files[at:at + size]], "stretch"))
              for at in range(0, len(files), size)]
-    failed = [error for _, _, errors in run_tasks(tasks, workers) for error in errors]
+    done = run_tasks(tasks, workers) if workers else ((*task, blocks.prepare_block(task[1])) for task in tasks)
+    failed = [error for _, _, errors in done for error in errors]
     if failed:
         raise SystemExit(failed[0])
     with new_images(folder / "ours.h5", [path.name.encode() for path in files], {}) as images:
@@ -124,6 +128,21 @@ def images_per_second(run: Callable[[], None], count: int) -> float:
     start = time.perf_counter()
     run()
     return count / (time.perf_counter() - start)
+
+
+def measure_processor(files: list[Path], folder: Path) -> dict[str, float]:
+    """Milliseconds of processor time an image, whole, in one process: what does not depend on the machine's load."""
+    cv2.setNumThreads(1)
+    threadpool_limits(1)
+    times = {}
+    for name, run in {"plain": lambda: plain_loop(files, folder / "plain.h5"),
+                      "ours": lambda: prepare(files, folder, 0)}.items():
+        start = time.process_time()
+        run()
+        times[name] = 1000 * (time.process_time() - start) / len(files)
+    for block in folder.glob("*.npz"):
+        block.unlink()
+    return times | {"ratio": times["plain"] / times["ours"]}
 
 
 def measure_stages(files: list[Path], folder: Path) -> dict[str, dict[str, float]]:
@@ -176,6 +195,9 @@ def show(report: dict) -> None:
               f"images/s   ratio {r['ratio']:.2f}   load {r['load']:.1f}")
     print(f"median ratio {report['ratio']:.2f} ({report['ratio_lowest']:.2f} to {report['ratio_highest']:.2f}), "
           f"equal bytes")
+    processor = report["processor"]
+    print(f"processor time an image: plain {processor['plain']:.1f} ms, ours {processor['ours']:.1f} ms; "
+          f"on {report['workers']} free cores {report['workers'] * processor['ratio']:.2f} times the loop's rate")
     stages = report["milliseconds"]
     print(f"\n{'ms of one core an image':24}{'plain':>8}{'ours':>8}")
     for name in dict.fromkeys([*stages["plain"], *stages["ours"]]):

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from chexzero.errors import UserError
 from chexzero.files import atomic_path, read_table, require_file, write_text
+from chexzero.resample import lanczos
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 RESOLUTION = 320
@@ -33,8 +34,7 @@ def preprocess(img: Image.Image, desired_size: int = RESOLUTION) -> Image.Image:
     if min(width, height) == 0:
         raise ValueError(f"an image of {img.size[0]} x {img.size[1]} pixels is too narrow for {desired_size} pixels")
     canvas = Image.new("L", (desired_size, desired_size))
-    canvas.paste(img.resize((width, height), Image.Resampling.LANCZOS),
-                 ((desired_size - width) // 2, (desired_size - height) // 2))
+    canvas.paste(lanczos(img, (width, height)), ((desired_size - width) // 2, (desired_size - height) // 2))
     return canvas
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 from multiprocessing.connection import wait as wait_for
 
 import cv2
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from chexzero.data_process import RESOLUTION
@@ -94,6 +95,7 @@ def run_tasks(tasks: Iterable[tuple[str, blocks.Task]], workers: int) -> Iterato
 def _start_worker() -> None:
     """One thread a process; no noise from the decoders; no life after the parent's."""
     cv2.setNumThreads(1)
+    threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
     threading.Thread(target=_die_with_parent, daemon=True).start()
