@@ -149,5 +149,10 @@ def main() -> None:
     model_pipeline(parse_args())
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The installed command."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    cli()

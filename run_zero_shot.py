@@ -283,5 +283,10 @@ def main() -> None:
     (predict_images if args.images else evaluate)(args)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The installed command."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+import shtab
 import yaml
 
 from chexzero.errors import UserError
@@ -16,6 +17,7 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
     not a mapping, or a value the flag would refuse raises `UserError`.
     """
     parser.add_argument("--config", metavar="FILE", help="YAML file with flags as keys; flags given here win")
+    shtab.add_argument_to(parser, "--print-completion", help="print a completion script for a shell, and leave")
     known, _ = parser.parse_known_args(argv)
     if known.config:
         parser.set_defaults(**_read_config(parser, known.config))

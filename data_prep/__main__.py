@@ -46,5 +46,10 @@ def _overview() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The installed command."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    cli()

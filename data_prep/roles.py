@@ -11,7 +11,7 @@ from chexzero.errors import UserError
 from chexzero.files import require_file
 
 ROLES = ("train", "valid", "test")
-ROLES_FILE = Path(__file__).resolve().parents[1] / "splits" / "roles.yaml"
+ROLES_FILE = Path(__file__).with_name("roles.yaml")  # a link to splits/roles.yaml; a package carries its own copy
 
 #: release -> the splits it has
 RELEASES = {

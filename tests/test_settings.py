@@ -1,0 +1,54 @@
+"""Flags from a file and from the command line meet in one parser."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chexzero.errors import UserError
+from chexzero.settings import parse_with_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
+    parser.add_argument("--wandb", action="store_true")
+    parser.add_argument("--suite", nargs="+", default=[])
+    return parse_with_config(parser, argv)
+
+
+def test_a_file_sets_defaults_and_flags_win(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("lr: 0.5\nwandb: true\nsuite: [a, b]\n")
+    args = parse(["--config", str(path), "--lr", "2e-3"])
+    assert (args.lr, args.wandb, args.suite, args.optimizer) == (2e-3, True, ["a", "b"], "sgd")
+
+
+@pytest.mark.parametrize("text, word", [
+    ("learning_rate: 1", "no flags"), ("lr: fast", "lr"), ("optimizer: adamw", "adamw"), ("wandb: 3", "true or false"),
+    ("- a", "flag: value"), ("a: [", "YAML"), ("config: x.yaml", "no flags"),
+])
+def test_a_mistake_in_the_file_is_one_sentence(tmp_path, text, word):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=word):
+        parse(["--config", str(path)])
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+def test_every_settings_file_of_ours_is_understood(name, tmp_path):
+    """The command gets as far as looking for the data, which are not there."""
+    done = subprocess.run([sys.executable, ROOT / "run_train.py", "--config", ROOT / "configs" / name, "--cxr_filepath",
+                           tmp_path / "none.h5"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "data_prep build" in done.stderr, done.stderr
+
+
+def test_completion_is_printed():
+    done = subprocess.run([sys.executable, ROOT / "run_train.py", "--print-completion", "bash"], capture_output=True,
+                          text=True, check=True)
+    assert "--vision" in done.stdout
