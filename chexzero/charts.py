@@ -60,7 +60,9 @@ def _grid(draw: Callable[[Axes, int], str | None], x: str, y: str) -> Canvas:
             axes.text(0.5, 0.5, f"n/a\n{reason}", ha="center", va="center", fontsize=8, color=MUTED)
     for axes in cells[len(LABELS):]:
         axes.set_axis_off()
-        axes.legend(*cells[0].get_legend_handles_labels(), fontsize=8, loc="center", frameon=False)
+        named = {name: handle for cell in cells for handle, name in
+                 zip(*cell.get_legend_handles_labels(), strict=True)}
+        axes.legend(named.values(), named.keys(), fontsize=8, loc="center", frameon=False)
     canvas.supxlabel(x, fontsize=9, y=0.01)
     canvas.supylabel(y, fontsize=9, x=0.01)
     return canvas
@@ -146,14 +148,14 @@ def beside_paper(test: SetResult, folder: Path) -> Figure:
             axes.plot([test.lower[i], test.upper[i]], [y + 0.14, y + 0.14], color=OURS, linewidth=1.6)
             axes.plot(test.auroc[i], y + 0.14, "o", color=OURS, markersize=5)
         else:
-            axes.text(0.5, y + 0.04, f"n/a ({_missing(test, i)})", fontsize=7, color=OURS, ha="center")
+            axes.text(0.01, y + 0.06, f"n/a ({_missing(test, i)})", fontsize=7, color=OURS)
     axes.plot([], [], "o", color=OURS, label="this run")
     axes.axvline(0.5, color=MUTED, linewidth=0.7, linestyle=":")
     axes.set_yticks(range(len(LABELS)), list(reversed(LABELS)))
     axes.set_xlim(0, 1)
     _style(axes, x="AUROC on the test set, with 95 % interval")
     axes.tick_params(axis="y", labelsize=9)
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return save(canvas, folder, "beside_chexzero",
                 "AUROC per label on the test set with 95 % intervals, ours and the ones CheXzero reported.")
 
