@@ -30,8 +30,8 @@ def test_a_file_sets_defaults_and_flags_win(tmp_path):
 
 
 @pytest.mark.parametrize("text, word", [
-    ("learning_rate: 1", "no flags"), ("lr: fast", "lr"), ("optimizer: adamw", "adamw"), ("wandb: 3", "true or false"),
-    ("- a", "flag: value"), ("a: [", "YAML"), ("config: x.yaml", "no flags"),
+    ("learning_rate: 1", "no flags"), ("lr: fast", "lr"), ("optimizer: adamw", "adamw"),
+    ("wandb: 3", "true or false"), ("- a", "flag: value"), ("a: [", "YAML"), ("config: x.yaml", "no flags"),
 ])
 def test_a_mistake_in_the_file_is_one_sentence(tmp_path, text, word):
     path = tmp_path / "run.yaml"
@@ -43,8 +43,9 @@ def test_a_mistake_in_the_file_is_one_sentence(tmp_path, text, word):
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
 def test_every_settings_file_of_ours_is_understood(name, tmp_path):
     """The command gets as far as looking for the data, which are not there."""
-    done = subprocess.run([sys.executable, ROOT / "run_train.py", "--config", ROOT / "configs" / name, "--cxr_filepath",
-                           tmp_path / "none.h5"], capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, ROOT / "run_train.py", "--config", ROOT / "configs" / name]
+    done = subprocess.run([*command, "--cxr_filepath", tmp_path / "none.h5"], capture_output=True, text=True,
+                          cwd=tmp_path)
     assert done.returncode == 2 and "data_prep build" in done.stderr, done.stderr
 
 
