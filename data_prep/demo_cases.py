@@ -144,7 +144,7 @@ def _sample_findings(rng: np.random.Generator) -> dict[str, Finding]:
 
 
 def _sample_finding(rng: np.random.Generator, label: str) -> Finding:
-    severity = float(rng.beta(1.7, 1.5))  # a fifth below 0.25: the subtle cases
+    severity = float(rng.beta(1.8, 1.3))  # one in eight below 0.25: the subtle cases
     side = str(rng.choice(["left", "right", "bilateral"], p=[0.4, 0.4, 0.2]))
     zone = str(rng.choice(["upper", "mid", "lower"], p=[0.25, 0.25, 0.5]))
     one_side = side if side != "bilateral" else "right"
@@ -155,7 +155,7 @@ def _sample_finding(rng: np.random.Generator, label: str) -> Finding:
             kind = str(rng.choice(["nodule", "mass", "cavity", "nodules"], p=[0.4, 0.3, 0.1, 0.2]))
             return Finding(label, one_side, zone, severity, kind)
         case "Fracture":
-            return Finding(label, one_side, zone, severity, str(rng.choice(["ribs", "clavicle"], p=[0.7, 0.3])))
+            return Finding(label, one_side, zone, severity, str(rng.choice(["ribs", "clavicle"], p=[0.6, 0.4])))
         case "Pleural Other":
             kind = str(rng.choice(["apical", "lateral", "plaques"], p=[0.35, 0.4, 0.25]))
             return Finding(label, side, zone, severity, kind)
@@ -164,7 +164,7 @@ def _sample_finding(rng: np.random.Generator, label: str) -> Finding:
         case "Lung Opacity":
             return Finding(label, side, zone, severity, str(rng.choice(["hazy", "reticular"], p=[0.6, 0.4])))
         case "Support Devices":
-            kinds = rng.choice(DEVICES, size=int(rng.integers(1, 4)), replace=False)
+            kinds = rng.choice(DEVICES, size=int(rng.choice([1, 2, 3], p=[0.2, 0.4, 0.4])), replace=False)
             return Finding(label, one_side, "upper", severity, ",".join(kinds))
         case "Pneumothorax" | "Consolidation":
             return Finding(label, one_side, zone, severity)

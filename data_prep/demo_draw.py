@@ -58,7 +58,7 @@ def _draw_frontal_study(canvas: Canvas, study: Study, projection: str) -> None:
     ribs, collars, callus = broken_bones(anatomy, study.findings, rng)
     canvas.density += bones(chest, ribs, collars)
     for x, y in callus:
-        canvas.density += 0.13 * canvas.area(blob(x, y, 0.050, 0.040, rng, 0.15), 0.008)
+        canvas.density += 0.17 * canvas.area(blob(x, y, 0.058, 0.046, rng, 0.15), 0.008)
     for label, draw in DRAW.items():
         if label in present:
             draw(chest, present[label])

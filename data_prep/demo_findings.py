@@ -115,11 +115,11 @@ def atelectasis(chest: Chest, finding: Finding) -> None:
             bands.append(
                 (
                     curve([(x, y), (x + side * length / 2, y + tilt * 0.4 - 0.01), (x + side * length, y + tilt)]),
-                    rng.uniform(0.014, 0.022) + 0.016 * s,
+                    rng.uniform(0.018, 0.026) + 0.020 * s,
                     rng.uniform(0.7, 1.0),
                 )
             )
-        canvas.density += (0.13 + 0.12 * s) * canvas.strokes(bands, 0.005) * chest.lungs[side]
+        canvas.density += (0.16 + 0.13 * s) * canvas.strokes(bands, 0.005) * chest.lungs[side]
 
 
 def lung_lesion(chest: Chest, finding: Finding) -> None:
@@ -133,7 +133,7 @@ def lung_lesion(chest: Chest, finding: Finding) -> None:
             side * rng.uniform(0.44 if side > 0 and zone == "lower" else 0.30, 0.60),
             ZONES[zone] + rng.uniform(-0.12, 0.12),
         )
-        radius = {"nodule": 0.036 + 0.035 * s, "nodules": 0.028 + 0.030 * s}.get(finding.kind, 0.075 + 0.075 * s)
+        radius = {"nodule": 0.045 + 0.045 * s, "nodules": 0.036 + 0.034 * s}.get(finding.kind, 0.085 + 0.08 * s)
         outline = blob(x, y, radius, radius * rng.uniform(0.85, 1.15), rng, 0.05)
         mask = canvas.area(outline, 0.008 + 0.05 * radius)
         if finding.kind == "mass":
@@ -144,7 +144,7 @@ def lung_lesion(chest: Chest, finding: Finding) -> None:
             mask = np.maximum(mask, canvas.strokes(spikes, 0.004))
         if finding.kind == "cavity":
             mask *= 1 - 0.85 * canvas.area(blob(x, y, radius * 0.62, radius * 0.6, rng, 0.08), 0.008)
-        canvas.density += (0.17 + 0.13 * s) * mask * np.maximum(chest.lungs[side], 0.3)
+        canvas.density += (0.20 + 0.14 * s) * mask * np.maximum(chest.lungs[side], 0.3)
 
 
 def lung_opacity(chest: Chest, finding: Finding) -> None:
@@ -189,27 +189,27 @@ def pleural_other(chest: Chest, finding: Finding) -> None:
     """Thickened pleura over an apex or along the wall, or calcified plaques."""
     canvas, a, rng, s = chest.canvas, chest.anatomy, chest.canvas.rng, finding.severity
     for side in SIDES[finding.side]:
-        lung = canvas.area(a.lung(side), 0.004)
+        lung = canvas.area(a.lung(side), 0.004) * (1 - chest.silhouette)
         if finding.kind == "plaques":
-            for _ in range(int(3 + 4 * s)):
+            for _ in range(int(4 + 4 * s)):
                 y = rng.uniform(-0.25, a.dome[side])
                 on_dome = rng.random() < 0.4
                 x = side * rng.uniform(0.3, 0.6) if on_dome else a.wall(side, y) - side * rng.uniform(0.02, 0.14)
                 y = a.dome[side] - 0.005 if on_dome else y
-                rx, ry = (0.08, 0.018) if on_dome else (0.03, 0.075)
+                rx, ry = (0.08, 0.018) if on_dome else (0.035, 0.085)
                 plaque = canvas.area(blob(x, y, rx * (0.7 + 0.6 * s), ry * (0.7 + 0.6 * s), rng, 0.3), 0.004)
                 canvas.density += (
-                    (0.15 + 0.12 * s) * plaque * np.clip(0.8 + 0.3 * canvas.clouds(0.015), 0.2, 1.4) * lung
+                    (0.20 + 0.14 * s) * plaque * np.clip(0.8 + 0.3 * canvas.clouds(0.015), 0.2, 1.4) * lung
                 )
             continue
-        thickness = 0.028 + 0.055 * s
+        thickness = 0.038 + 0.075 * s
         inner = a.lung(side) - (side * thickness, -thickness * (1.5 if finding.kind == "apical" else -0.2))
         inner += canvas.rng.normal(0, 0.006, inner.shape)
         rind = lung * (1 - canvas.area(inner, 0.006))
         top, bottom = (-1.2, a.apex + 0.26) if finding.kind == "apical" else (-0.45, a.dome[side] + 0.2)
         inner_x = 0.0 if finding.kind == "apical" else 0.45
         band = np.array([(side * inner_x, top), (side * 1.2, top), (side * 1.2, bottom), (side * inner_x, bottom)])
-        canvas.density += (0.20 + 0.10 * s) * rind * canvas.area(band, 0.04)
+        canvas.density += (0.24 + 0.10 * s) * rind * canvas.area(band, 0.04)
 
 
 def pneumothorax_mask(chest: Chest, finding: Finding) -> tuple[np.ndarray, np.ndarray]:
@@ -219,7 +219,7 @@ def pneumothorax_mask(chest: Chest, finding: Finding) -> tuple[np.ndarray, np.nd
     outline = a.lung(side)
     hilum = np.array([side * 0.12, 0.05])
     upward = np.clip((0.35 - outline[:, 1:]) / 1.1, 0.15, 1)  # upright, the air rises to the apex
-    kept = 1 - (0.10 + 0.50 * s**1.5) * upward
+    kept = 1 - (0.085 + 0.52 * s**1.3) * upward
     inner = hilum + (outline - hilum) * kept
     lung = canvas.area(inner, 0.006)
     beyond = canvas.area(outline, 0.006) * (1 - lung) * (chest.lungs[side] > 0.2)
@@ -231,7 +231,7 @@ def pneumothorax(chest: Chest, finding: Finding) -> None:
     """A pleural line, darker air without markings beyond it (the caller ends the vessels there), a denser lung."""
     beyond, line = pneumothorax_mask(chest, finding)
     side = SIDES[finding.side][0]
-    chest.canvas.density += 0.10 * line - 0.085 * beyond
+    chest.canvas.density += 0.13 * line - 0.11 * beyond
     chest.canvas.density += (0.02 + 0.14 * finding.severity**2) * chest.lungs[side] * (1 - beyond)
 
 
@@ -245,12 +245,12 @@ def broken_bones(a: Anatomy, findings: tuple[Finding, ...], rng: np.random.Gener
             continue
         side, s = SIDES[finding.side][0], finding.severity
         if finding.kind == "clavicle":
-            collars[side] = _snap(collars[side][0], rng.uniform(0.45, 0.65), (0, 0.035 + 0.06 * s))
+            collars[side] = _snap(collars[side][0], rng.uniform(0.45, 0.65), (0, 0.045 + 0.075 * s))
             continue
         first = {"upper": 2, "mid": 4, "lower": 5}[finding.zone] + int(rng.integers(0, 2))
-        for number in range(first, min(first + 1 + int(3.5 * s), 9)):
+        for number in range(first, min(first + 2 + int(3 * s), 9)):
             at = rng.uniform(0.50, 0.78)
-            step = rng.choice([-1, 1]) * (0.024 + 0.034 * s)
+            step = rng.choice([-1, 1]) * (0.030 + 0.036 * s)
             ribs[side, number] = _snap(ribs[side, number][0], at, (rng.uniform(-0.01, 0.01), step))
             if rng.random() < 0.6:
                 callus.append(ribs[side, number][1][0])
@@ -340,7 +340,7 @@ def support_devices(chest: Chest, finding: Finding) -> None:
                 (blob(rng.normal(0, 0.006), y, 0.036, 0.020, rng, 0.1), 0.010, 0.95)
                 for y in np.arange(-0.42, 0.32, 0.13)
             ]
-    canvas.density += 0.42 * canvas.strokes(lines, 0.002)
+    canvas.density += 0.48 * canvas.strokes(lines, 0.002)
 
 
 #: Drawn in this order; what is drawn with the anatomy (heart, bones) is not here.

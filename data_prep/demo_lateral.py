@@ -43,7 +43,7 @@ def _body_and_lungs(canvas: Canvas, own: np.random.Generator) -> Profile:
             (d * 0.98, dome + 0.22), (d * 0.5, dome + 0.06), (0, dome - 0.03), (-d * 0.5, dome),
             (-d * 0.92, dome + 0.05), (-d * 0.86, -0.1)]
     below = [(-1.2, dome), (0, dome - 0.03), (1.2, dome + 0.2), (1.2, 2), (-1.2, 2)]
-    mottle = 1 + 0.026 * canvas.clouds(0.035) + 0.020 * canvas.clouds(0.013)
+    mottle = 1 + 0.025 * canvas.clouds(0.035) + 0.018 * canvas.clouds(0.013)
     body = canvas.area(curve(body + own.normal(0, 0.02, (14, 2)), 8, closed=True), 0.015)
     air = canvas.area(curve(lung + own.normal(0, 0.014, (12, 2)), 8, closed=True), 0.008)
     canvas.density += 0.82 * body * mottle - 0.44 * air

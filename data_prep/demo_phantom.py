@@ -141,7 +141,7 @@ def draw_frontal(canvas: Canvas, a: Anatomy) -> Chest:
     gap = 1.36 - a.fat  # between trunk and arm, for those who have one
     axilla = [np.vstack([trunk, [(1.6, 2.0), (gap, 1.0), (gap - 0.02, 0.0)]]) * (side, 1) for side in (-1, 1)]
     body = arms * (1 - np.maximum(canvas.area(axilla[0], 0.012), canvas.area(axilla[1], 0.012)))
-    mottle = 1 + 0.026 * canvas.clouds(0.035) + 0.020 * canvas.clouds(0.013)  # muscle, fat, skin folds
+    mottle = 1 + 0.025 * canvas.clouds(0.035) + 0.018 * canvas.clouds(0.013)  # muscle, fat, skin folds
     canvas.density[:] = mottle * body * (0.62 + 0.6 * a.fat) * canvas.thickness(body_x)
     lungs = {side: canvas.area(a.lung(side), 0.007) for side in (-1, 1)}
     silhouette = np.maximum(canvas.area(_heart(a), 0.010), canvas.area(_mediastinum(a), 0.012))
@@ -298,7 +298,7 @@ def expose(canvas: Canvas, projection: str) -> np.ndarray:
     density = density * (1 - scatter) + veil * scatter
     centre, contrast = 0.50 + rng.normal(0, 0.045), rng.uniform(4.2, 6.2)
     picture = 1 / (1 + np.exp(-contrast * (density - centre)))
-    dose = rng.uniform(0.010, 0.024) * (1.3 if projection == "AP" else 1.0)
+    dose = rng.uniform(0.005, 0.014) * (1.3 if projection == "AP" else 1.0)
     noise = rng.standard_normal(picture.shape, np.float32)
     noise = 0.5 * noise + cv2.GaussianBlur(noise, (3, 3), 0.8)
     picture += dose * (0.5 + picture) * noise
