@@ -6,8 +6,10 @@ from chexzero.evaluation import SetResult
 
 
 def interval(lower: float, upper: float) -> str | None:
-    """`0.812–0.874`, or None where undefined."""
-    return f"{lower:.3f}–{upper:.3f}" if np.isfinite(lower) and np.isfinite(upper) else None
+    """`0.812–0.874` (`-0.125 to 0.046` where a dash would be read as a minus), or None where undefined."""
+    if not (np.isfinite(lower) and np.isfinite(upper)):
+        return None
+    return f"{lower:.3f}{'–' if lower >= 0 else ' to '}{upper:.3f}"
 
 
 def signed(value: float) -> str | None:
