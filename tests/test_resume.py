@@ -61,7 +61,7 @@ def test_ten_kills_at_random_places_change_nothing(corpus, undisturbed):
         if len(places) < 10:
             run.join(rng.uniform(0, 1.2))
         else:
-            run.join(120)
+            run.join()
         if run.exitcode is not None:
             break
         run.kill()

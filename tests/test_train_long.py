@@ -17,7 +17,8 @@ from training_corpus import flags, process, run_to_end, write_corpus
 from chexzero.resume import load_last
 
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def test_over_fitting_is_caught(tmp_path):
@@ -56,7 +57,8 @@ def test_the_full_sizes_train_on_a_cpu(tmp_path, more):
     argv = ["--cxr_filepath", str(tmp_path / "data/cxr.h5"), "--save_dir", str(tmp_path), "--model_name", "full",
             "--max_steps", "3", "--batch_size", "4", "--log_interval", "1", "--val_interval", "2",
             "--keep_top_k", "0"]
-    done = subprocess.run([sys.executable, "run_train.py", *argv, *more], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "run_train.py", *argv, *more], cwd=ROOT, env=ONE_THREAD,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(tmp_path / "full/train_log.csv")["loss"].between(0.01, 10).all()
     assert pd.read_csv(tmp_path / "full/metrics.csv")["step"].tolist() == [0, 2, 3]
@@ -68,16 +70,16 @@ def test_torchrun_passes_a_signal_on_and_the_run_goes_on(tmp_path):
             "--rdzv_endpoint", "127.0.0.1:0", "run_train.py",
             *flags(tmp_path, "run", "--max_steps", "40", "--batch_size", "8", "--log_interval", "1", "--val_interval",
                    "100", "--resume", "auto")]
-    job = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(argv, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "runs/run/train_log.csv"
     while job.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 3):
         time.sleep(0.05)
     os.kill(job.pid, signal.SIGTERM)
-    _, text = job.communicate(timeout=120)
+    _, text = job.communicate()
     assert job.returncode != 0 and "go on with --resume auto" in text
     stopped = load_last(tmp_path / "runs/run")["step"]
     assert 0 < stopped < 40
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(argv, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True)
     assert done.returncode == 0 and f"after step {stopped}" in done.stderr
     assert pd.read_csv(log)["step"].tolist() == list(range(1, 41))
 
@@ -85,7 +87,7 @@ def test_torchrun_passes_a_signal_on_and_the_run_goes_on(tmp_path):
 def test_the_benchmark_runs(tmp_path):
     done = subprocess.run([sys.executable, "-m", "benchmarks.train", "--vision", "dinov3_tiny", "--batch_size", "8",
                            "--steps", "2", "--images", "16", "--out", str(tmp_path)],
-                          cwd=ROOT, capture_output=True, text=True)
+                          cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(next(tmp_path.glob("train_*.json")).read_text())["results"][0]
     assert result["pairs_per_second"] > 0 and 0 < result["share_of_peak"] < 2 and result["upstreams_loop"] > 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 
 from chexzero.labels import LABELS
 
@@ -88,6 +89,7 @@ def _run_train(argv: list[str], environment: dict[str, str]) -> None:
     from chexzero.errors import run_command
 
     os.environ.update(environment)
+    torch.set_num_threads(1)
     shrink(dict.__setitem__)
     sys.argv = ["run_train.py", *argv]
     run_command(run_train.main)
@@ -113,9 +115,13 @@ def ranks(count: int) -> list[dict[str, str]]:
 
 
 def run_to_end(processes: list[multiprocessing.Process]) -> list[int]:
-    """Start, wait, return the exit codes."""
+    """Start, wait, return the exit codes; a test that pytest-timeout ends takes its processes with it."""
     for one in processes:
         one.start()
-    for one in processes:
-        one.join(120)
+    try:
+        for one in processes:
+            one.join()
+    finally:
+        for one in processes:
+            one.kill()
     return [one.exitcode for one in processes]
