@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
 
 from chexzero import distributed, finetune
-from chexzero.arguments import add_training_arguments, resolve
+from chexzero.arguments import add_training_arguments, check, resolve
 from chexzero.engine import Updates, backward, bare, for_training
 from chexzero.errors import run_command
 from chexzero.loader import load_pairs
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cxr_filepath", default="data/cxr.h5", help="training images")
-    parser.add_argument("--txt_filepath", help="training reports (default: data/impressions.csv, or upstream's "
-                                               "data/mimic_impressions.csv where that alone exists)")
+    parser.add_argument("--txt_filepath", help="training reports (default: impressions.csv beside the images, or "
+                                               "upstream's mimic_impressions.csv where that alone exists)")
     parser.add_argument("--batch_size", type=int, default=16, help="pairs a step, over all processes")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--save_interval", type=int, default=100, help="steps between checkpoints (0: only "
-                                                                       "validated ones)")
+    parser.add_argument("--save_interval", type=int, default=100,
+                        help="steps between checkpoints (0: only validated ones)")
     parser.add_argument("--log_interval", type=int, default=10, help="steps between rows of train_log.csv")
     parser.add_argument("--save_dir", default="checkpoints/", help="where the runs' folders are")
     parser.add_argument("--seed", type=int, default=1234)
@@ -58,7 +58,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def model_pipeline(config: argparse.Namespace, verbose: int = 0) -> nn.Module:
-    device = distributed.start()
+    check(config)
+    distributed.start()
     if distributed.is_main():
         open_folder(config)
     distributed.wait_for_main()

@@ -14,6 +14,9 @@ from chexzero.selection import METRICS
 
 log = logging.getLogger(__name__)
 
+REPORTS, UPSTREAM_REPORTS = "impressions.csv", "mimic_impressions.csv"
+VALID, VALID_LABELS = "valid.h5", "valid_labels.csv"
+
 #: Smallest value of each numeric flag.
 LEAST = {"batch_size": 1, "epochs": 0, "max_steps": 0, "val_interval": 0, "save_interval": 0, "log_interval": 0,
          "save_last_interval": 0, "grad_accum": 1, "num_workers": 0, "warmup_steps": 0, "val_pairs": 0, "patience": 0,
@@ -77,35 +80,38 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve(config: argparse.Namespace) -> argparse.Namespace:
-    """Fill in what depends on the files there are, and refuse what cannot work before anything is loaded."""
+    """Fill in the files that lie beside the training images; refuse values that no run can have."""
     for name, least in LEAST.items():
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name} {value} must be at least {least}; choose another value")
-    folder = Path(config.cxr_filepath).parent
-    ours, upstreams = folder / "impressions.csv", folder / "mimic_impressions.csv"
-    if config.txt_filepath is None:
-        config.txt_filepath = str(upstreams if upstreams.exists() and not ours.exists() else ours)
-    for path in (config.cxr_filepath, config.txt_filepath):
-        require_file(path, REMEDY)
-    _resolve_validation(config, folder, built_here=ours.exists())
     if config.resume and config.overwrite:
         raise UserError("--resume goes on with a run and --overwrite removes it; leave one of them out")
     if config.select_by == "val_loss" and not config.val_pairs:
         raise UserError("--select_by val_loss needs held-out pairs; add for instance --val_pairs 1000")
-    if config.wandb:
-        import_wandb()
+    folder = Path(config.cxr_filepath).parent
+    if config.txt_filepath is None:
+        config.txt_filepath = str(folder / (UPSTREAM_REPORTS if _is_upstreams(folder) else REPORTS))
+    if not config.valid and not config.valid_labels and _is_upstreams(folder) and not (folder / VALID).exists():
+        config.val_interval = 0
+    config.valid = config.valid or str(folder / VALID)
+    config.valid_labels = config.valid_labels or str(folder / VALID_LABELS)
     return config
 
 
-def _resolve_validation(config: argparse.Namespace, folder: Path, built_here: bool) -> None:
-    """Upstream's data have no validation set: unless one was asked for there is then none, and a warning says so."""
-    asked = config.valid or config.valid_labels
-    config.valid = config.valid or str(folder / "valid.h5")
-    config.valid_labels = config.valid_labels or str(folder / "valid_labels.csv")
-    if config.val_interval and not asked and not built_here and not Path(config.valid).exists():
-        log.warning("%s does not exist: no validation, and no checkpoint will be selected; name a validation set "
-                    "with --valid and --valid_labels", config.valid)
-        config.val_interval = 0
+def check(config: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, files that are not there and packages that are not installed."""
+    for path in (config.cxr_filepath, config.txt_filepath):
+        require_file(path, REMEDY)
     for path in (config.valid, config.valid_labels) if config.val_interval else ():
         require_file(path, f"{REMEDY}, or train without validation with --val_interval 0")
+    if not config.val_interval:
+        log.warning("no validation: no checkpoint will be selected; name a validation set with --valid and "
+                    "--valid_labels")
+    if config.wandb:
+        import_wandb()
+
+
+def _is_upstreams(folder: Path) -> bool:
+    """Whether a data folder holds upstream's reports and none built here. Upstream has no validation set."""
+    return (folder / UPSTREAM_REPORTS).exists() and not (folder / REPORTS).exists()

@@ -29,9 +29,12 @@ def save_file(content: Any, path: Path) -> None:
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
             torch.save(content, handle)
-    except RuntimeError as error:  # torch's writer reports a failed write so
-        raise UserError(f"cannot write {path} ({str(error).splitlines()[0][:120]}); check the disk's space; what "
-                        f"was saved before is unharmed") from error
+    except RuntimeError as error:  # torch's writer tells of its own trouble after a failed write
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise UserError(f"cannot write {path}: {cause.strerror if cause else str(error).splitlines()[0]}; check the "
+                        f"disk's space; what was saved before is unharmed") from error
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:

@@ -56,8 +56,8 @@ def test_functions_have_upstreams_names_and_arguments():
         assert plain == arguments
 
 
-def test_defaults_are_upstreams(corpus, monkeypatch):
-    monkeypatch.chdir(corpus)
+def test_defaults_are_upstreams(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = vars(run_train.parse_args([]))
     upstream = {"cxr_filepath": "data/cxr.h5", "txt_filepath": "data/impressions.csv", "batch_size": 16, "epochs": 4,
                 "lr": 1e-4, "save_interval": 100, "log_interval": 10, "save_dir": "checkpoints/", "seed": 1234,
@@ -81,12 +81,11 @@ def test_upstreams_own_files_are_taken_where_they_alone_exist(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     config = run_train.parse_args([])
     assert config.txt_filepath == "data/mimic_impressions.csv" and config.val_interval == 0
-    assert "no checkpoint will be selected" in caplog.text
     train(*flags(tmp_path, "upstream", "--epochs", 1, "--batch_size", 2))
-    assert (tmp_path / "runs/upstream/checkpoint.pt").exists()
+    assert (tmp_path / "runs/upstream/checkpoint.pt").exists() and "no checkpoint will be selected" in caplog.text
     (data / "impressions.csv").write_text("filename,impression,id\n")
     with pytest.raises(UserError, match="valid.h5 does not exist; .*data_prep build.*--val_interval 0"):
-        run_train.parse_args([])
+        train()
 
 
 # --- upstream's numbers ---
