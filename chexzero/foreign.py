@@ -54,12 +54,12 @@ def _read_hf(folder: Path) -> State:
         return from_hf_clip(transformers.CLIPModel.from_pretrained(folder, local_files_only=True).state_dict())
     if kind != "vision-text-dual-encoder":
         raise UserError(f"{folder} is a transformers model of the type {kind!r}; {REMEDY}")
-    from dinov3_adapter.convert import drop_unused, from_huggingface
+    from dinov3_adapter.convert import from_huggingface
 
     model = transformers.VisionTextDualEncoderModel.from_pretrained(folder, local_files_only=True)
     state = from_hf_clip({key: value for key, value in model.state_dict().items() if not key.startswith("vis")})
     trunk = from_huggingface(model.vision_model.state_dict())
-    drop_unused(trunk)
+    trunk.pop("mask_token", None)  # pretraining's; no forward pass of ours reads it
     state.update({f"visual.trunk.{key}": value for key, value in trunk.items()})
     state["visual.head.proj.weight"] = model.visual_projection.weight.detach()
     state["visual.image_resolution"] = torch.tensor(model.config.vision_config.image_size)

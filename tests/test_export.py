@@ -50,14 +50,14 @@ HEAD = "import json, sys, numpy as np, torch\nfolder, data, texts = sys.argv[1],
 TAIL = "\nassert 'chexzero' not in sys.modules\nnp.save(sys.argv[3], logits)"
 
 
-def small_model(kind: str) -> CLIP:
+def small_model(kind: str, size: str = "dinov3_tiny") -> CLIP:
     torch.manual_seed(0)
     text = dict(context_length=77, vocab_size=49408, transformer_width=128, transformer_heads=2, transformer_layers=2)
     if kind == "vit":
         return CLIP(64, 224, 2, 128, 32, **text).eval()
     from dinov3_adapter import build_vision_tower
 
-    tower = build_vision_tower("dinov3_tiny", "random", image_resolution=96, embed_dim=64)
+    tower = build_vision_tower(size, "random", image_resolution=96, embed_dim=64)
     for name, parameter in tower.named_parameters():
         if "bias" in name:  # biases begin at zero, where a mistake would not show
             torch.nn.init.normal_(parameter, std=0.1)
@@ -70,7 +70,7 @@ def test_another_library_gives_our_logits(tmp_path, kind, target):
     if target == "onnx":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    model = small_model(kind)
+    model = small_model(kind, "dinov3_vits" if target == "open_clip" else "dinov3_tiny")
     if (kind, target) == ("dinov3", "onnx"):  # tracing takes seconds a block
         model.visual.trunk.blocks = model.visual.trunk.blocks[:2]
     images = np.random.default_rng(0).integers(0, 256, (3, 320, 320), dtype=np.uint8)
@@ -144,3 +144,16 @@ def test_the_card_says_what_is_on_record_and_what_is_not(tmp_path, monkeypatch):
 def test_a_run_without_a_selection_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="run_train.py"):
         main(["--run", str(tmp_path), "--to", "hf", str(tmp_path / "out")])
+
+
+def test_missing_depth_is_filled_with_blocks_that_do_nothing(tmp_path):
+    """A tower that is shallower than timm's of its width is carried all the same, with the same features."""
+    import open_clip
+
+    model = small_model("dinov3", "dinov3_vits")
+    model.visual.trunk.blocks = model.visual.trunk.blocks[:2]
+    export(model, "open_clip", tmp_path / "out")
+    theirs = open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
+    pixels = prepare(torch.rand(2, 320, 320) * 255, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.encode_image(pixels), model.encode_image(pixels), rtol=1e-4, atol=1e-5)
