@@ -11,6 +11,7 @@ second-stage pairs a second, and the comparison of ids, hashes and reports.
 
 import argparse
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -94,14 +95,15 @@ def search(size: int, args: argparse.Namespace) -> dict:
     places = rng.choice(size, EVALUATION, replace=False)
     with tempfile.TemporaryDirectory() as folder:
         thumbs = draw_signatures(Path(folder) / "thumbnails", size, places, copies, own, rng)
-        before, wall, cpu = peak(), time.perf_counter(), time.process_time()
+        load, before, wall, cpu = os.getloadavg()[0], peak(), time.perf_counter(), time.process_time()
         nominations = nominate.nominate(reliefs, thumbs, args.workers)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     found = sum(place in one.rows for place, one in zip(places, nominations, strict=True))
     unrelated = np.concatenate([np.delete(nominate.fine_scores(reliefs[k], own)[0], k) for k in range(20)])
-    return {"unrelated_median": float(np.median(unrelated)), "unrelated_999": float(np.quantile(unrelated, 0.999)),
-            "images": size, "seconds": wall, "cpu_seconds": cpu, "peak_mib": peak(), "peak_before_mib": before,
-            "disk_mib": size * signatures.THUMB_SIZE**2 / 2**20, "planted": EVALUATION, "planted_nominated": found,
+    return {"images": size, "unrelated_median": float(np.median(unrelated)),
+            "unrelated_999": float(np.quantile(unrelated, 0.999)),
+            "seconds": wall, "cpu_seconds": cpu, "load_average": load, "peak_mib": peak(),
+            "peak_before_mib": before, "disk_mib": size * signatures.THUMB_SIZE**2 / 2**20, "planted": EVALUATION, "planted_nominated": found,
             "nominated": int(sum(len(one.rows) for one in nominations))}
 
 
@@ -190,28 +192,36 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
+#: heading -> format of a row
+SEARCH_COLUMNS = {"training images": "{images:,}", "seconds": "{seconds:.1f}", "CPU seconds": "{cpu_seconds:.1f}",
+                  "load before": "{load_average:.1f}", "peak memory, MiB": "{peak_mib:.0f}",
+                  "of it before the search": "{peak_before_mib:.0f}", "signatures on disk, MiB": "{disk_mib:.0f}",
+                  "pairs nominated": "{nominated:,}", "planted copies nominated": "{planted_nominated} of {planted}"}
+RECORD_COLUMNS = {"training images": "{images:,}", "seconds": "{seconds:.1f}", "CPU seconds": "{cpu_seconds:.1f}",
+                  "peak memory, MiB": "{peak_mib:.0f}", "of it the rows": "{peak_before_mib:.0f}"}
+
+
+def table(columns: dict[str, str], rows: list[dict]) -> list[str]:
+    lines = [list(columns), ["--:"] * len(columns), *([form.format(**row) for form in columns.values()] for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
 def markdown(result: dict) -> str:
     """The result as a page."""
-    first = result["first_stage"][0]
-    lines = ["# The overlap audit at full size", "",
-             f"Machine: {result['machine']}; {result['workers']} threads. Made by `python -m benchmarks.audit`.", "",
-             f"First stage: synthetic training signatures against {result['evaluation_images']} evaluation images; "
-             f"one disguised copy of each evaluation image is among them. Fine correlation of unrelated pictures: "
-             f"median {first['unrelated_median']:.2f}, 99.9 % {first['unrelated_999']:.2f}.", "",
-             "| training images | seconds | CPU seconds | peak memory, MiB | before the search | signatures on disk, "
-             "MiB | pairs nominated | planted copies nominated |", "|--:|--:|--:|--:|--:|--:|--:|--:|"]
-    lines += [f"| {r['images']:,} | {r['seconds']:.1f} | {r['cpu_seconds']:.1f} | {r['peak_mib']:.0f} | "
-              f"{r['peak_before_mib']:.0f} | {r['disk_mib']:.0f} | {r['nominated']:,} | {r['planted_nominated']} of "
-              f"{r['planted']} |" for r in result["first_stage"]]
-    lines += ["", "Ids, hashes and reports (the rows themselves are in memory before):", "",
-              "| training images | seconds | CPU seconds | peak memory, MiB | of it the rows |",
-              "|--:|--:|--:|--:|--:|"]
-    lines += [f"| {r['images']:,} | {r['seconds']:.1f} | {r['cpu_seconds']:.1f} | {r['peak_mib']:.0f} | "
-              f"{r['peak_before_mib']:.0f} |" for r in result["records"]]
-    t, p = result["thumbnails"], result["second_stage"]
-    lines += ["", f"Thumbnails: {t['per_second']:.0f} images a second ({t['per_cpu_second']:.0f} a CPU second). "
-                  f"Second stage: {p['per_cpu_second']:.0f} pairs a CPU second.", ""]
-    return "\n".join(lines)
+    first, thumbs, second = result["first_stage"][0], result["thumbnails"], result["second_stage"]
+    return "\n".join([
+        "# The overlap audit at full size", "",
+        f"Machine: {result['machine']}; {result['workers']} threads. Made by `python -m benchmarks.audit`. Where the load "
+        f"(processes running or waiting) before a search is above 1, others used the cores: CPU seconds over threads is "
+        f"then the better measure.", "",
+        f"First stage: synthetic training signatures against {result['evaluation_images']} evaluation images; one "
+        f"disguised copy of each is among them. Fine correlation of unrelated pictures: median "
+        f"{first['unrelated_median']:.2f}, 99.9 % {first['unrelated_999']:.2f}.", "",
+        *table(SEARCH_COLUMNS, result["first_stage"]), "",
+        "Ids, hashes and reports (the rows themselves are in memory before):", "",
+        *table(RECORD_COLUMNS, result["records"]), "",
+        f"Thumbnails: {thumbs['per_second']:.0f} images a second ({thumbs['per_cpu_second']:.0f} a CPU second). "
+        f"Second stage: {second['per_cpu_second']:.0f} pairs a CPU second.", ""])
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ def some_thumbs(n: int, seed: int = 1) -> np.ndarray:
 def test_coarse_search_is_the_exact_best(workers, monkeypatch):
     monkeypatch.setattr(nominate, "ROWS", 64)
     templates, thumbs = nominate.coarse_templates(some_reliefs(5)), some_thumbs(1000)
-    rows, scores = nominate.coarse_search(templates, thumbs, 40, workers)
+    best = nominate.coarse_search(templates, thumbs, 40, workers)
     cells = thumbs.astype(float).reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4)).reshape(-1, 256)
     cells /= np.linalg.norm(cells, axis=1, keepdims=True)
     expected = np.abs(np.einsum("sqd,nd->sqn", templates, cells)).max(axis=0)
     for query in range(5):
-        assert set(rows[query]) == set(np.argsort(-expected[query])[:40])
-        np.testing.assert_allclose(scores[query], expected[query][rows[query]], atol=1e-5)
+        assert set(best.rows[query]) == set(np.argsort(-expected[query])[:40])
+        np.testing.assert_allclose(best.scores[query], expected[query][best.rows[query]], atol=1e-5)
+        assert best.floors[query] == best.scores[query].min()
 
 
 def test_floors_are_what_a_row_had_to_reach():

@@ -95,47 +95,68 @@ def fine_scores(relief: np.ndarray, thumbs: np.ndarray) -> tuple[np.ndarray, np.
     return np.abs(chosen), poses, np.where(chosen < 0, -1, 1)
 
 
-def coarse_search(templates: np.ndarray, thumbs: Thumbs, keep: int,
-                  workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `keep` best rows of `thumbs` for each template: rows and scores, both (Q, min(keep, N)), unordered."""
-    def part(bounds: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.empty((templates.shape[1], 0), np.int32)
-        scores = np.empty((templates.shape[1], 0), np.float32)
+class Best:
+    """The `keep` best rows of each query so far. Of a block, only what beats the worst that is kept is looked at."""
+
+    def __init__(self, queries: int, keep: int) -> None:
+        self.keep = keep
+        self.rows = [np.empty(0, np.int32)] * queries
+        self.scores = [np.empty(0, np.float32)] * queries
+        self.floors = np.full(queries, -np.inf, np.float32)
+
+    def add(self, query: int, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Take what may belong to the best; they are cut to `keep` when twice as many have gathered."""
+        better = scores > self.floors[query]
+        self.rows[query] = np.concatenate([self.rows[query], rows[better]])
+        self.scores[query] = np.concatenate([self.scores[query], scores[better]])
+        if len(self.rows[query]) >= 2 * self.keep:
+            self.cut(query)
+
+    def cut(self, query: int) -> None:
+        """Keep the best `keep`; from then on a row must beat the worst of them."""
+        if len(self.rows[query]) > self.keep:
+            order = np.argpartition(self.scores[query], -self.keep)[-self.keep:]
+            self.rows[query], self.scores[query] = self.rows[query][order], self.scores[query][order]
+            self.floors[query] = self.scores[query].min()
+
+
+def coarse_search(templates: np.ndarray, thumbs: Thumbs, keep: int, workers: int) -> Best:
+    """The `keep` best rows of `thumbs` for each query of `templates`, unordered."""
+    queries = templates.shape[1]
+
+    def part(bounds: tuple[int, int]) -> Best:
+        best = Best(queries, keep)
         for start in range(*bounds, ROWS):
             stop = min(start + ROWS, bounds[1])
-            block = coarse_scores(templates, thumbs[start:stop])
-            numbers = np.broadcast_to(np.arange(start, stop, dtype=np.int32), block.shape)
-            rows, scores = _best(np.hstack([rows, numbers]), np.hstack([scores, block]), keep)
-        return rows, scores
+            scores, rows = coarse_scores(templates, thumbs[start:stop]), np.arange(start, stop, dtype=np.int32)
+            for query in range(queries):
+                best.add(query, rows, scores[query])
+        return best
 
     edges = np.linspace(0, len(thumbs), workers + 1).astype(int)
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(part, zip(edges[:-1], edges[1:], strict=True)))
-    return _best(np.hstack([rows for rows, _ in parts]), np.hstack([scores for _, scores in parts]), keep)
-
-
-def _best(rows: np.ndarray, scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    if scores.shape[1] <= keep:
-        return rows, scores
-    order = np.argpartition(scores, -keep, axis=1)[:, -keep:]
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        first, *others = pool.map(part, zip(edges[:-1], edges[1:], strict=True))
+    for query in range(queries):
+        for other in others:
+            first.add(query, other.rows[query], other.scores[query])
+        first.cut(query)
+    return first
 
 
 def nominate(reliefs: np.ndarray, thumbs: Thumbs, workers: int, *, keep_coarse: int = KEEP_COARSE,
              keep_fine: int = KEEP_FINE, threshold: float = NOMINATE) -> list[Nominations]:
     """Nominate rows of `thumbs` (N, 1024) for each relief map (Q, 96, 96)."""
-    candidates, scores = coarse_search(coarse_templates(reliefs), thumbs, keep_coarse, workers)
-    floors = scores.min(axis=1) if scores.shape[1] == keep_coarse else np.zeros(len(reliefs))
+    best = coarse_search(coarse_templates(reliefs), thumbs, keep_coarse, workers)
 
     def refine(query: int) -> Nominations:
-        rows = np.sort(candidates[query])
+        rows = np.sort(best.rows[query])
         fine, poses, signs = fine_scores(reliefs[query], thumbs[rows])
         order = np.argsort(-fine, kind="stable")[:keep_fine]
         full = len(order) == keep_fine
         order = order[fine[order] >= threshold]
         floor = max(threshold, float(fine[order[-1]]) if full and len(order) == keep_fine else threshold)
         return Nominations(rows[order], fine[order], np.array(FINE_POSES)[poses[order]], signs[order],
-                           float(floors[query]), floor)
+                           max(0.0, float(best.floors[query])), floor)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
         return list(pool.map(refine, range(len(reliefs))))

@@ -74,9 +74,9 @@ def blocks(images: Any, size: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
 
 
 class ThumbnailFile:
-    """Thumbnails on disk, int8 (N, 1024). `file[a:b]` and `file[rows]` copy what is asked for and map no more.
+    """Thumbnails on disk, int8 (N, 1024). `file[a:b]` and `file[rows]` read what is asked for.
 
-    A map that stays open would count the whole file as this process's memory.
+    A memory map would count as this process's memory, and its faults bring in far more than the rows.
     """
 
     def __init__(self, path: Path, length: int) -> None:
@@ -86,7 +86,15 @@ class ThumbnailFile:
         return self.length
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        return np.array(np.memmap(self.path, np.int8, "r", shape=(self.length, THUMB_SIZE**2))[rows])
+        size = THUMB_SIZE**2
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.length)
+            data = np.fromfile(self.path, np.int8, (stop - start) * size, offset=start * size)
+        else:
+            with open(self.path, "rb", buffering=0) as file:
+                parts = [os.pread(file.fileno(), size, int(row) * size) for row in rows]
+            data = np.frombuffer(b"".join(parts), np.int8)
+        return data.reshape(-1, size)
 
 
 def _need(images: Any) -> str:
