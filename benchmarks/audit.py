@@ -103,7 +103,8 @@ def search(size: int, args: argparse.Namespace) -> dict:
     return {"images": size, "unrelated_median": float(np.median(unrelated)),
             "unrelated_999": float(np.quantile(unrelated, 0.999)),
             "seconds": wall, "cpu_seconds": cpu, "load_average": load, "peak_mib": peak(),
-            "peak_before_mib": before, "disk_mib": size * signatures.THUMB_SIZE**2 / 2**20, "planted": EVALUATION, "planted_nominated": found,
+            "peak_before_mib": before, "disk_mib": size * signatures.THUMB_SIZE**2 / 2**20,
+            "planted": EVALUATION, "planted_nominated": found,
             "nominated": int(sum(len(one.rows) for one in nominations))}
 
 
@@ -202,7 +203,8 @@ RECORD_COLUMNS = {"training images": "{images:,}", "seconds": "{seconds:.1f}", "
 
 
 def table(columns: dict[str, str], rows: list[dict]) -> list[str]:
-    lines = [list(columns), ["--:"] * len(columns), *([form.format(**row) for form in columns.values()] for row in rows)]
+    cells = [[form.format(**row) for form in columns.values()] for row in rows]
+    lines = [list(columns), ["--:"] * len(columns), *cells]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
@@ -211,9 +213,9 @@ def markdown(result: dict) -> str:
     first, thumbs, second = result["first_stage"][0], result["thumbnails"], result["second_stage"]
     return "\n".join([
         "# The overlap audit at full size", "",
-        f"Machine: {result['machine']}; {result['workers']} threads. Made by `python -m benchmarks.audit`. Where the load "
-        f"(processes running or waiting) before a search is above 1, others used the cores: CPU seconds over threads is "
-        f"then the better measure.", "",
+        f"Machine: {result['machine']}; {result['workers']} threads. Made by `python -m benchmarks.audit`. Where the "
+        f"load (processes running or waiting) before a search is above 1, others used the cores: CPU seconds over "
+        f"threads is then the better measure.", "",
         f"First stage: synthetic training signatures against {result['evaluation_images']} evaluation images; one "
         f"disguised copy of each is among them. Fine correlation of unrelated pictures: median "
         f"{first['unrelated_median']:.2f}, 99.9 % {first['unrelated_999']:.2f}.", "",
