@@ -19,11 +19,17 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 # earlier call was stopped, and does nothing where it was finished.
 DEMO := demo
 demo: $(READY)
-	$(PY) -m data_prep demo --out $(DEMO)/releases --train 4000 --valid 200 --test 200 --seed 0
-	$(PY) -m data_prep build --data_root $(DEMO)/releases --out $(DEMO)/data
-	$(PY) run_train.py --config configs/demo.yaml --cxr_filepath $(DEMO)/data/cxr.h5 --save_dir $(DEMO)/checkpoints --resume auto
-	$(PY) run_zero_shot.py --run $(DEMO)/checkpoints/demo --data $(DEMO)/data --splits $(DEMO)/splits --out $(DEMO)/results
-	@echo "The report: $(DEMO)/results/demo/report.html"
+	@echo '[1/4] drawing a corpus in the layouts of the releases'
+	@$(PY) -m data_prep demo --out $(DEMO)/releases --train 4000 --valid 200 --test 200
+	@echo '[2/4] building the training, validation and test sets from it'
+	@$(PY) -m data_prep build --data_root $(DEMO)/releases --out $(DEMO)/data --splits $(DEMO)/splits \
+		--audit_copies 90 --audit_unrelated 200
+	@echo '[3/4] training a small DINOv3 and a small text encoder from nothing'
+	@$(PY) run_train.py --config configs/demo.yaml --cxr_filepath $(DEMO)/data/cxr.h5 \
+		--txt_filepath $(DEMO)/data/impressions.csv --save_dir $(DEMO)/checkpoints --resume auto
+	@echo '[4/4] evaluating the selected checkpoint'
+	@$(PY) run_zero_shot.py --run $(DEMO)/checkpoints/demo --data $(DEMO)/data --splits $(DEMO)/splits --out $(DEMO)/results
+	@echo 'The report, of a drawn corpus and no clinical result: $(abspath $(DEMO)/results/demo/report.html)'
 
 clean-demo:
 	rm -rf $(DEMO)
