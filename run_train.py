@@ -84,7 +84,7 @@ def make(config: argparse.Namespace) -> tuple[nn.Module, DataLoader, torch.devic
 
     parameters = finetune.parameter_groups(clip, config)
     if config.optimizer == "adam":
-        optimizer = optim.AdamW(parameters, lr=config.lr, fused=config.fused or None)
+        optimizer = optim.AdamW(parameters, lr=config.lr, betas=(0.9, config.adam_beta2), fused=config.fused or None)
     else:
         optimizer = optim.SGD(parameters, lr=config.lr, momentum=config.momentum)
     total_steps = config.max_steps if config.max_steps is not None else config.epochs * len(loader)

@@ -21,7 +21,7 @@ VALID, VALID_LABELS = "valid.h5", "valid_labels.csv"
 LEAST = {"batch_size": 1, "epochs": 0, "max_steps": 0, "val_interval": 0, "save_interval": 0, "log_interval": 0,
          "save_last_interval": 0, "grad_accum": 1, "num_workers": 0, "warmup_steps": 0, "val_pairs": 0, "patience": 0,
          "keep_top_k": 0, "context_length": 3, "lr": 0.0, "momentum": 0.0, "min_delta": 0.0, "clip_grad_norm": 0.0,
-         "clip_logit_scale": 1.0}
+         "clip_logit_scale": 1.0, "adam_beta2": 0.0}
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +61,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fused", action="store_true", help="fused kernels for --optimizer adam")
 
     group = parser.add_argument_group("optimisation")
+    group.add_argument("--adam_beta2", type=float, default=0.999, metavar="BETA",
+                       help="how long AdamW remembers squared gradients (default: 0.999; 0.95 for short trainings)")
     group.add_argument("--warmup_steps", type=int, default=0, help="linear warm-up of the learning rate (default: 0)")
     group.add_argument("--lr_schedule", choices=["constant", "cosine"], default="constant", help="after the warm-up")
     group.add_argument("--clip_grad_norm", type=float, metavar="NORM", help="clip the gradient's norm (default: no)")
@@ -85,6 +87,8 @@ def resolve(config: argparse.Namespace) -> argparse.Namespace:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name} {value} must be at least {least}; choose another value")
+    if not config.adam_beta2 < 1:
+        raise UserError(f"--adam_beta2 {config.adam_beta2} must be below 1; choose for instance 0.95")
     if config.resume and config.overwrite:
         raise UserError("--resume goes on with a run and --overwrite removes it; leave one of them out")
     if config.select_by == "val_loss" and not config.val_pairs:

@@ -152,7 +152,7 @@ def beside_paper(test: SetResult, folder: Path) -> Figure:
     axes.plot([], [], "o", color=OURS, label="this run")
     axes.axvline(0.5, color=MUTED, linewidth=0.7, linestyle=":")
     axes.set_yticks(range(len(LABELS)), list(reversed(LABELS)))
-    axes.set_xlim(0, 1)
+    axes.set_xlim(-0.01, 1.01)  # a mark at 1 stays whole
     _style(axes, x="AUROC on the test set, with 95 % interval")
     axes.tick_params(axis="y", labelsize=9)
     axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)

@@ -114,9 +114,10 @@ def to_open_clip(model: CLIP, folder: Path) -> str:
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     if is_dinov3(model):
         state.pop("visual.image_resolution")
-        vision = _open_clip_dinov3(state, model.image_resolution)
+        vision, times = _open_clip_dinov3(state, model.image_resolution)
     else:
         require_vision_transformer(model, "open_clip")
+        times = 1
         weight = state["visual.conv1.weight"]
         vision = dict(image_size=model.image_resolution, patch_size=weight.shape[-1], width=weight.shape[0],
                       layers=count_blocks(state, "visual.transformer.resblocks."))
@@ -128,33 +129,40 @@ def to_open_clip(model: CLIP, folder: Path) -> str:
         },
         "preprocess_cfg": {"mean": [MEAN / 255] * 3, "std": [STD / 255] * 3, "interpolation": "bicubic",
                            "resize_mode": "longest", "fill_color": 0, "size": [model.image_resolution] * 2},
+        convert.REPEATED: times,
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1))
     save_file(state, folder / "open_clip_model.safetensors")
     return f'open_clip.create_model("local-dir:{folder}")'
 
 
-def _open_clip_dinov3(state: dict[str, torch.Tensor], image_resolution: int) -> dict:
-    """Find the timm architecture that open_clip can build by name, and fill `state` up to its depth.
+def _open_clip_dinov3(state: dict[str, torch.Tensor], image_resolution: int) -> tuple[dict, int]:
+    """Find the timm architecture that open_clip can build by name, and fill `state` up to its width and depth.
 
-    Where timm's architecture is deeper (the tower for demos), the missing blocks are added with a layer scale of
-    zero: they add nothing to what passes through them, so the function stays the same.
+    Where timm's architecture is larger (the tower for demos is narrower and shallower), the function stays the same:
+    every channel and head is repeated, which leaves the layer norms' means and deviations as they are, and each
+    matrix takes the mean of the repeated ones; missing blocks get a layer scale of zero and so add nothing. Heads are
+    64 wide in all of them. Returns open_clip's settings and how often the channels are repeated.
     """
     import timm
 
     from dinov3_adapter import SIZES
 
+    ours = {key: value for key, value in state.items() if key.startswith("visual.trunk.")}
+    width = ours["visual.trunk.norm.weight"].numel()
     for architecture in dict.fromkeys(size.architecture for size in SIZES.values()):
         with torch.device("meta"):
-            theirs = timm.create_model(architecture, num_classes=0).state_dict()
-        wanted = {f"visual.trunk.{key}": value.shape for key, value in theirs.items()}
-        ours = {key: value for key, value in state.items() if key.startswith("visual.trunk.")}
+            trunk = timm.create_model(architecture, num_classes=0)
+        wanted = {f"visual.trunk.{key}": value.shape for key, value in trunk.state_dict().items()}
+        times = trunk.embed_dim // width
         missing = [key for key in wanted if key not in ours]
-        fits = all(wanted.get(key) == value.shape for key, value in ours.items())
+        fits = all(convert.widen(key, value, times).shape == wanted.get(key) for key, value in ours.items())
         if fits and all(".blocks." in key for key in missing):
+            for key in (*ours, "visual.head.proj.weight"):
+                state[key] = convert.widen(key, state[key], times)
             state.update({key: torch.zeros(wanted[key]) for key in missing})
             return dict(image_size=image_resolution, timm_model_name=architecture, timm_model_pretrained=False,
-                        timm_pool="token", timm_proj="linear", timm_proj_bias=False)
+                        timm_pool="token", timm_proj="linear", timm_proj_bias=False), times
     raise UserError("open_clip builds vision towers by timm's registered names and none has this tower's shapes; "
                     "export with `--to hf` or `--to onnx`, which carry any DINOv3 tower")
 
@@ -187,6 +195,8 @@ def to_onnx(model: CLIP, folder: Path) -> str:
         import onnxscript  # noqa: F401  (torch.onnx needs it and says so only deep inside)
     except ImportError as error:
         raise UserError("the ONNX export needs onnxscript; install it with `pip install .[onnx]`") from error
+    for name in ("onnxscript", "onnx_ir"):  # a line for every node they touch
+        logging.getLogger(name).setLevel(logging.WARNING)
     images, tokens = torch.rand(2, STORED_SIZE, STORED_SIZE) * 255, torch.randint(1, 100, (2, model.context_length))
     towers = {"vision.onnx": (_VisionForOnnx(model), images, "images", "image_features"),
               "text.onnx": (_TextForOnnx(model), tokens, "tokens", "text_features")}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from chexzero.convert import State, from_hf_clip
+from chexzero.convert import REPEATED, State, from_hf_clip, narrow
 from chexzero.errors import UserError
 from chexzero.files import read_json
 
@@ -30,12 +30,14 @@ def read_folder(folder: Path) -> State:
 def _read_open_clip(folder: Path) -> State:
     from safetensors.torch import load_file
 
-    config = read_json(folder / "open_clip_config.json")["model_cfg"]
+    settings = read_json(folder / "open_clip_config.json")
+    config, times = settings["model_cfg"], settings.get(REPEATED, 1)
     state = load_file(folder / "open_clip_model.safetensors")
     if not any(key.startswith("visual.trunk.") for key in state):
         return state
-    state["visual.image_resolution"] = torch.tensor(config["vision_cfg"]["image_size"])
-    return {key: value for key, value in state.items() if not _in_empty_block(key, state)}
+    state = {key: narrow(key, value, times) if times > 1 and key.startswith("visual.") else value
+             for key, value in state.items() if not _in_empty_block(key, state)}
+    return state | {"visual.image_resolution": torch.tensor(config["vision_cfg"]["image_size"])}
 
 
 def _in_empty_block(key: str, state: State) -> bool:

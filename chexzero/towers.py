@@ -52,7 +52,7 @@ CLIP_VISION = {"vit_b_32": ClipVision("ViT-B/32", patch_size=32),
                "vit_b_16": ClipVision("ViT-B/16", patch_size=16)}
 VISION_CHOICES = [*CLIP_VISION, *dinov3_adapter.SIZES]
 TEXT_SIZES = {"chexzero": TextSize(width=512, heads=8, layers=12, weights=OPENAI),
-              "tiny": TextSize(width=128, heads=2, layers=4, weights=RANDOM)}
+              "tiny": TextSize(width=64, heads=1, layers=2, weights=RANDOM)}
 #: `--random_init` with upstream's default vision trains another model than the pretrained one.
 RANDOM_INIT_VISION = ClipVision("ViT-B/16", patch_size=16, image_resolution=320)
 RANDOM_INIT_EMBED_DIM = 768

@@ -30,7 +30,8 @@ from data_prep.demo_reports import Report, write_report
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the drawing; another one is another corpus
+VERSION = 2  # of the drawing; another one is another corpus
+WORDS = 100  # keeps the wording's random numbers apart from the pictures': another wording, the same pictures
 FEW = 100    # pictures for which starting processes would take longer than drawing them
 RELEASES = ("chexpert_plus", "chexpert", "rexgradient")
 PARTS = {"plus_train": 0, "plus_valid": 1, "chexpert_test": 2, "rex_train": 3, "rex_valid": 4, "rex_test": 5}
@@ -269,7 +270,8 @@ def plan(part: str, count: int, seed: int) -> Iterator[Case]:
             study = earlier = sample_study(rng, person, earlier, wanted)
             if part != "chexpert_test":
                 study = replace(study, views=study.views[: count - planned])
-            yield Case(part, patient, number, study, write_report(rng, study))
+            words = np.random.default_rng((seed, PARTS[part], patient, number, WORDS))
+            yield Case(part, patient, number, study, write_report(words, study))
             planned += 1 if part == "chexpert_test" else len(study.views)
             if planned == count:
                 return

@@ -12,19 +12,19 @@ from chexzero.labels import LABELS, NO_FINDING
 
 #: Finding -> how often a study has it of its own accord; companions and parents come on top.
 PREVALENCE = {
-    "Atelectasis": 0.17,
-    "Cardiomegaly": 0.16,
-    "Consolidation": 0.12,
-    "Edema": 0.14,
-    "Enlarged Cardiomediastinum": 0.11,
-    "Fracture": 0.15,
-    "Lung Lesion": 0.15,
+    "Atelectasis": 0.10,
+    "Cardiomegaly": 0.09,
+    "Consolidation": 0.08,
+    "Edema": 0.08,
+    "Enlarged Cardiomediastinum": 0.07,
+    "Fracture": 0.11,
+    "Lung Lesion": 0.10,
     "Lung Opacity": 0.06,
-    "Pleural Effusion": 0.18,
-    "Pleural Other": 0.15,
-    "Pneumonia": 0.14,
-    "Pneumothorax": 0.15,
-    "Support Devices": 0.28,
+    "Pleural Effusion": 0.10,
+    "Pleural Other": 0.11,
+    "Pneumonia": 0.08,
+    "Pneumothorax": 0.10,
+    "Support Devices": 0.14,
 }
 
 #: Finding -> (companion, how often the companion comes along).
@@ -45,7 +45,7 @@ PARENTS = {
     "Lung Lesion": ["Lung Opacity"],
 }
 
-NORMAL_SHARE = 0.12  # studies that are normal by decision, on top of those where chance finds nothing
+NORMAL_SHARE = 0.05  # studies that are normal by decision, on top of those where chance finds nothing
 DEVICES = [
     "endotracheal tube",
     "central line",
@@ -130,7 +130,7 @@ def sample_study(
     chosen = tuple(findings[label] for label in PREVALENCE if label in findings)
     ill = any(finding.label in ("Edema", "Support Devices") for finding in chosen)
     frontal = "AP" if rng.random() < (0.65 if ill else 0.3) else "PA"
-    views = (frontal, "LATERAL") if frontal == "PA" and rng.random() < 0.3 else (frontal,)
+    views = (frontal, "LATERAL") if frontal == "PA" and rng.random() < 0.2 else (frontal,)
     if frontal == "AP" and rng.random() < 0.08:
         views = (frontal, "AP")
     return Study(patient, chosen, views, follow_up=earlier is not None, labels=labels_of(chosen))
@@ -144,7 +144,7 @@ def _sample_findings(rng: np.random.Generator) -> dict[str, Finding]:
 
 
 def _sample_finding(rng: np.random.Generator, label: str) -> Finding:
-    severity = float(rng.beta(1.8, 1.3))  # one in eight below 0.25: the subtle cases
+    severity = float(rng.beta(1.8, 1.1))  # one in eleven below 0.25: the subtle cases
     side = str(rng.choice(["left", "right", "bilateral"], p=[0.4, 0.4, 0.2]))
     zone = str(rng.choice(["upper", "mid", "lower"], p=[0.25, 0.25, 0.5]))
     one_side = side if side != "bilateral" else "right"
@@ -152,7 +152,7 @@ def _sample_finding(rng: np.random.Generator, label: str) -> Finding:
         case "Cardiomegaly" | "Enlarged Cardiomediastinum" | "Edema":
             return Finding(label, "bilateral", "mid", severity)
         case "Lung Lesion":
-            kind = str(rng.choice(["nodule", "mass", "cavity", "nodules"], p=[0.4, 0.3, 0.1, 0.2]))
+            kind = str(rng.choice(["nodule", "mass", "cavity", "nodules"], p=[0.3, 0.35, 0.15, 0.2]))
             return Finding(label, one_side, zone, severity, kind)
         case "Fracture":
             return Finding(label, one_side, zone, severity, str(rng.choice(["ribs", "clavicle"], p=[0.6, 0.4])))
@@ -160,7 +160,7 @@ def _sample_finding(rng: np.random.Generator, label: str) -> Finding:
             kind = str(rng.choice(["apical", "lateral", "plaques"], p=[0.35, 0.4, 0.25]))
             return Finding(label, side, zone, severity, kind)
         case "Atelectasis":
-            return Finding(label, side, "lower", severity, str(rng.choice(["plate", "collapse"], p=[0.6, 0.4])))
+            return Finding(label, side, "lower", severity, str(rng.choice(["plate", "collapse"], p=[0.5, 0.5])))
         case "Lung Opacity":
             return Finding(label, side, zone, severity, str(rng.choice(["hazy", "reticular"], p=[0.6, 0.4])))
         case "Support Devices":

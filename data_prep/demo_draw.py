@@ -9,7 +9,7 @@ from data_prep.demo_findings import DRAW, alter_anatomy, broken_bones, pneumotho
 from data_prep.demo_lateral import draw_lateral
 from data_prep.demo_phantom import bones, draw_frontal, expose, sample_anatomy, vessels
 
-SIDES_PX = (352, 384, 416, 448, 480, 512)  # the longer side of a picture
+SIDES_PX = (320, 336, 352, 384, 416)  # the longer side of a picture
 
 
 def draw_view(study: Study, projection: str, rng: np.random.Generator) -> np.ndarray:
@@ -28,8 +28,8 @@ def _canvas(projection: str, rng: np.random.Generator) -> Canvas:
     portrait = rng.random() < (0.9 if projection == "LATERAL" else 0.55)
     shape = (longer, round(longer * aspect)) if portrait else (round(longer * aspect), longer)
     height, width = shape
-    scale = min(width / 1.92, height / 1.74) * rng.uniform(0.94, 1.08)
-    angle = rng.normal(0, 0.025)
+    scale = min(width / 1.92, height / 1.74) * rng.uniform(0.96, 1.06)
+    angle = rng.normal(0, 0.02)
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
     pose = np.array(
         [
@@ -52,13 +52,13 @@ def _draw_frontal_study(canvas: Canvas, study: Study, projection: str) -> None:
     markings = vessels(chest, calibre) * chest.air
     if "Pneumothorax" in present:
         markings *= 1 - pneumothorax_mask(chest, present["Pneumothorax"])[0]
-    chest.markings = 0.15 * markings
-    canvas.density += chest.markings + 0.018 * canvas.clouds(0.022) * chest.air
+    chest.markings = 0.10 * markings
+    canvas.density += chest.markings + 0.012 * canvas.clouds(0.022) * chest.air
 
     ribs, collars, callus = broken_bones(anatomy, study.findings, rng)
     canvas.density += bones(chest, ribs, collars)
     for x, y in callus:
-        canvas.density += 0.17 * canvas.area(blob(x, y, 0.058, 0.046, rng, 0.15), 0.008)
+        canvas.density += 0.19 * canvas.area(blob(x, y, 0.066, 0.054, rng, 0.15), 0.008)
     for label, draw in DRAW.items():
         if label in present:
             draw(chest, present[label])

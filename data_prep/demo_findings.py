@@ -109,9 +109,9 @@ def atelectasis(chest: Chest, finding: Finding) -> None:
             inside = np.maximum(chest.lungs[side], 0.4 * chest.silhouette)
             canvas.density += (0.13 + 0.13 * s) * canvas.area(wedge, 0.022) * inside
         bands = []
-        for _ in range(int(rng.integers(1, 3)) + int(2 * s)):
+        for _ in range(int(rng.integers(2, 4)) + int(2 * s)):
             x, y, tilt = side * rng.uniform(0.18, 0.36), dome - rng.uniform(0.04, 0.26), rng.normal(0, 0.10)
-            length = rng.uniform(0.20, 0.34)
+            length = rng.uniform(0.26, 0.42)
             bands.append(
                 (
                     curve([(x, y), (x + side * length / 2, y + tilt * 0.4 - 0.01), (x + side * length, y + tilt)]),
@@ -119,7 +119,7 @@ def atelectasis(chest: Chest, finding: Finding) -> None:
                     rng.uniform(0.7, 1.0),
                 )
             )
-        canvas.density += (0.16 + 0.13 * s) * canvas.strokes(bands, 0.005) * chest.lungs[side]
+        canvas.density += (0.18 + 0.16 * s) * canvas.strokes(bands, 0.005) * chest.lungs[side]
 
 
 def lung_lesion(chest: Chest, finding: Finding) -> None:
@@ -144,7 +144,7 @@ def lung_lesion(chest: Chest, finding: Finding) -> None:
             mask = np.maximum(mask, canvas.strokes(spikes, 0.004))
         if finding.kind == "cavity":
             mask *= 1 - 0.85 * canvas.area(blob(x, y, radius * 0.62, radius * 0.6, rng, 0.08), 0.008)
-        canvas.density += (0.20 + 0.14 * s) * mask * np.maximum(chest.lungs[side], 0.3)
+        canvas.density += (0.24 + 0.16 * s) * mask * np.maximum(chest.lungs[side], 0.3)
 
 
 def lung_opacity(chest: Chest, finding: Finding) -> None:
@@ -196,20 +196,20 @@ def pleural_other(chest: Chest, finding: Finding) -> None:
                 on_dome = rng.random() < 0.4
                 x = side * rng.uniform(0.3, 0.6) if on_dome else a.wall(side, y) - side * rng.uniform(0.02, 0.14)
                 y = a.dome[side] - 0.005 if on_dome else y
-                rx, ry = (0.08, 0.018) if on_dome else (0.035, 0.085)
+                rx, ry = (0.11, 0.026) if on_dome else (0.045, 0.10)
                 plaque = canvas.area(blob(x, y, rx * (0.7 + 0.6 * s), ry * (0.7 + 0.6 * s), rng, 0.3), 0.004)
                 canvas.density += (
-                    (0.20 + 0.14 * s) * plaque * np.clip(0.8 + 0.3 * canvas.clouds(0.015), 0.2, 1.4) * lung
+                    (0.26 + 0.16 * s) * plaque * np.clip(0.8 + 0.3 * canvas.clouds(0.015), 0.2, 1.4) * lung
                 )
             continue
-        thickness = 0.038 + 0.075 * s
+        thickness = 0.048 + 0.11 * s
         inner = a.lung(side) - (side * thickness, -thickness * (1.5 if finding.kind == "apical" else -0.2))
         inner += canvas.rng.normal(0, 0.006, inner.shape)
         rind = lung * (1 - canvas.area(inner, 0.006))
         top, bottom = (-1.2, a.apex + 0.26) if finding.kind == "apical" else (-0.45, a.dome[side] + 0.2)
         inner_x = 0.0 if finding.kind == "apical" else 0.45
         band = np.array([(side * inner_x, top), (side * 1.2, top), (side * 1.2, bottom), (side * inner_x, bottom)])
-        canvas.density += (0.24 + 0.10 * s) * rind * canvas.area(band, 0.04)
+        canvas.density += (0.30 + 0.14 * s) * rind * canvas.area(band, 0.04)
 
 
 def pneumothorax_mask(chest: Chest, finding: Finding) -> tuple[np.ndarray, np.ndarray]:
@@ -219,7 +219,7 @@ def pneumothorax_mask(chest: Chest, finding: Finding) -> tuple[np.ndarray, np.nd
     outline = a.lung(side)
     hilum = np.array([side * 0.12, 0.05])
     upward = np.clip((0.35 - outline[:, 1:]) / 1.1, 0.15, 1)  # upright, the air rises to the apex
-    kept = 1 - (0.085 + 0.52 * s**1.3) * upward
+    kept = 1 - (0.07 + 0.56 * s**1.1) * upward
     inner = hilum + (outline - hilum) * kept
     lung = canvas.area(inner, 0.006)
     beyond = canvas.area(outline, 0.006) * (1 - lung) * (chest.lungs[side] > 0.2)
@@ -231,7 +231,7 @@ def pneumothorax(chest: Chest, finding: Finding) -> None:
     """A pleural line, darker air without markings beyond it (the caller ends the vessels there), a denser lung."""
     beyond, line = pneumothorax_mask(chest, finding)
     side = SIDES[finding.side][0]
-    chest.canvas.density += 0.13 * line - 0.11 * beyond
+    chest.canvas.density += 0.15 * line - 0.16 * beyond
     chest.canvas.density += (0.02 + 0.14 * finding.severity**2) * chest.lungs[side] * (1 - beyond)
 
 
@@ -245,14 +245,14 @@ def broken_bones(a: Anatomy, findings: tuple[Finding, ...], rng: np.random.Gener
             continue
         side, s = SIDES[finding.side][0], finding.severity
         if finding.kind == "clavicle":
-            collars[side] = _snap(collars[side][0], rng.uniform(0.45, 0.65), (0, 0.045 + 0.075 * s))
+            collars[side] = _snap(collars[side][0], rng.uniform(0.45, 0.65), (0, 0.060 + 0.100 * s))
             continue
         first = {"upper": 2, "mid": 4, "lower": 5}[finding.zone] + int(rng.integers(0, 2))
-        for number in range(first, min(first + 2 + int(3 * s), 9)):
+        for number in range(first, min(first + 3 + int(2 * s), 9)):
             at = rng.uniform(0.50, 0.78)
-            step = rng.choice([-1, 1]) * (0.030 + 0.036 * s)
+            step = rng.choice([-1, 1]) * (0.040 + 0.050 * s)
             ribs[side, number] = _snap(ribs[side, number][0], at, (rng.uniform(-0.01, 0.01), step))
-            if rng.random() < 0.6:
+            if rng.random() < 0.7:
                 callus.append(ribs[side, number][1][0])
     return ribs, collars, callus
 
@@ -267,7 +267,7 @@ def _tube(points: list[tuple[float, float]], width: float, strength: float) -> l
 
 
 def support_devices(chest: Chest, finding: Finding) -> None:
-    """Tubes, lines, a pacemaker or sternal wires, where they lie in patients."""
+    """Tubes, lines, a pacemaker or sternal wires, where they lie in patients and about as wide: 0.005 is 1 mm."""
     canvas, a, rng = chest.canvas, chest.anatomy, chest.canvas.rng
     side = SIDES[finding.side][0]
     shift, lines = a.shift, []
@@ -275,7 +275,7 @@ def support_devices(chest: Chest, finding: Finding) -> None:
     svc = [(-0.13 + shift, -0.42), (-0.12 + shift, -0.22), (-0.11 + shift + jitter, -0.06 + jitter)]
     for kind in finding.kind.split(","):
         if kind == "endotracheal tube":
-            lines += _tube([(0.02, -1.2), (shift * 2, -0.8), (shift * 2 + jitter / 3, -0.50 + jitter)], 0.036, 0.8)
+            lines += _tube([(0.02, -1.2), (shift * 2, -0.8), (shift * 2 + jitter / 3, -0.50 + jitter)], 0.056, 0.8)
         elif kind == "central line":
             lines += [(curve([(-0.16 - jitter, -1.2), (-0.17, -0.85), *svc]), 0.015, 0.95)]
         elif kind == "picc line":
@@ -300,7 +300,7 @@ def support_devices(chest: Chest, finding: Finding) -> None:
                             (0.30 + jitter, a.dome[1] + 0.28),
                         ]
                     ),
-                    0.017,
+                    0.029,
                     0.85,
                 )
             ]
@@ -312,12 +312,12 @@ def support_devices(chest: Chest, finding: Finding) -> None:
                     (side * 0.60, -0.2),
                     (side * 0.42, -0.58 + jitter),
                 ],
-                0.032,
-                0.75,
+                0.050,
+                0.8,
             )
         elif kind == "pacemaker":
             x, y = side * 0.62 + jitter, -0.52
-            canvas.density += 0.55 * canvas.area(blob(x, y, 0.105, 0.085, rng, 0.02), 0.006)
+            canvas.density += 0.55 * canvas.area(blob(x, y, 0.125, 0.11, rng, 0.02), 0.006)
             for tip in [(0.24 + jitter, 0.30), (-0.10, 0.06)][: int(rng.integers(1, 3))]:
                 lines += [
                     (

@@ -81,7 +81,7 @@ def sample_anatomy(patient: Patient, projection: str, rng: np.random.Generator) 
         half_width=0.74 + own.normal(0, 0.035),
         apex=-0.78 + own.normal(0, 0.025),
         dome={-1: dome - 0.035 + rng.normal(0, 0.01), 1: dome + 0.015 + rng.normal(0, 0.01)},
-        fat=float(own.uniform(0.02, 0.16)),
+        fat=float(own.uniform(0.02, 0.12)),
         heart=0.435 + own.normal(0, 0.022) + 0.02 * supine,
         mediastinum=0.15 + own.normal(0, 0.01) + 0.012 * supine,
         knob=0.085 + 0.0007 * (patient.age - 50) + own.normal(0, 0.008),
@@ -118,6 +118,7 @@ class Chest:
 
 
 LUNG_DEPTH = 0.46  # density that full aeration takes away
+WHITE = 1.35  # density at the window's end: metal over the mediastinum
 
 
 def draw_frontal(canvas: Canvas, a: Anatomy) -> Chest:
@@ -141,7 +142,7 @@ def draw_frontal(canvas: Canvas, a: Anatomy) -> Chest:
     gap = 1.36 - a.fat  # between trunk and arm, for those who have one
     axilla = [np.vstack([trunk, [(1.6, 2.0), (gap, 1.0), (gap - 0.02, 0.0)]]) * (side, 1) for side in (-1, 1)]
     body = arms * (1 - np.maximum(canvas.area(axilla[0], 0.012), canvas.area(axilla[1], 0.012)))
-    mottle = 1 + 0.025 * canvas.clouds(0.035) + 0.018 * canvas.clouds(0.013)  # muscle, fat, skin folds
+    mottle = 1 + 0.018 * canvas.clouds(0.035) + 0.010 * canvas.clouds(0.013)  # muscle, fat, skin folds
     canvas.density[:] = mottle * body * (0.62 + 0.6 * a.fat) * canvas.thickness(body_x)
     lungs = {side: canvas.area(a.lung(side), 0.007) for side in (-1, 1)}
     silhouette = np.maximum(canvas.area(_heart(a), 0.010), canvas.area(_mediastinum(a), 0.012))
@@ -296,9 +297,10 @@ def expose(canvas: Canvas, projection: str) -> np.ndarray:
     )
     scatter = rng.uniform(0.10, 0.3) if projection == "AP" else rng.uniform(0.05, 0.2)
     density = density * (1 - scatter) + veil * scatter
-    centre, contrast = 0.50 + rng.normal(0, 0.045), rng.uniform(4.2, 6.2)
-    picture = 1 / (1 + np.exp(-contrast * (density - centre)))
-    dose = rng.uniform(0.005, 0.014) * (1.3 if projection == "AP" else 1.0)
+    centre, contrast = 0.50 + rng.normal(0, 0.02), rng.uniform(3.8, 4.8)  # as narrow as after equalisation
+    floor, ceiling = (1 / (1 + np.exp(-contrast * (end - centre))) for end in (0.0, WHITE))
+    picture = (1 / (1 + np.exp(-contrast * (density - centre))) - floor) / (ceiling - floor)
+    dose = rng.uniform(0.003, 0.008) * (1.3 if projection == "AP" else 1.0)
     noise = rng.standard_normal(picture.shape, np.float32)
     noise = 0.5 * noise + cv2.GaussianBlur(noise, (3, 3), 0.8)
     picture += dose * (0.5 + picture) * noise

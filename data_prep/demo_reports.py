@@ -198,7 +198,7 @@ GRADES = [
     (1.1, ["large", "severe"]),
 ]
 ZONE_WORDS = {"upper": ["upper"], "mid": ["mid", "middle"], "lower": ["lower"]}
-CHECKLIST_SHARE = 0.18
+CHECKLIST_SHARE = 0.1
 #: Projections -> how an impression that begins with them calls them; without it no text would tell the views apart.
 VIEWS = {
     ("PA",): "PA view of the chest.",
@@ -206,7 +206,7 @@ VIEWS = {
     ("AP", "AP"): "Two portable AP views of the chest.",
     ("PA", "LATERAL"): "PA and lateral views of the chest.",
 }
-VIEWS_SHARE = 0.35
+VIEWS_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def write_report(rng: np.random.Generator, study: Study) -> Report:
 
 def _impression(rng: np.random.Generator, study: Study) -> str:
     ill = [finding for finding in study.findings if finding.label != "Support Devices"]
-    if not ill and rng.random() < 0.55:
+    if not ill and rng.random() < 0.4:
         devices = _sentence(_present(rng, study.findings[0])) + " " if study.findings and rng.random() < 0.8 else ""
         return devices + _pick(rng, NORMAL)
     if rng.random() < CHECKLIST_SHARE:
@@ -253,10 +253,11 @@ def _paragraph(rng: np.random.Generator, study: Study, thorough: bool) -> str:
     absent = [label for label in ABSENT if not study.labels[label]]
     if thorough:
         sentences += _some(rng, CLEAR, int(rng.integers(0, 2))) if not said else []
-    sentences += _denials(rng, absent, int(rng.integers(3, 6) if thorough else rng.integers(0, 4)))
+    least, most = (3, 5) if thorough else (0, 1) if said else (1, 4)  # who found something denies little else
+    sentences += _denials(rng, absent, int(rng.integers(least, most + 1)))
     if absent and rng.random() < 0.03:
         sentences.append(_sentence(_doubt(rng, _pick(rng, ABSENT[_pick(rng, absent)]))))
-    if rng.random() < 0.25:
+    if rng.random() < 0.1:
         sentences.append(_pick(rng, ASIDES))
     return " ".join(sentences) or _pick(rng, NORMAL)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from dinov3_adapter import weights as weight_files
 from dinov3_adapter.errors import AdapterError, WeightsError
-from dinov3_adapter.registry import PATCH_SIZE, Size, build_trunk, find_size
+from dinov3_adapter.registry import PATCH_SIZE, Size, build_trunk, draw_weights, find_size
 
 
 class VisionTower(nn.Module):
@@ -71,7 +71,9 @@ def build_vision_tower(name: str = "dinov3_vitb", weights: str | os.PathLike | N
     trunk, projection = ({}, None) if is_random else weight_files.read_weights(weights, name)
     tower = VisionTower(size, image_resolution=image_resolution, embed_dim=embed_dim, drop_path=drop_path)
     tower.set_grad_checkpointing(grad_checkpointing)
-    if not is_random:
+    if is_random:
+        draw_weights(tower.trunk)
+    else:
         tower.trunk.load_state_dict(trunk, strict=True)
         _load_projection(tower, projection, weights)
     return tower

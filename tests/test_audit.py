@@ -233,7 +233,7 @@ def test_the_command_audits_finished_files_and_leaves_them(planted, tmp_path, ca
     (data / "build.json").write_text('{"drawn": true, "overlap": {"sentence": "Dropped 3 images."}}')
     before = {path.name: path.read_bytes() for path in data.glob("*.[hc]*") if path.suffix != ".html"}
     assert data_prep(["audit", "--data", str(data), "--splits", str(splits), "--workers", "1"]) is None
-    assert "still in the training set: 7 training images of 6 patients" in capsys.readouterr().out  # reports are not kept
+    assert "still in the training set: 7 training images of 6 patients" in capsys.readouterr().out
     assert all((data / name).read_bytes() == content for name, content in before.items())
     assert "of the build" in (data / "overlap_report_build.json").read_text()
     text = (data / "overlap_report.md").read_text()

@@ -156,7 +156,7 @@ def test_labels_follow_the_hierarchy_and_are_balanced():
             assert set(PARENTS.get(label, [])) <= positive
         assert (NO_FINDING in positive) == (not positive - {NO_FINDING, "Support Devices"})
     share = pd.DataFrame([study.labels for study in studies])[FINDINGS].mean()
-    assert share.between(0.10, 0.55).all(), share
+    assert share.between(0.06, 0.5).all(), share
     severity = np.array([finding.severity for study in studies for finding in study.findings])
     assert 0.08 < (severity < 0.25).mean() < 0.3, "subtle cases are included"
 

@@ -1,5 +1,6 @@
 """Exports give the same logits in the library they are made for, loaded in a process that has none of our code."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -66,13 +67,13 @@ def small_model(kind: str, size: str = "dinov3_tiny") -> CLIP:
 
 
 @pytest.mark.timeout(900)  # a process of its own that imports a second library
-@pytest.mark.parametrize("target", LOADERS)
-@pytest.mark.parametrize("kind", ["vit", "dinov3"])
+@pytest.mark.parametrize("kind, target", [*itertools.product(["vit", "dinov3"], LOADERS),
+                                          ("narrow", "open_clip")])
 def test_another_library_gives_our_logits(tmp_path, kind, target):
     if target == "onnx":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    model = small_model(kind, "dinov3_vits" if target == "open_clip" else "dinov3_tiny")
+    model = small_model(kind, "dinov3_vits" if (kind, target) == ("dinov3", "open_clip") else "dinov3_tiny")
     if (kind, target) == ("dinov3", "onnx"):  # tracing takes seconds a block
         model.visual.trunk.blocks = model.visual.trunk.blocks[:2]
     images = np.random.default_rng(0).integers(0, 256, (3, 320, 320), dtype=np.uint8)
@@ -87,7 +88,9 @@ def test_another_library_gives_our_logits(tmp_path, kind, target):
     assert np.abs(np.load(tmp_path / "logits.npy") - expected).max() < 1e-4
     if target != "onnx":
         ours, again = model.state_dict(), load_model(tmp_path / "out").state_dict()
-        assert ours.keys() == again.keys() and all(torch.equal(ours[key], again[key]) for key in ours)
+        assert ours.keys() == again.keys()
+        same = torch.allclose if kind == "narrow" else torch.equal  # weights divided by three and multiplied again
+        assert all(same(ours[key], again[key]) for key in ours)
 
 
 def test_names_go_there_and_back():
@@ -102,7 +105,7 @@ def test_what_a_target_cannot_carry_is_refused(tmp_path):
         with pytest.raises(UserError, match="onnx"):
             export(resnet, target, tmp_path / target)
     odd = small_model("dinov3")
-    odd.visual.trunk.blocks[0].mlp.fc1 = torch.nn.Linear(192, 8)
+    odd.visual.trunk.blocks[0].mlp.fc1 = torch.nn.Linear(64, 8)
     with pytest.raises(UserError, match="--to hf"):
         export(odd, "open_clip", tmp_path / "odd")
     assert list(tmp_path.iterdir()) == []

@@ -60,7 +60,7 @@ def _role_of(roles: dict[str, Role], image_id: str) -> str:
 def _card(roles: dict[str, Role], a_role: str, a_id: str, b_role: str, b_id: str, kinds: list[str],
           pair: near.Pair | None) -> Card:
     a, b = _image(roles[a_role], a_id), _image(roles[b_role], b_id)
-    comparison = pair.comparison if pair else verify.compare(verify.prepare(b), verify.prepare(a))
+    comparison = pair.comparison if pair else verify.compare(verify.prepare(b), verify.prepare(a), at_least=-1)
     if comparison is None:
         pictures = [(NAMES[b_role], _url(b)), (NAMES[a_role], _url(a))]
         return Card(a_role, a_id, b_role, b_id, kinds, None, "not aligned", pictures)

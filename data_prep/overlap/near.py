@@ -56,7 +56,8 @@ def fetcher(images: Any) -> Callable[[int], np.ndarray]:
 
 
 def second_stage(images: np.ndarray, nominations: list[nominate.Nominations], fetch: Callable[[int], np.ndarray],
-                 workers: int, progress: Callable[[int], None] = lambda done: None) -> list[Pair]:
+                 workers: int, progress: Callable[[int], None] = lambda done: None,
+                 at_least: float = verify.ALIKE) -> list[Pair]:
     """Compare each evaluation image (uint8 (Q, 320, 320)) with the rows nominated for it."""
     def examine(query: int) -> list[Pair]:
         found = nominations[query]
@@ -65,7 +66,7 @@ def second_stage(images: np.ndarray, nominations: list[nominate.Nominations], fe
         own = verify.prepare(images[query])
         result = []
         for row, score, pose, sign in zip(found.rows, found.scores, found.poses, found.signs, strict=True):
-            comparison = verify.compare(own, verify.prepare(fetch(int(row))), tuple(pose), int(sign))
+            comparison = verify.compare(own, verify.prepare(fetch(int(row))), tuple(pose), int(sign), at_least)
             result.append(Pair(query, int(row), float(score), comparison))
         return result
 
@@ -111,7 +112,7 @@ def unrelated_pairs(images: np.ndarray, thumbs: np.ndarray, reliefs: np.ndarray,
                     related: Callable[[int, int], bool], n: int, workers: int) -> list[Pair]:
     """The `n` pairs of evaluation images of different patients that the first stage finds most alike, compared.
 
-    The threshold of the first stage is left out, so that the second is tried on more than it would be given.
+    The thresholds before the last are left out, so that the last is tried on more than it would be given.
     """
     nominations = nominate.nominate(reliefs, thumbs, workers, threshold=0.0)
     scored = [(score, query, k) for query, found in enumerate(nominations)
@@ -122,7 +123,7 @@ def unrelated_pairs(images: np.ndarray, thumbs: np.ndarray, reliefs: np.ndarray,
         kept = [k for k in range(len(found.rows)) if (query, k) in chosen]
         found.rows, found.scores, found.poses, found.signs = (
             values[kept] for values in (found.rows, found.scores, found.poses, found.signs))
-    return second_stage(images, nominations, lambda row: images[row], workers)
+    return second_stage(images, nominations, lambda row: images[row], workers, at_least=-1)
 
 
 def rate(hits: int, total: int) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 It nominates and never decides. Each evaluation image is tried at several sizes and places, because a crop changes
 both; a negative correlation counts as well as a positive one, because an inverted copy has one. Two steps:
-coarse, every training image, 16 x 16 at five sizes, matrix products in blocks, the best `KEEP_COARSE` for each;
-fine, those only, 32 x 32 at seven sizes and 25 places, the best `KEEP_FINE` that reach `NOMINATE`.
+coarse, every training image, 16 x 16 in nine poses, matrix products in blocks, the best `KEEP_COARSE` for each;
+fine, those only, 32 x 32 in 175 poses, the best `KEEP_FINE` that reach `NOMINATE`.
 """
 
 import itertools
@@ -18,12 +18,13 @@ from data_prep.overlap.signatures import MAP_SIZE, THUMB_SIZE, ThumbnailFile, th
 
 Thumbs = np.ndarray | ThumbnailFile  # int8 (N, 1024)
 
-COARSE_SCALES = (0.92, 0.97, 1.02, 1.06, 1.11)
+COARSE_POSES = (*((scale, 0.0, 0.0) for scale in (0.92, 0.97, 1.02, 1.06, 1.11)),  # scale, shifts in widths
+                (1.04, 0.022, 0.0), (1.04, -0.022, 0.0), (1.04, 0.0, 0.022), (1.04, 0.0, -0.022))  # cut on one side
 FINE_SCALES = (0.92, 0.95, 0.98, 1.01, 1.04, 1.07, 1.10)
 FINE_SHIFTS = (-0.04, -0.02, 0.0, 0.02, 0.04)  # of the width
 FINE_POSES = tuple(itertools.product(FINE_SCALES, FINE_SHIFTS, FINE_SHIFTS))
 KEEP_COARSE = 2000
-KEEP_FINE = 32
+KEEP_FINE = 16
 NOMINATE = 0.42
 ROWS = 4096  # training rows of one matrix product
 
@@ -71,13 +72,12 @@ def unit_rows(values: np.ndarray) -> np.ndarray:
 
 
 def coarse_templates(reliefs: np.ndarray) -> np.ndarray:
-    """Relief maps (Q, 96, 96) -> float32 (scales, Q, 256)."""
-    return np.stack([coarse_rows(np.stack([posed(relief, scale, 0, 0) for relief in reliefs]))
-                     for scale in COARSE_SCALES])
+    """Relief maps (Q, 96, 96) -> float32 (poses, Q, 256)."""
+    return np.stack([coarse_rows(np.stack([posed(relief, *pose) for relief in reliefs])) for pose in COARSE_POSES])
 
 
 def coarse_scores(templates: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
-    """Best absolute correlation over the sizes: (Q, n) float32 for n thumbnails."""
+    """Best absolute correlation over the poses: (Q, n) float32 for n thumbnails."""
     rows = coarse_rows(thumbs)
     best = np.abs(templates[0] @ rows.T)
     for template in templates[1:]:

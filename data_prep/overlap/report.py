@@ -121,15 +121,16 @@ def method(seed: int) -> list[str]:
         "Near-equal images: every training image is compared with every evaluation image, and every validation image "
         "with every test image, in two stages.",
         f"First stage, which only nominates: the local mean is removed and the local contrast set to one; each "
-        f"evaluation image at {len(nominate.COARSE_SCALES)} sizes is correlated with all images at 16 × 16; for the "
-        f"best {nominate.KEEP_COARSE:,} it is repeated at 32 × 32 in {len(nominate.FINE_POSES)} sizes and places; of "
-        f"those, the best {nominate.KEEP_FINE} with a correlation of {nominate.NOMINATE} or more are nominated. A "
-        f"negative correlation counts too, as an inverted copy has one.",
-        f"Second stage, which decides: the nominated image is aligned (scale, shift, rotation, shear; ECC), and its "
-        f"fine texture (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} pixels, local contrast set to "
-        f"one) is correlated in tiles of {verify.TILE} pixels. Two images are called near-equal if the median of the "
-        f"tiles is {verify.SAME} or more, {verify.MIN_OVERLAP:.0%} of the picture overlap, and no direction is "
-        f"scaled more than {verify.MAX_STRETCH - 1:.0%} beyond another.",
+        f"evaluation image is correlated with all images at 16 × 16 in {len(nominate.COARSE_POSES)} sizes and "
+        f"places; for the best {nominate.KEEP_COARSE:,} this is repeated at 32 × 32 in {len(nominate.FINE_POSES)} "
+        f"sizes and places; of those, the best {nominate.KEEP_FINE} that reach a correlation of {nominate.NOMINATE} "
+        f"are nominated. A negative correlation counts too, as an inverted copy has one.",
+        f"Second stage, which decides: the nominated image is aligned (scale, shift, rotation, shear; ECC) at "
+        f"{verify.LEVELS[0][0]} pixels, left there if its relief then correlates below {verify.ALIKE}, aligned again "
+        f"at {verify.LEVELS[1][0]}, and its fine texture (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} "
+        f"pixels, local contrast set to one) is correlated in tiles of {verify.TILE} pixels. Two images are called "
+        f"near-equal if the median of the tiles is {verify.SAME} or more, {verify.MIN_OVERLAP:.0%} of the picture "
+        f"overlap, and no direction is scaled more than {verify.MAX_STRETCH - 1:.0%} beyond another.",
         f"Reports: compared after white space and case are normalised. A shared report counts as telling if at least "
         f"{reports.TELLING_WORDS} words remain once normal phrases and sentences of {reports.COMMON_STUDIES} or more "
         f"training studies (or {reports.COMMON_SHARE:.2%} of them, whichever is more) are taken out, and at most "

@@ -6,6 +6,7 @@ OpenCV's ECC (Evangelidis and Psarakis 2008) of relief maps from 80 to 160 pixel
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -13,11 +14,12 @@ import numpy as np
 from data_prep.overlap.signatures import content_mask, local_contrast
 
 SIZE = 320
-LEVELS = ((80, 60), (160, 40))  # pixels, ECC iterations at most
+LEVELS = ((80, 40), (160, 20))  # pixels, ECC iterations at most
+ALIKE = 0.72        # correlation of the relief at 80 pixels below which two images are not looked at any closer
 ALIGN_SIGMA = 8.0               # of the relief that is aligned, in pixels at 160
 FINE_SIGMA, COARSE_SIGMA = 1.0, 4.0
 TILE = 40
-SAME = 0.5          # median correlation of the tiles' texture from which two images are called one
+SAME = 0.62         # median correlation of the tiles' texture from which two images are called one
 MIN_OVERLAP = 0.6   # of the larger picture
 MAX_STRETCH = 1.03  # a copy is scaled alike in all directions; two chests made to fit mostly are not
 MAX_SCALE, MAX_ROTATION = 1.3, 0.2  # an alignment beyond these (ratio, sine) has run away
@@ -25,12 +27,17 @@ MAX_SCALE, MAX_ROTATION = 1.3, 0.2  # an alignment beyond these (ratio, sine) ha
 
 @dataclass
 class Prepared:
-    """An image ready to be compared: relief and mask at each level, texture and mask at 320."""
+    """An image ready to be compared: relief and mask at each level, image and mask at 320."""
 
     reliefs: list[np.ndarray]
     masks: list[np.ndarray]
-    texture: np.ndarray
+    image: np.ndarray
     mask: np.ndarray
+
+    @cached_property
+    def texture(self) -> np.ndarray:
+        """What is finer than the ribs, its local contrast one: float32 (320, 320), made when it is asked for."""
+        return _texture(self.image, self.mask)
 
 
 @dataclass
@@ -66,7 +73,7 @@ def prepare(image: np.ndarray) -> Prepared:
     reliefs = [cv2.resize(relief, (size, size), interpolation=cv2.INTER_AREA) for size, _ in LEVELS]
     masks = [cv2.resize(small_mask, (size, size), interpolation=cv2.INTER_NEAREST).astype(np.uint8)
              for size, _ in LEVELS]
-    return Prepared(reliefs, masks, _texture(image, mask), mask)
+    return Prepared(reliefs, masks, image, mask)
 
 
 def _texture(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -81,8 +88,11 @@ def _texture(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def compare(a: Prepared, b: Prepared, pose: tuple[float, float, float] = (1.0, 0.0, 0.0),
-            sign: int = 1) -> Comparison | None:
-    """Align `b` to `a`, starting at `pose` (scale, shifts in widths), and compare. None if no alignment is found."""
+            sign: int = 1, at_least: float = ALIKE) -> Comparison | None:
+    """Align `b` to `a`, starting at `pose` (scale, shifts in widths), and compare.
+
+    None if no alignment is found, or if the reliefs, aligned at the first level, correlate below `at_least`.
+    """
     scale, dx, dy = pose
     centre = (SIZE - 1) / 2
     matrix = np.array([[scale, 0, centre * (1 - scale) + dx * SIZE],
@@ -92,12 +102,12 @@ def compare(a: Prepared, b: Prepared, pose: tuple[float, float, float] = (1.0, 0
         start = matrix * np.array([[1, 1, ratio]], np.float32)
         stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, 1e-4)
         try:
-            _, found = cv2.findTransformECC(a.reliefs[level], b.reliefs[level] * sign, start, cv2.MOTION_AFFINE,
+            alike, found = cv2.findTransformECC(a.reliefs[level], b.reliefs[level] * sign, start, cv2.MOTION_AFFINE,
                                             stop, b.masks[level], 5)
         except cv2.error:  # no overlap left, or no convergence: these two do not align
             return None
         matrix = found / np.array([[1, 1, ratio]], np.float32)
-        if not _sane(matrix):
+        if not _sane(matrix) or alike < at_least:
             return None
     return _score(a, b, matrix, sign)
 
