@@ -29,7 +29,6 @@ from chexzero.errors import UserError, run_command
 from chexzero.files import write_json
 from chexzero.pixels import decode, prepare_image
 from data_prep import blocks
-from data_prep.demo import write_corpus
 from data_prep.prepare import run_tasks
 from data_prep.sets import new_images
 from data_prep.work import cpu_count, positive
@@ -70,8 +69,10 @@ def write_files(folder: Path, pictures: Path | None, count: int) -> list[Path]:
     """Grey PNG and JPEG files of 2,000 to 2,900 pixels, grown from small pictures, with a detector's noise added."""
     folder.mkdir()
     if pictures is None:
+        from data_prep.demo import write_corpus  # here, because the processes of ours import this module too
+
         pictures = folder / "drawn"
-        write_corpus(pictures, train=12, valid=0, test=0, seed=1)
+        write_corpus(pictures, train=12, valid=1, test=1, seed=1)
     sources = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg"))
     if not sources:
         raise UserError(f"{pictures} has no .png or .jpg files; name a folder that has with --pictures")

@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from chexzero.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def require_file(path: str | os.PathLike, remedy: str) -> Path:
@@ -83,12 +84,14 @@ def read_json(path: str | os.PathLike, remedy: str = "name another file or make 
 
 def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
                remedy: str = "name another file or make it again",
-               all_columns: bool = True) -> pd.DataFrame:
+               all_columns: bool = True) -> "pd.DataFrame":
     """Read a CSV as strings (an empty cell is NaN), sure that `columns` are there.
 
     With `all_columns=False` only `columns` are kept, so that a table with a million reports stays small.
     Raises `UserError` for a missing file, another encoding, a ragged row or a missing column.
     """
+    import pandas as pd  # here, because a process that prepares images does without it (40 MiB)
+
     path = require_file(path, remedy)
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:

@@ -455,8 +455,9 @@ def test_killed_twenty_times_and_resumed_is_the_same(tmp_path):
 
 def test_memory_of_the_command_and_of_its_workers(corpus, tmp_path):
     rng = np.random.default_rng(2)
-    for path in sorted((corpus.plus / "PNG/train").rglob("*.png"))[:6]:
-        save(path, cv2.resize(picture(rng, 200, 200), (2828, 2320)))
+    for i, path in enumerate(sorted((corpus.plus / "PNG/train").rglob("*.png"))[:6]):
+        grey = cv2.resize(picture(rng, 200, 200), (2828, 2320))
+        save(path, grey if i % 2 else np.dstack([grey, grey[::-1], grey]))  # every other one in colour
     process = psutil.Popen(command(corpus, tmp_path / "data", "--workers", "2"), cwd=REPOSITORY,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak, worker_peak = 0, 0

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from training_corpus import flags, process, run_to_end, write_corpus
+from training_corpus import flags, write_corpus
 
 from chexzero.resume import load_last
 
