@@ -6,13 +6,16 @@
 The loop reads in colour, turns BGR to RGB, resizes three channels, and writes float32, image by image. Ours is what
 `python -m data_prep build` does: processes that write blocks, then the join into one HDF5 file; their start is in our
 time. Both give the same bytes, which is checked. The files are 8-bit grey PNG and JPEG of 2,000 to 2,900 pixels, half
-and half: CheXpert's sizes. What else the machine does slows ours more than the loop, so the load is recorded.
+and half: CheXpert's sizes. What else the machine does slows ours more than the loop, so the load is recorded. Last
+comes what memory a process that prepares images takes.
 """
 
 import argparse
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +37,9 @@ from data_prep.sets import new_images
 from data_prep.work import cpu_count, positive
 
 REPEATS = 3  # of each stage, of which the fastest counts
+FEW = 100  # files on which the stages are timed one by one
+KINDS = {"grey": {"channels": 1, "dtype": np.uint8}, "colour": {"channels": 3, "dtype": np.uint8},
+         "16-bit": {"channels": 1, "dtype": np.uint16}}  # of files of 2,828 x 2,320 pixels, for the memory
 
 
 def main() -> None:
@@ -43,11 +49,12 @@ def main() -> None:
         size = statistics.mean(path.stat().st_size for path in files)
         print(f"{len(files)} files of {size / 1e6:.1f} MB on average; {machine()}; {args.workers} processes of ours")
         rounds = [measure_round(files, Path(folder), args.workers) for _ in range(args.rounds)]
-        processor = measure_processor(files, Path(folder))
-        stages = measure_stages(files, Path(folder))
+        processor = measure_processor(files[:FEW], Path(folder))
+        stages = measure_stages(files[:FEW], Path(folder))
+        memory = {kind: measure_memory(Path(folder), **of) for kind, of in KINDS.items()}
     report = {"machine": machine(), "files": len(files), "bytes_per_file": size, "workers": args.workers,
               "opencv": cv2.__version__, "rounds": rounds, "equal_bytes": True, "milliseconds": stages,
-              "processor": processor,
+              "processor": processor, "worker_MiB": memory,
               "ratio": statistics.median(r["ratio"] for r in rounds),
               "ratio_lowest": min(r["ratio"] for r in rounds), "ratio_highest": max(r["ratio"] for r in rounds)}
     show(report)
@@ -181,6 +188,18 @@ def measure_stages(files: list[Path], folder: Path) -> dict[str, dict[str, float
     return {"plain": loop, "ours": ours}
 
 
+def measure_memory(folder: Path, channels: int, dtype: type) -> int:
+    """The most MiB that a process takes which prepares noise of one kind, the largest file there is of its size."""
+    path = folder / "noise.png"
+    shape = (2320, 2828, channels)
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, shape, dtype))
+    code = ("import resource, sys, data_prep.blocks\nfrom chexzero.pixels import prepare_image\n"
+            "for _ in range(3): prepare_image(*sys.argv[1:])\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    run = subprocess.run([sys.executable, "-c", code, str(folder), path.name], stdout=subprocess.PIPE, check=True)
+    return int(run.stdout) >> 10
+
+
 def machine() -> str:
     name = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else ():
@@ -208,6 +227,7 @@ def show(report: dict) -> None:
     print(f"{'sum':24}{plain:8.1f}{ours:8.1f}")
     print(f"bound: decoding and resizing one channel take {floor:.1f} ms, {floor / ours:.0%} of ours: no more than "
           f"{1000 / floor:.1f} images/s a core with these decoders")
+    print("memory of a process: " + ", ".join(f"{kind} {mib} MiB" for kind, mib in report["worker_MiB"].items()))
 
 
 if __name__ == "__main__":

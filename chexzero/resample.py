@@ -103,14 +103,13 @@ def _filter(old: int, new: int) -> _Filter:
     begins = np.floor((outputs + 0.5 - SUPPORT) * old / new).astype(int) - 1
     inputs = begins[:, None] + np.arange(taps)
     weights = np.where((inputs >= 0) & (inputs < old), seen[inputs % taps, outputs[:, None]], 0).astype(np.int64)
-    groups = []
-    for first in range(0, new, GROUP):
-        own = slice(first, min(first + GROUP, new))
-        start, stop = max(begins[own][0], 0), min(begins[own][-1] + taps, old)
-        product = np.zeros((old, GROUP), np.float32)
-        output, tap = np.nonzero(weights[own])
-        product[inputs[own][output, tap], output] = weights[own][output, tap] / (1 << SHIFT)
-        groups.append((int(start), int(stop), product[start:stop].copy()))
+    output, tap = np.nonzero(weights)
+    place, group = inputs[output, tap], output // GROUP
+    starts = np.maximum(begins[::GROUP], 0)
+    span = int((begins - begins[outputs // GROUP * GROUP]).max()) + taps
+    products = np.zeros((len(starts), span, GROUP), np.float32)
+    products[group, place - starts[group], output % GROUP] = weights[output, tap] / (1 << SHIFT)
+    groups = [(int(start), min(int(start) + span, old), products[i, :old - start]) for i, start in enumerate(starts)]
     # A float32 sum of n products, in any order, is off by at most n * 2**-24 times the sum of their absolute values;
     # two more for adding the half.
     largest = 255 * np.abs(weights).sum(1).max() / (1 << SHIFT)

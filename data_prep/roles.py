@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from chexzero.errors import UserError
 from chexzero.files import require_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROLES = ("train", "valid", "test")
 ROLES_FILE = Path(__file__).with_name("roles.yaml")  # a link to splits/roles.yaml; a package carries its own copy
@@ -32,7 +34,7 @@ class Role:
     """
 
     images: Any
-    rows: pd.DataFrame
+    rows: "pd.DataFrame"
 
 
 @dataclass
