@@ -96,7 +96,8 @@ def create_model(vision: str = "vit_b_32", *, text_encoder: str = "chexzero",
 
     vision: one of `VISION_CHOICES`. text_encoder: one of `TEXT_SIZES`.
     vision_weights, text_weights: a file or folder, a published name, "random", or None for what is published for
-        the tower (OpenAI's CLIP, Meta's DINOv3; the tiny towers have nothing published and start at random).
+        the tower (OpenAI's CLIP, Meta's DINOv3; the tiny towers have nothing published and start at random). A
+        vision tower that is asked to be random has by default a random text encoder beside it.
     image_resolution: side of the images in pixels, a multiple of the patch size; None for the tower's own.
     random_init: both towers at random. With `vit_b_32` this is upstream's `--random_init` model: ViT-B/16 at 320
         pixels, embedding 768.
@@ -122,7 +123,8 @@ def create_model(vision: str = "vit_b_32", *, text_encoder: str = "chexzero",
         model = _clip_model(tower, embed_dim, image_resolution or tower.image_resolution, text)
         openai_name = tower.published
         vision_weights = vision_weights or OPENAI
-    text_weights = text_weights or size.weights
+    if text_weights is None:
+        text_weights = RANDOM if str(vision_weights) == RANDOM else size.weights
 
     state = None
     if vision in CLIP_VISION and str(vision_weights) != RANDOM:
@@ -135,6 +137,8 @@ def create_model(vision: str = "vit_b_32", *, text_encoder: str = "chexzero",
         _load_text(model, state, text_weights, text_encoder)
         if together and "logit_scale" in state:
             model.logit_scale.data.copy_(state["logit_scale"])
+    else:
+        log.info("text encoder: random weights")
     model.set_grad_checkpointing(grad_checkpointing)
     return model
 
