@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -93,8 +94,8 @@ def search(size: int, args: argparse.Namespace) -> dict:
         disguise.disguised(image, disguise.KINDS[k % len(disguise.KINDS)], rng))) for k, image in enumerate(images)])
     own = np.stack([signatures.thumbnail(relief) for relief in reliefs])
     places = rng.choice(size, EVALUATION, replace=False)
-    with tempfile.TemporaryDirectory() as folder:
-        thumbs = draw_signatures(Path(folder) / "thumbnails", size, places, copies, own, rng)
+    with tempfile.TemporaryFile() as file:
+        thumbs = draw_signatures(file, size, places, copies, own, rng)
         load, before, wall, cpu = os.getloadavg()[0], peak(), time.perf_counter(), time.process_time()
         nominations = nominate.nominate(reliefs, thumbs, args.workers)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -108,22 +109,22 @@ def search(size: int, args: argparse.Namespace) -> dict:
             "nominated": int(sum(len(one.rows) for one in nominations))}
 
 
-def draw_signatures(path: Path, size: int, places: np.ndarray, copies: np.ndarray, own: np.ndarray,
+def draw_signatures(file: IO[bytes], size: int, places: np.ndarray, copies: np.ndarray, own: np.ndarray,
                     rng: np.random.Generator) -> signatures.ThumbnailFile:
     """Write `size` signatures like those of the pictures, the copies at their places."""
     own = own.astype(np.float32)
     mean = own.mean(axis=0)
     _, scales, basis = np.linalg.svd(own - mean, full_matrices=False)
     basis = basis * (scales / np.sqrt(len(own)))[:, None]
-    with open(path, "wb") as file:
-        for start in range(0, size, 10_000):
-            n = min(10_000, size - start)
-            block = mean + rng.standard_normal((n, len(basis)), dtype=np.float32) @ basis
-            block = np.clip(np.round(block), -127, 127).astype(np.int8)
-            inside = (places >= start) & (places < start + n)
-            block[places[inside] - start] = copies[inside]
-            block.tofile(file)
-    return signatures.ThumbnailFile(path, size)
+    for start in range(0, size, 10_000):
+        n = min(10_000, size - start)
+        block = mean + rng.standard_normal((n, len(basis)), dtype=np.float32) @ basis
+        block = np.clip(np.round(block), -127, 127).astype(np.int8)
+        inside = (places >= start) & (places < start + n)
+        block[places[inside] - start] = copies[inside]
+        file.write(block.data)
+    file.flush()
+    return signatures.ThumbnailFile(file, size)
 
 
 def records(size: int, args: argparse.Namespace) -> dict:
@@ -155,9 +156,9 @@ def thumbnails(n: int, args: argparse.Namespace) -> dict:
     """Images a second through the making of thumbnails."""
     cv2.setNumThreads(1)
     images = pictures(n, args.seed)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryFile() as file:
         wall, cpu = time.perf_counter(), time.process_time()
-        signatures.write_thumbnails(images, Path(folder) / "thumbnails", args.workers)
+        signatures.write_thumbnails(images, file, args.workers)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"images": n, "per_second": n / wall, "per_cpu_second": n / cpu}
 

@@ -29,13 +29,14 @@ def inside(root: str | os.PathLike, relative: str) -> Path:
     """Resolve `relative` under `root` and refuse what leaves it (absolute, `..`, a symbolic link out)."""
     root = Path(root).resolve()
     if "\0" in relative:
-        raise UserError(f"the path {relative!r} holds a NUL byte; correct the entry")
+        raise UserError(f"the path holds a NUL byte ({relative!r}); correct the entry")
     try:
         path = (root / relative).resolve()
     except (OSError, RuntimeError) as error:  # a loop of symbolic links
-        raise UserError(f"the path {relative!r} under {root} cannot be followed ({error}); mend it") from error
+        raise UserError(f"the path cannot be followed ({relative!r} under {root}: {error}); mend it") from error
     if not path.is_relative_to(root):
-        raise UserError(f"the path {relative!r} leads out of {root}; correct the entry or name the right root")
+        raise UserError(f"the path leads out of its root ({relative!r}, out of {root}); correct the entry or name "
+                        f"the right root")
     return path
 
 

@@ -139,7 +139,8 @@ def find_labels(args: argparse.Namespace, split: str) -> Path:
 
 def _image_names(folder: Path) -> list[str]:
     try:
-        return [name for name in os.listdir(folder) if name.endswith(SUFFIXES)]
+        return [name for name in os.listdir(folder)
+                if name.endswith(SUFFIXES) and not name.startswith(".")]  # ._x.jpg: what macOS leaves beside x.jpg
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

@@ -1,6 +1,7 @@
 """`python -m data_prep finish`: check what was prepared, run the overlap audit, and write the sets."""
 
 import argparse
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,10 @@ from data_prep.failures import Tally, write_left_out
 from data_prep.prepare import IMAGE_BYTES
 from data_prep.record import Counts, build_record, summary
 from data_prep.roles import ROLES, Audit, Role
-from data_prep.sets import FILES, good_blocks, write_role
+from data_prep.sets import FILES, MANIFESTS, good_blocks, write_role
 from data_prep.work import Plan, Work, cpu_count, positive, remove_remains, require_space
+
+log = logging.getLogger(__name__)
 
 SETS = [name for names in FILES.values() for name in names]
 OVERLAP_REPORT = [f"overlap_report.{ending}" for ending in ("json", "md", "html")]
@@ -46,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
 def finish(work: Work, plan: Plan, workers: int) -> None:
     """Make the files that DESIGN.md names from the blocks of all roles; `build.json` is the last of them."""
     remove_remains(work.out, OUTPUTS)
+    remove_remains(Path(plan.finishing["splits"]), MANIFESTS.values())
+    log.info("checking what was prepared")
     _check_blocks(work, plan)
     require_space(work.out, sum(plan.rows.values()) * IMAGE_BYTES, "joining the images")
     audit = _audit(work, plan, workers)
@@ -56,10 +61,11 @@ def finish(work: Work, plan: Plan, workers: int) -> None:
         rows |= write_role(work, plan, role, dropped if role == "train" else {}, counts.add)
     write_left_out(work, plan, dropped)
     counts.add_left_out(work.out / "left_out.csv")
+    log.info("computing the files' SHA-256")
     record = build_record(plan, counts, work.out, rows, audit)
     write_json(work.out / "build.json", record)
     work.discard()
-    print(summary(record, work.out))
+    print(summary(record, work.out, plan.finishing["splits"]))
 
 
 def _check_blocks(work: Work, plan: Plan) -> None:

@@ -11,6 +11,7 @@ from chexzero.errors import UserError
 from data_prep.rows import Row
 
 DEPTH = 5
+CROWD = 1000  # folders in one folder, from which on they are patients or studies of some set, not looked into
 SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG")
 
 #: Folders that hold images by the hundred thousand; nothing that is looked for lies in them.
@@ -30,9 +31,12 @@ def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
                     raise UserError(f"{folder} cannot be read ({error.strerror}); name a folder that exists and that "
                                     f"you may read") from error
                 continue
-            yield folder, [entry.name for entry in entries if entry.is_file()]
-            below += [folder / entry.name for entry in entries
-                      if entry.is_dir() and not any(fnmatch.fnmatch(entry.name, name) for name in IMAGE_FOLDERS)]
+            names = [entry.name for entry in entries if entry.is_file()]
+            yield folder, names
+            skipped = (*IMAGE_FOLDERS, "work") if ".lock" in names else IMAGE_FOLDERS  # a build's own train/, valid/
+            inner = [folder / entry.name for entry in entries
+                     if entry.is_dir() and not any(fnmatch.fnmatch(entry.name, name) for name in skipped)]
+            below += inner if depth == 0 or len(inner) < CROWD else []
         layer = below
 
 
@@ -103,8 +107,8 @@ def find_images(rows: list[Row], roots: Sequence[Path], threads: ThreadPoolExecu
 def _find_image(path: str, roots: Sequence[Path]) -> tuple[Path, str, str]:
     stem, suffix = os.path.splitext(path)
     problem = "not found, with any ending"
-    for root in roots:
-        for ending in dict.fromkeys((suffix, *SUFFIXES)):
+    for ending in dict.fromkeys((suffix, *SUFFIXES)):  # the usual ending anywhere, before another one
+        for root in roots:
             try:
                 mode = os.stat(f"{root}/{stem}{ending}").st_mode
             except (FileNotFoundError, NotADirectoryError):

@@ -9,6 +9,7 @@ from chexzero.files import read_json, sha256_of
 from data_prep.failures import LEFT_OUT_COLUMNS
 from data_prep.roles import ROLES, Audit
 from data_prep.rows import Row, read_records
+from data_prep.sets import MANIFESTS
 from data_prep.work import Plan
 
 REDO = "discard it with --overwrite, or name another --out"
@@ -71,6 +72,7 @@ def build_record(plan: Plan, counts: Counts, out: Path, rows: dict[str, int], au
         "left_out": dict(sum(counts.left_out.values(), Counter()).most_common()),
         "files": {name: {"sha256": sha256_of(out / name), "bytes": (out / name).stat().st_size, "rows": n}
                   for name, n in rows.items()},
+        "manifests": {name: sha256_of(Path(plan.finishing["splits"]) / name) for name in MANIFESTS.values()},
         "overlap": audit.summary,
     }
 
@@ -109,7 +111,7 @@ def difference(old: dict, new: dict, prefix: str = "") -> str:
     return "; ".join(found[:3])
 
 
-def summary(record: dict[str, Any], out: Path) -> str:
+def summary(record: dict[str, Any], out: Path, splits: str) -> str:
     """The table that ends a build."""
     columns = ("in tables", "left out", "images", "studies", "patients", "16-bit")
     lines = [f"{'role':6}{'release/split':22}" + "".join(f"{name:>11}" for name in columns)]
@@ -125,4 +127,5 @@ def summary(record: dict[str, Any], out: Path) -> str:
                      f"space")
     if record["drawn"]:
         lines.append("The releases are drawn by `data_prep demo`: no number from them is a clinical result.")
-    return "\n".join([*lines, f"written to {out}: {', '.join(record['files'])}, build.json"])
+    return "\n".join([*lines, f"written to {out}: {', '.join(record['files'])}, build.json",
+                      f"written to {splits}: {', '.join(record['manifests'])}"])

@@ -18,12 +18,14 @@ from chexzero.labels import LABELS
 from data_prep import blocks
 from data_prep.failures import row_blocks
 from data_prep.prepare import progress
+from data_prep.roles import ROLES
 from data_prep.rows import Row
 from data_prep.work import Plan, Work
 
 #: role -> its image file and the table beside it
 FILES = {"train": ("cxr.h5", "impressions.csv"), "valid": ("valid.h5", "valid_labels.csv"),
          "test": ("test.h5", "test_labels.csv")}
+MANIFESTS = {role: f"{role}.csv" for role in ROLES}
 MANIFEST_COLUMNS = ["id", "source", "split", "patient_id", "patient_id_column", "study_id", "view", "ap_pa", "sex",
                     "age", "race", "bits", "file_sha256", "pixel_sha256"]
 
@@ -58,7 +60,7 @@ def write_role(work: Work, plan: Plan, role: str, dropped: dict[str, str],
         raise UserError(f"nothing is left of the role {role}; look into the tables and {work.out / 'left_out.csv'}")
     columns, line = TABLES[role]
     with new_table(work.out / table_name, columns) as write_line, \
-            new_table(Path(plan.finishing["splits"]) / f"{role}.csv", MANIFEST_COLUMNS) as write_manifest, \
+            new_table(Path(plan.finishing["splits"]) / MANIFESTS[role], MANIFEST_COLUMNS) as write_manifest, \
             new_images(work.out / image_name, ids, made_by(plan)) as images, \
             progress(len(ids), f"writing {image_name}") as bar:
         at = 0

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,13 @@ class Work:
         return self.folder / role
 
     def read_plan(self) -> Plan | None:
-        return Plan(**read_json(self.plan_path)) if self.plan_path.is_file() else None
+        if not self.plan_path.is_file():
+            return None
+        remedy = "start again with --overwrite, or name another folder with --out"
+        try:
+            return Plan(**read_json(self.plan_path, remedy))
+        except TypeError as error:
+            raise UserError(f"{self.plan_path} is no plan of this version; {remedy}") from error
 
     def write_plan(self, plan: Plan) -> None:
         write_json(self.plan_path, vars(plan))
@@ -149,7 +155,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
                         f"make room or name another folder with --out")
 
 
-def remove_remains(folder: Path, names: list[str]) -> None:
+def remove_remains(folder: Path, names: Iterable[str]) -> None:
     """Remove the temporary files that a killed build left beside the files it was writing."""
     for name in names:
         for path in folder.glob(f".{name}.*.tmp"):

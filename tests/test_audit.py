@@ -240,6 +240,14 @@ def test_the_command_audits_finished_files_and_leaves_them(planted, tmp_path, ca
     assert "The corpus is drawn" in text and "Dropped 3 images." in text
     with pytest.raises(UserError, match="--on_overlap is stop"):
         data_prep(["audit", "--data", str(data), "--splits", str(splits), "--on_overlap", "stop"])
+    for build, words in (('{"manifests": {"valid.csv": "00"}}', "valid.csv is not the manifest of .*--splits"),
+                         ("[]", "build.json is not the record of a build")):
+        (data / "build.json").write_text(build)
+        with pytest.raises(UserError, match=words):
+            data_prep(["audit", "--data", str(data), "--splits", str(splits)])
+    (data / "build.json").unlink()
+    with pytest.raises(UserError, match="cannot write the report into /proc/nowhere"):
+        data_prep(["audit", "--data", str(data), "--splits", str(tmp_path), "--out", "/proc/nowhere"])
 
 
 def test_without_manifests_pixels_are_still_compared(planted, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from release_corpus import Corpus, copy_releases, write_releases
 
 from chexzero.errors import UserError
-from data_prep import build, rexgradient
+from data_prep import build, locate, rexgradient
 from data_prep.chexpert import image_key, study_key
 from data_prep.failures import read_left_out
 from data_prep.plan import describe, make_plan
@@ -105,6 +105,8 @@ LAYOUTS = {
     "prefix in the table": lambda c: c.edit_plus(
         lambda t: t.assign(path_to_image="CheXpert-v1.0/" + t["path_to_image"])),
     "labels by image": lambda c: label_images(c.chexpert / "groundtruth.csv"),
+    "macOS's own files": lambda c: [(path.parent / f"._{path.name}").write_bytes(b"x")
+                                    for path in list(c.chexpert.rglob("*.jpg"))],
     "byte order mark": lambda c: c.plus_csv.write_text(c.plus_csv.read_text(), encoding="utf-8-sig"),
 }
 
@@ -117,6 +119,23 @@ def test_layouts_give_the_same_rows(layout, corpus, usual, tmp_path):
     assert not any(row.problem for role in ("train", "valid", "test") for row in rows[role])
     assert all((Path(row.root) / row.path).is_file() for role in ("train", "valid", "test") for row in rows[role])
     assert [row.labels for row in rows["test"]] == [row.labels for row in usual["test"]]
+
+
+def test_the_usual_ending_is_taken_before_another(corpus, tmp_path):
+    for split in ("train", "valid"):
+        shutil.copytree(corpus.plus / "PNG" / split, corpus.plus / "CheXpert-v1.0" / split)
+    rename_all(corpus.plus / "CheXpert-v1.0", ".png", ".jpg")
+    rows = plan_rows(corpus.flags(), tmp_path / "data")
+    assert {Path(row.root).name for row in rows["train"][:14] + rows["valid"]} == {"PNG"}
+
+
+def test_a_folder_of_patients_of_another_set_is_not_looked_into(tmp_path, monkeypatch):
+    monkeypatch.setattr(locate, "CROWD", 5)
+    for k in range(6):
+        (tmp_path / f"files/p10/p{k}/s1").mkdir(parents=True)
+        (tmp_path / f"set{k}/metadata").mkdir(parents=True)
+    found = {path.relative_to(tmp_path).as_posix() for path, _ in locate.folders(tmp_path)}
+    assert "files/p10" in found and "files/p10/p0" not in found and "set5/metadata" in found
 
 
 def test_data_root_as_the_first_users_have_it(corpus, usual, tmp_path):

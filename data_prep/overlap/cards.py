@@ -13,7 +13,6 @@ from data_prep.roles import Role
 
 MAX_FOUND = 200
 MAX_REJECTED = 8
-SHOWN_SIZE = 256  # pixels
 
 
 @dataclass
@@ -92,8 +91,7 @@ def _difference(b: np.ndarray, moved: np.ndarray) -> np.ndarray:
 
 
 def _url(image: np.ndarray) -> str:
-    small = cv2.resize(image, (SHOWN_SIZE, SHOWN_SIZE), interpolation=cv2.INTER_AREA)
-    data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 

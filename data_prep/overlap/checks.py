@@ -15,6 +15,7 @@ import pandas as pd
 
 from data_prep.overlap import near, nominate, reports, signatures
 from data_prep.overlap.identity import Match, disagreeing, hash_keys, patient_keys, shared, study_keys
+from data_prep.prepare import progress
 from data_prep.roles import Role
 
 log = logging.getLogger(__name__)
@@ -129,14 +130,15 @@ def compare_images(roles: dict[str, Role], work_dir: Path, *, copies: int, unrel
 
 def _against_training(train: Role, images: np.ndarray, reliefs: np.ndarray, work_dir: Path,
                       workers: int) -> tuple[list[nominate.Nominations], list[near.Pair]]:
-    with tempfile.TemporaryDirectory(dir=work_dir, prefix=".audit-") as folder:
-        log.info("audit: thumbnails of %d training images", len(train.rows))
-        thumbs = signatures.write_thumbnails(train.images, Path(folder) / "thumbnails", workers)
+    with tempfile.TemporaryFile(dir=work_dir) as file, \
+            progress(len(train.rows), "audit: thumbnails") as bar:  # a file without a name: a kill leaves nothing
+        thumbs = signatures.write_thumbnails(train.images, file, workers, bar.update)
+        bar.close()
         started = time.monotonic()
         nominations = nominate.nominate(reliefs, thumbs, workers)
-        total = sum(len(found.rows) for found in nominations)
-        log.info("audit: %d of %d pairs nominated (%.0f s)", total, len(train.rows) * len(images),
-                 time.monotonic() - started)
+    total = sum(len(found.rows) for found in nominations)
+    log.info("audit: %d of %d pairs nominated (%.0f s)", total, len(train.rows) * len(images),
+             time.monotonic() - started)
     fetch = near.fetcher(train.images)
     return nominations, near.second_stage(images, nominations, fetch, workers, _progress(len(images)))
 

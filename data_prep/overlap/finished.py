@@ -13,7 +13,7 @@ import pandas as pd
 
 from chexzero.data import check_rows, open_images
 from chexzero.errors import UserError
-from chexzero.files import read_json, read_table
+from chexzero.files import read_json, read_table, sha256_of
 from data_prep.overlap.signatures import blocks
 from data_prep.roles import Role
 
@@ -32,6 +32,7 @@ def open_roles(data: Path, splits: Path) -> Iterator[tuple[dict[str, Role], bool
     A role whose two files are both missing is left out, but there must be two; what a manifest would add and does not
     (file hashes, the table's patients) is not compared, and pixel hashes are computed.
     """
+    build = _read_build(data / "build.json")
     with ExitStack() as stack:
         roles = {}
         for name, (images, table) in FILES.items():
@@ -41,11 +42,12 @@ def open_roles(data: Path, splits: Path) -> Iterator[tuple[dict[str, Role], bool
                 if handle["cxr"].shape[1:] != (320, 320):
                     raise UserError(f"{data / images} holds images of {handle['cxr'].shape[1:]} pixels, but the "
                                     f"audit compares 320 x 320; make it again with `python -m data_prep build`")
-                roles[name] = Role(handle["cxr"], _rows(data / table, splits / f"{name}.csv", handle["cxr"]))
+                manifest = splits / f"{name}.csv"
+                _check_manifest(build, data, manifest)
+                roles[name] = Role(handle["cxr"], _rows(data / table, manifest, handle["cxr"]))
         if len(roles) < 2:
             raise UserError(f"{data} holds fewer than two of cxr.h5, valid.h5 and test.h5, so there is nothing to "
                             f"compare; run `python -m data_prep build` first or name the folder with --data")
-        build = read_json(data / "build.json") if (data / "build.json").is_file() else {}
         yield roles, bool(build.get("drawn")), _earlier(build)
 
 
@@ -83,6 +85,21 @@ def _rows(table_path: Path, manifest_path: Path, images: Any) -> pd.DataFrame:
         rows["pixel_sha256"] = [hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
                                 for _, block in blocks(images) for image in block]
     return rows.fillna("")
+
+
+def _read_build(path: Path) -> dict[str, Any]:
+    build = read_json(path) if path.is_file() else {}
+    if not isinstance(build, dict) or not isinstance(build.get("manifests", {}), dict):
+        raise UserError(f"{path} is not the record of a build; build again, or remove it")
+    return build
+
+
+def _check_manifest(build: dict[str, Any], data: Path, manifest: Path) -> None:
+    """The manifest must be the one that the build wrote: its hashes stand for the images."""
+    expected = build.get("manifests", {}).get(manifest.name)
+    if expected and manifest.is_file() and sha256_of(manifest) != expected:
+        raise UserError(f"{manifest} is not the manifest of {data / 'build.json'} (its SHA-256 is another); name the "
+                        f"folder of this build's manifests with --splits, or build again")
 
 
 def _earlier(build: dict[str, Any]) -> list[str]:

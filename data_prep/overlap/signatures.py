@@ -6,10 +6,9 @@ cell: 1 KiB an image, 490 MiB on disk for half a million, and no more than a blo
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -74,45 +73,42 @@ def blocks(images: Any, size: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
 
 
 class ThumbnailFile:
-    """Thumbnails on disk, int8 (N, 1024). `file[a:b]` and `file[rows]` read what is asked for.
+    """Thumbnails in an open file, int8 (N, 1024). `thumbs[a:b]` and `thumbs[rows]` read what is asked for.
 
     A memory map would count as this process's memory, and its faults bring in far more than the rows.
     """
 
-    def __init__(self, path: Path, length: int) -> None:
-        self.path, self.length = path, length
+    def __init__(self, file: IO[bytes], length: int) -> None:
+        self.file, self.length = file, length
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        size = THUMB_SIZE**2
+        size, descriptor = THUMB_SIZE**2, self.file.fileno()
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(self.length)
-            data = np.fromfile(self.path, np.int8, (stop - start) * size, offset=start * size)
+            data = os.pread(descriptor, (stop - start) * size, start * size)
         else:
-            with open(self.path, "rb", buffering=0) as file:
-                parts = [os.pread(file.fileno(), size, int(row) * size) for row in rows]
-            data = np.frombuffer(b"".join(parts), np.int8)
-        return data.reshape(-1, size)
+            data = b"".join(os.pread(descriptor, size, int(row) * size) for row in rows)
+        return np.frombuffer(data, np.int8).reshape(-1, size)
 
 
-def _need(images: Any) -> str:
-    return f"{len(images) * THUMB_SIZE**2 / 2**20:.0f} MiB"
+def write_thumbnails(images: Any, file: IO[bytes], workers: int,
+                     progress: Callable[[int], None] = lambda done: None) -> ThumbnailFile:
+    """Write the thumbnails of all images into `file`, blockwise with `workers` threads.
 
-
-def write_thumbnails(images: Any, path: Path, workers: int) -> ThumbnailFile:
-    """Thumbnails of all images at `path`, made blockwise with `workers` threads; the images are read once, in order.
-
-    OpenCV works outside Python's lock, so threads use all cores. A full disk raises `UserError`.
+    The images are read once, in order; `progress` is told the length of every block. OpenCV works outside Python's
+    lock, so threads use all cores. A full disk raises `UserError`.
     """
-    with ThreadPoolExecutor(workers) as pool, open(path, "wb", buffering=0) as file:
+    with ThreadPoolExecutor(workers) as pool:
         for _, block in blocks(images):
             thumbs = np.stack(list(pool.map(lambda image: thumbnail(relief_map(image)), block)))
             try:
-                written = file.write(thumbs.data)
+                file.write(thumbs.data)
+                file.flush()
             except OSError as error:
-                raise UserError(f"cannot write {path}: {error.strerror}; free {_need(images)} there") from error
-            if written != thumbs.nbytes:
-                raise UserError(f"cannot write {path}: the disk is full; free {_need(images)} there")
-    return ThumbnailFile(path, len(images))
+                raise UserError(f"cannot write the audit's thumbnails: {error.strerror}; free "
+                                f"{len(images) * THUMB_SIZE**2 / 2**20:.0f} MiB in the output folder") from error
+            progress(len(block))
+    return ThumbnailFile(file, len(images))
