@@ -45,7 +45,7 @@ def _after_split(text: str, where: str) -> tuple[str, ...]:
     parts = checked_path(text, where).parts
     start = next((i for i, part in enumerate(parts) if part in SPLITS), len(parts))
     if odd := [part for part in parts[start:] if not re.fullmatch(r"[\w.-]+", part)]:
-        raise UserError(f"{where} has the odd part {odd[0]!r}; correct the row")
+        raise UserError(f"{where} has the odd part {odd[0]!r}; correct it")
     return parts[start:]
 
 
@@ -117,7 +117,7 @@ class Chexpert:
         """The images of the labelled studies that are in the folders, by study in the table's order, then by view."""
         for key in self.labels(split):
             study = "/".join(key.split("/")[:3])
-            names = {image_key(f"{study}/{name}", f"{root}: a file's name") for root in self.images
+            names = {image_key(f"{study}/{name}", f"{root / study}: a file's name") for root in self.images
                      for name in _image_names(root / study)}
             keys = [name for name in names if name == key or key == study]
             if not keys:

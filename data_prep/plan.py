@@ -74,9 +74,9 @@ class Releases:
             tables |= {f"rexgradient_{split}_json": path for split, path in self.rexgradient.tables.items()}
         return tables
 
-    def tables_named(self) -> str:
-        """The tables, for a message."""
-        return ", ".join(map(str, self.inputs().values()))
+    def tables_named(self, release: str = "") -> str:
+        """The tables, of one release or of all, for a message."""
+        return ", ".join(str(path) for name, path in self.inputs().items() if name.startswith(release))
 
     def drawn(self) -> bool:
         """Whether a release is the demo's: its folder says so in DRAWN.txt."""
@@ -115,6 +115,8 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
             if plan.rows[role] == 0:
                 raise UserError(f"the role {role} has no images: none of its rows in {releases.tables_named()} can "
                                 f"be used; name the right tables, or other roles with --roles")
+            if role == "train":
+                planner.require_rows(names)
     plan.counts = {"in_tables": dict(planner.in_tables), "empty_reports": dict(planner.empty_reports)}
     tally = Tally(work, plan)
     for role, missing in planner.missing.items():
@@ -168,7 +170,19 @@ class Planner:
                     continue
             yield row
 
+    def require_rows(self, names: dict[str, list[str]]) -> None:
+        """No training release may be missing as a whole; that one of its splits is empty is said."""
+        for release, splits in names.items():
+            empty = [split for split in splits if not self.in_tables[f"{release}/{split}"]]
+            what = f"{self.releases.tables_named(release)}: no row is of the split {' or '.join(empty)}"
+            if len(empty) == len(splits):
+                raise UserError(f"{what}; name the right table, or other roles with --roles")
+            if empty:
+                log.warning("%s", what)
+
     def _reason_against(self, row: Row) -> str:
+        if not row.path:
+            return "study without an image"
         if not _wanted(row.view, self.args.views):
             return f"view is {row.view}"
         return "" if self._is_new(row) else "duplicate of an earlier row"

@@ -72,16 +72,20 @@ def study_rows(study: Any, split: str, where: str) -> list[Row]:
     paths, views = (_list(study, name, where) for name in ("ImagePath", "ImageViewPosition"))
     if len(paths) != len(views):
         raise UserError(f"{where}: {len(paths)} ImagePath but {len(views)} ImageViewPosition; correct the entry")
-    return [_row(split, ids, known, path, view or "", f"{where}: ImagePath")
+    study_id = f"rexgradient/{ids['PatientID']}/{ids['AccessionNumber']}"
+    if not paths:  # no image, and yet no study may vanish: the plan lists a row without a path
+        patient = f"rexgradient/{ids['PatientID']}"
+        return [Row(id=study_id, source="rexgradient", split=split, patient_id=patient, patient_id_column=patient,
+                    study_id=study_id, view="", path="")]
+    return [_row(split, study_id, known, path, view or "", f"{where}: ImagePath")
             for path, view in zip(paths, views, strict=True)]
 
 
-def _row(split: str, ids: dict[str, str], known: dict[str, str], path: str | None, view: str, where: str) -> Row:
+def _row(split: str, study_id: str, known: dict[str, str], path: str | None, view: str, where: str) -> Row:
     path = image_path(path, where)
-    study_id = f"rexgradient/{ids['PatientID']}/{ids['AccessionNumber']}"
     view = view.strip().upper()
     return Row(id=f"{study_id}/{posixpath.splitext(posixpath.basename(path))[0]}", source="rexgradient", split=split,
-               patient_id=f"rexgradient/{path.split('/')[0]}", patient_id_column=f"rexgradient/{ids['PatientID']}",
+               patient_id=f"rexgradient/{path.split('/')[0]}", patient_id_column=study_id.rsplit("/", 1)[0],
                study_id=study_id, view=VIEWS.get(view, "other"), path=path, ap_pa=PROJECTIONS.get(view, ""),
                sex=SEXES.get(known["PatientSex"], ""), age=re.sub(r"^0*(\d+)Y$", r"\1", known["PatientAge"]),
                impression=known["Impression"], findings=known["Findings"])
@@ -141,9 +145,8 @@ def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
             buffer = _Buffer(handle, path)
             if buffer.next_character() != "{":
                 raise UserError(f"{path} does not begin with an object of studies; name the right file")
-            if buffer.next_character(peek=True) == "}":
-                return
-            while True:
+            mark = buffer.next_character(peek=True)
+            while mark != "}":
                 key = buffer.value(decoder)
                 if not isinstance(key, str) or buffer.next_character() != ":":
                     raise UserError(f"{path}, after {len(seen)} studies: not valid JSON; copy the file again")
@@ -152,10 +155,11 @@ def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
                 seen.add(key)
                 yield key, buffer.value(decoder)
                 mark = buffer.next_character()
-                if mark == "}":
-                    return
-                if mark != ",":
+                if mark not in ",}":
                     raise UserError(f"{path}, after the study {key}: not valid JSON; copy the file again")
+            if not seen:
+                buffer.next_character()
+            buffer.must_end()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8; convert it, for instance with `iconv -f latin1 -t utf-8`") from error
     except OSError as error:
@@ -182,6 +186,14 @@ class _Buffer:
                 return self.text[self.at - (not peek)]
             if self.ended:
                 raise UserError(f"{self.path} ends too early; copy the file again")
+            self.more()
+
+    def must_end(self) -> None:
+        """Only white space may follow."""
+        while not self.ended:
+            if self.text[self.at:].strip():
+                raise UserError(f"{self.path} goes on after its last study; copy the file again")
+            self.at = len(self.text)
             self.more()
 
     def value(self, decoder: json.JSONDecoder) -> Any:

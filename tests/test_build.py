@@ -291,7 +291,7 @@ def test_overlaps_are_dropped_kept_or_stop_the_build(corpus, tmp_path):
     corpus.build(tmp_path / "data", "--max_failures", "0.1")
     names = list(pd.read_csv(tmp_path / "data" / "impressions.csv")["id"])
     left_out = pd.read_csv(tmp_path / "data" / "left_out.csv")
-    dropped = left_out[left_out["reason"].str.contains("overlap")]["id"]
+    dropped = left_out[left_out["reason"].str.contains("overlap with")]["id"]
     whole_patient = {f"chexpert_plus/train/patient00001/study{i}/view1_frontal" for i in (1, 2)}
     assert set(dropped) == whole_patient
     assert len(names) == 21 and not set(names) & set(dropped)

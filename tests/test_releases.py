@@ -311,6 +311,14 @@ DAMAGES = {
     "study is a list": (lambda c: c.rex_json("train").write_text('{"a": []}'), "a: the entry is a list"),
     "cut JSON": (lambda c: c.rex_json("train").write_text(c.rex_json("train").read_text()[:-40]), "JSON|too early"),
     "empty JSON": (lambda c: c.rex_json("train").write_text(""), "ends too early"),
+    "JSON twice in a file": (lambda c: c.rex_json("train").write_text(2 * c.rex_json("train").read_text()),
+                             "goes on after its last study"),
+    "no study": (lambda c: [c.rex_json(split).write_text(" {} ") for split in ("train", "valid", "test")],
+                 "no row is of the split train or valid or test; name the right table"),
+    "split spelled otherwise": (lambda c: c.edit_plus(lambda t: t.replace({"split": {"train": "Train"}})),
+                                "df_chexpert_plus_240401.csv: no row is of the split train"),
+    "odd file name": (lambda c: (c.chexpert / "test/patient64742/study1/view1 (1).jpg").touch(),
+                      "study1: a file's name has the odd part"),
     "latin-1 JSON": (lambda c: c.rex_json("train").write_bytes(b'{"\xfc": 1}'), "UTF-8.*iconv"),
     "study twice": (lambda c: c.rex_json("train").write_text('{"a": %s, "a": %s}' % (2 * (json.dumps(next(iter(
         json.loads(c.rex_json("train").read_text()).values()))),))), "study a is there twice"),
@@ -336,6 +344,14 @@ def test_duplicate_training_rows_are_left_out_and_listed(corpus, tmp_path):
     assert len(rows["train"]) == 24
     listed = [left["id"] for left in rows["left_out"] if left["reason"] == "duplicate of an earlier row"]
     assert listed == [rows["train"][0].id]
+
+
+def test_a_study_without_an_image_is_listed(corpus, tmp_path):
+    corpus.edit_rex(lambda s: s.update(ImagePath=[], ImageViewPosition=[]))
+    rows = plan_rows(corpus.flags(), tmp_path / "data")
+    assert len(rows["train"]) == 23
+    left_out = rows["left_out"][0]
+    assert (left_out["id"], left_out["reason"]) == ("rexgradient/Gtrain0/Atrain0", "study without an image")
 
 
 def test_patient_of_the_column_is_kept_beside_the_path(corpus, tmp_path):
