@@ -142,9 +142,12 @@ def test_the_shareable_report_names_nobody_and_html_escapes_ids(planted, tmp_pat
     roles = copied(planted)
     evil = "rexgradient/<script>alert(1)</script>|`x`/A/\"'&"
     roles["train"].rows.loc[2, "id"] = evil
+    for name, row in (("train", 6), ("valid", 3)):
+        roles[name].rows.loc[row, "report"] += " \u202e<img src=x onerror=alert(1)>"
     run_audit(roles, tmp_path, AuditOptions(**FEW))
     html = (tmp_path / "overlap_report.html").read_text()
     assert "<script" not in html and "rexgradient/&lt;script&gt;alert(1)&lt;/script&gt;|`x`/A/&#34;&#39;&amp;" in html
+    assert "&lt;img src=x onerror=alert(1)&gt;" in html and "\u202e" not in html
     assert html.count("data:image/jpeg;base64,") >= 3 * 4
     assert "hilar mass" in html and not re.search(r"(src|href)=\"(?!data:)", html)
     shareable = (tmp_path / "overlap_report.md").read_text()

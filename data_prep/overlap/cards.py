@@ -102,6 +102,7 @@ def shared_texts(roles: dict[str, Role], checks: list[Check]) -> list[dict[str, 
         for match in check.matches if check.kind == "report" else ():
             rows = roles[match.a_role].rows
             text = str(rows["report"].iloc[int(np.flatnonzero(rows["id"].to_numpy() == match.a_id)[0])])
+            text = "".join(c if c.isprintable() else " " for c in text)  # no marks that turn the writing around
             texts.append({"a_role": match.a_role, "a_id": match.a_id, "b_role": match.b_role, "b_id": match.b_id,
                           "text": " ".join(text.split())[:600]})
     return texts[:MAX_FOUND]
