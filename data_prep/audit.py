@@ -7,7 +7,6 @@ audit` runs the same over finished files and changes none of them. Both write `o
 
 import argparse
 import logging
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from chexzero.errors import UserError
 from data_prep.overlap import cards, checks, finished, report, signatures
 from data_prep.roles import ROLES, Audit, Role
+from data_prep.work import require_writable
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions
     if options.on_overlap not in ACTIONS:
         raise UserError(f"--on_overlap {options.on_overlap} is unknown; choose {', '.join(ACTIONS)}")
     roles = {name: _checked(name, roles[name]) for name in ROLES if name in roles and len(roles[name].rows)}
-    out_dir = _writable(Path(out_dir))
+    out_dir = require_writable(Path(out_dir), "--out")
     started = time.monotonic()
     found = checks.compare_records(roles)
     images = checks.compare_images(roles, out_dir, copies=options.copies, unrelated=options.unrelated,
@@ -73,17 +73,6 @@ def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions
         raise UserError(f"the sets overlap ({summary['sentence']}) and --on_overlap is stop; read "
                         f"{out_dir / 'overlap_report.html'} and choose --on_overlap drop or keep")
     return Audit(set(reasons) if options.on_overlap == "drop" else set(), summary, reasons)
-
-
-def _writable(folder: Path) -> Path:
-    """The folder, made if need be; a `UserError` if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"cannot write the report into {folder}: {error.strerror}; name another folder with "
-                        f"--out") from error
-    return folder
 
 
 def _checked(name: str, role: Role) -> Role:
@@ -114,7 +103,7 @@ def run(args: argparse.Namespace) -> int | None:
         raise UserError(f"--workers {args.workers} must be at least 1")
     with finished.open_roles(Path(args.data), Path(args.splits)) as (roles, drawn, earlier):
         options = AuditOptions(args.on_overlap, args.workers, args.seed, finished=True, drawn=drawn, earlier=earlier)
-        out_dir = _writable(Path(args.out or args.data))
+        out_dir = require_writable(Path(args.out or args.data), "--out")
         finished.keep_build_report(out_dir)
         audit = run_audit(roles, out_dir, options)
     print(audit.summary["sentence"])

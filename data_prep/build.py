@@ -13,7 +13,7 @@ from data_prep.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, des
 from data_prep.prepare import prepare
 from data_prep.record import REDO, is_finished
 from data_prep.roles import ROLES_FILE
-from data_prep.work import Work, cpu_count, positive, remove_remains
+from data_prep.work import Work, cpu_count, positive, remove_remains, require_writable
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"{work.out} already holds this build; nothing to do")
             return
         _protect(work)
+        require_writable(args.splits, "--splits")  # not after hours of work
         with work.planning():
             plan = make_plan(args, releases, plan, work)
         log.info("%s", ", ".join(f"{role}: {rows} images" for role, rows in plan.rows.items()))

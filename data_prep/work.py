@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,9 +94,13 @@ class Work:
     def lock(self, shard: str | None = None) -> Iterator[None]:
         """Hold the output folder: alone, or beside other shards but as the only one of this shard.
 
-        Where there is nothing to resume afterwards, nothing of the folder stays.
+        Where there is nothing to resume afterwards, nothing of the folder stays. A folder `work` without a lock file
+        beside it is somebody else's, and is not touched.
         """
         try:
+            if self.folder.is_dir() and not self.lock_path.exists() and any(self.folder.iterdir()):
+                raise UserError(f"{self.folder} is there already and belongs to no build; name another folder with "
+                                f"--out")
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {self.folder}: {error.strerror}; name another folder with --out") from error
@@ -145,6 +150,16 @@ def _flock(descriptor: int, path: Path, kind: int, complaint: str) -> None:
         if error.errno not in NO_LOCKS:
             raise
         log.warning("%s does not support locks: see to it yourself that no other build writes there", path.parent)
+
+
+def require_writable(folder: Path, flag: str) -> Path:
+    """The folder, made if need be; `UserError` if no file can be made there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}; name another folder with {flag}") from error
+    return folder
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:

@@ -277,6 +277,12 @@ def test_files_of_others_are_not_replaced(releases, tmp_path):
     with pytest.raises(UserError, match="cxr.h5 is there already"):
         releases.build(tmp_path / "data")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["cxr.h5"]
+    (tmp_path / "mine" / "work" / "train").mkdir(parents=True)
+    for command in (releases.build, lambda out: releases.build(out, "--overwrite"),
+                    lambda out: main(["finish", "--out", str(out)])):
+        with pytest.raises(UserError, match="work is there already and belongs to no build"):
+            command(tmp_path / "mine")
+    assert (tmp_path / "mine" / "work" / "train").is_dir()
 
 
 def test_overlaps_are_dropped_kept_or_stop_the_build(corpus, tmp_path):
@@ -406,6 +412,13 @@ def test_too_little_space_is_said_before_the_work(releases, tmp_path, monkeypatc
     monkeypatch.setattr(work.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UserError, match="needs 0.0 GB, but the disk of .* has 0.0 GB free"):
         releases.build(tmp_path / "data")
+
+
+def test_a_folder_for_the_manifests_that_cannot_be_is_said_before_the_work(releases, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write in .*file/splits: .*--splits"):
+        releases.build(tmp_path / "data", "--splits", str(tmp_path / "file/splits"))
+    assert not list((tmp_path / "data").iterdir())
 
 
 @pytest.mark.parametrize("flags", [["--shard", "5/3"], ["--shard", "x"], ["--max_failures", "2"], ["--workers", "0"]])
