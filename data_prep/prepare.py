@@ -49,8 +49,20 @@ def prepare(work: Work, plan: Plan, workers: int, shard: tuple[int, int] = (0, 1
 
 def progress(total: int, what: str, finished: int = 0) -> tqdm:
     """A bar with images per second and time left; in a log file, a line every half minute."""
+    watched = sys.stderr.isatty()
     return tqdm(total=total, initial=finished, unit="image", desc=what, smoothing=0.05, dynamic_ncols=True,
-                mininterval=0.5 if sys.stderr.isatty() else 30)
+                mininterval=0.5 if watched else 30, file=sys.stderr if watched else _LogLines())
+
+
+class _LogLines:
+    """Where nobody watches, each state of a bar is a line of its own instead of overwriting the last one."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def _is_whole(work: Work, plan: Plan, role: str, index: int) -> bool:
