@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,13 +101,16 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
         missing = [name for name in columns if name not in header]
         if missing:
             raise UserError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} "
-                            f"(it has: {', '.join(header[:20])}); {remedy}")
-        return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig",
-                           usecols=None if all_columns else list(columns))
+                            f"(it has: {', '.join(header[:20])[:300]}); {remedy}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+            return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig",
+                               index_col=False,  # else such rows shift every column by one, and nothing is said
+                               usecols=None if all_columns else list(columns))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with "
                         f"`iconv -f latin1 -t utf-8`") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV ({' '.join(str(error).split())}); {remedy}") from error
 
 

@@ -76,7 +76,7 @@ def read_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tu
             missing = [name for name in columns if name not in header]
             if missing:
                 raise UserError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has: "
-                                f"{', '.join(header[:30]) or 'nothing'}); {remedy}")
+                                f"{', '.join(header[:30])[:600] or 'nothing'}); {remedy}")
             places = [(name, header.index(name)) for name in columns]
             for number, line in enumerate(lines, start=1):
                 if len(line) != len(header):

@@ -13,7 +13,8 @@ from release_corpus import Corpus, copy_releases, write_releases
 
 from chexzero.errors import UserError
 from data_prep import build, locate, rexgradient
-from data_prep.chexpert import image_key, study_key
+from data_prep.chexpert import Chexpert, image_key, study_key
+from data_prep.chexpert_plus import ChexpertPlus
 from data_prep.failures import read_left_out
 from data_prep.plan import describe, make_plan
 from data_prep.roles import read_roles
@@ -418,6 +419,37 @@ def test_streamed_json_is_what_the_json_module_reads(studies, indent, ascii_only
         patch.setattr(rexgradient, "PIECE", piece)
         read = dict(rexgradient.read_entries(path))
     assert json.dumps(read) == json.dumps(json.loads(text)) and list(read) == list(studies)
+
+
+@pytest.fixture(scope="session")
+def readers(releases) -> dict:
+    """A table's path -> what reads the whole of a copy of it."""
+    return {
+        releases.plus_csv: lambda path: list(ChexpertPlus(path, [releases.plus]).rows("train")),
+        releases.chexpert / "valid.csv": lambda path: Chexpert({"valid": path}, []).labels("valid"),
+        releases.chexpert / "groundtruth.csv": lambda path: Chexpert({"test": path}, []).labels("test"),
+        releases.rex_json("train"): lambda path: list(rexgradient.Rexgradient({"train": path}, []).rows("train")),
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_damage_to_a_table_gives_rows_or_one_sentence(data, readers, tmp_path_factory):
+    original = data.draw(st.sampled_from(list(readers)))
+    damaged = bytearray(original.read_bytes())
+    for at in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=4)):
+        cut = data.draw(st.integers(0, 3) | st.just(len(damaged)))
+        damaged[at:at + cut] = data.draw(
+            st.binary(max_size=3) | st.sampled_from([b'"', b",", b"\n", b"..", b"null", b"NaN"]))
+    path = tmp_path_factory.mktemp("damaged") / original.name
+    path.write_bytes(damaged)
+    try:
+        rows = readers[original](path)
+    except UserError as error:
+        assert original.name in str(error) and len(str(error)) < 1000
+        return
+    for row in rows if isinstance(rows, list) else ():
+        assert not row.path.startswith("/") and ".." not in row.path.split("/") and row.patient_id_column.strip()
 
 
 def test_the_demo_corpus_and_the_real_layout_are_read(demo_releases, tmp_path):
