@@ -23,7 +23,7 @@ from chexzero.engine import Updates, backward, bare, for_training
 from chexzero.errors import run_command
 from chexzero.loader import load_pairs
 from chexzero.loss import ContrastiveLoss, matches
-from chexzero.resume import save_file
+from chexzero.resume import leave_when_told, save_file
 from chexzero.run_files import open_folder, run_folder
 from chexzero.settings import parse_with_config
 from chexzero.towers import add_arguments as add_model_arguments
@@ -147,6 +147,7 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 @record
 def main() -> None:
+    leave_when_told()
     model_pipeline(parse_args())
 
 

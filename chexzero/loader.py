@@ -6,7 +6,9 @@ any number of workers, and a resumed run starts in the middle of it.
 
 import argparse
 import os
+import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -136,9 +138,12 @@ def _place(pair: tuple[int, int], batch: list, seen: set, still: list, batch_siz
 
 def load_pairs(config: argparse.Namespace, device: torch.device) -> DataLoader:
     """The training pairs of a run, checked, tokenised and in this rank's order of batches."""
-    folder = distributed.from_main(
-        prepare_texts(config.txt_filepath, config.cxr_filepath, config.context_length, run_folder(config))
-        if distributed.is_main() else None)
+    prepare = partial(prepare_texts, config.txt_filepath, config.cxr_filepath, config.context_length,
+                      run_folder(config))
+    folder = distributed.from_main(prepare() if distributed.is_main() else None)
+    if distributed.is_first_on_node() and not folder.exists():  # the data were copied to each node's own disk
+        prepare()
+    distributed.wait_for_main()
     texts = load_texts(folder)
     if config.one_per_study and texts.studies is None:
         raise UserError(f"--one_per_study needs a column study_id in {config.txt_filepath}; build it with `python -m "
@@ -162,7 +167,8 @@ def make_loader(dataset: PairDataset, batches: Batches, num_workers: int, device
     """
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=_as_it_is,
                       pin_memory=device.type == "cuda", persistent_workers=num_workers > 0,
-                      prefetch_factor=4 if num_workers else None, generator=torch.Generator().manual_seed(0))
+                      prefetch_factor=4 if num_workers else None, generator=torch.Generator().manual_seed(0),
+                      worker_init_fn=_leave_signals_to_the_run)
 
 
 def hold_out(patients: NDArray | None, n_rows: int, n_pairs: int, seed: int) -> tuple[NDArray, NDArray]:
@@ -191,6 +197,12 @@ def default_workers(device: torch.device) -> int:
 
 def _mix(seed: int, epoch: int) -> int:
     return seed * 1_000_003 + epoch
+
+
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """torchrun and SLURM signal the whole process group; the workers must go on until the run has saved."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: dict) -> dict:

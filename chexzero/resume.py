@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 #: Exit code after SIGTERM or SIGUSR1: saved, run me again (EX_TEMPFAIL of sysexits.h).
 EXIT_REQUEUE = 75
-LAST, PREVIOUS = "last.pt", "last.previous.pt"
+LAST, PREVIOUS, DAMAGED = "last.pt", "last.previous.pt", "last.damaged.pt"
 
 
 def save_file(content: Any, path: Path) -> None:
@@ -49,14 +49,19 @@ def save_last(folder: Path, state: dict[str, Any]) -> None:
 def load_last(folder: Path) -> dict[str, Any] | None:
     """The newest whole state of a run, or None if it never came to save one.
 
-    A damaged `last.pt` is passed over for the one before, with a warning. Raises `UserError` if all are damaged.
+    A damaged `last.pt` is passed over for the one before, with a warning, and set aside: the next `save_last` would
+    put it in the place of the whole one. Raises `UserError` if all are damaged.
     """
     paths = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
     for path in paths:
         try:
-            return load_state(path)
+            state = load_state(path)
         except UserError as error:
             log.warning("%s", error)
+            continue
+        if path != paths[0]:
+            os.replace(paths[0], folder / DAMAGED)
+        return state
     if paths:
         raise UserError(f"no state in {folder} can be read; start again with --overwrite, or from a checkpoint of "
                         f"it with another --model_name")
@@ -119,6 +124,17 @@ class StopSignal:
 
     def _note(self, number: int, _frame: object) -> None:
         self.received = signal.Signals(number).name
+
+
+def leave_when_told() -> None:
+    """Until a run listens for itself, SIGTERM and SIGUSR1 end the process at once: nothing is lost but the start."""
+    def leave(number: int, _frame: object) -> None:
+        log.warning("told to stop by %s before the first or after the last step: go on with --resume auto",
+                    signal.Signals(number).name)
+        raise SystemExit(EXIT_REQUEUE)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, leave)
 
 
 def random_state() -> dict[str, torch.Tensor]:

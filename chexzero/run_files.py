@@ -8,13 +8,14 @@ from pathlib import Path
 
 from chexzero.errors import UserError
 from chexzero.files import safe_name
-from chexzero.resume import LAST, PREVIOUS
+from chexzero.resume import DAMAGED, LAST, PREVIOUS
 
 #: What a run writes. `--overwrite` removes these and nothing else.
-WRITTEN = ("checkpoint.pt", "checkpoint_*.pt", LAST, PREVIOUS, "metrics.csv", "train_log.csv", "config.json",
-           "selection.json", "failed_batch.csv", ".*.tmp", ".*.new", "tensorboard")
+WRITTEN = ("checkpoint.pt", "checkpoint_*.pt", LAST, PREVIOUS, DAMAGED, "metrics.csv", "train_log.csv",
+           "config.json", "selection.json", "failed_batch.csv", ".*.tmp", ".*.new", "tensorboard", "wandb")
 #: What a run that was killed before its first `last.pt` may have left.
-BEGUN = ("checkpoint_0.pt", "metrics.csv", "train_log.csv", "config.json", "selection.json", "tensorboard")
+BEGUN = ("checkpoint_0.pt", "metrics.csv", "train_log.csv", "config.json", "selection.json", "tensorboard",
+         "wandb")
 
 
 def run_folder(config: argparse.Namespace) -> Path:

@@ -52,7 +52,9 @@ def prepare_texts(txt_filepath: str | os.PathLike, cxr_filepath: str | os.PathLi
 
 
 def load_texts(folder: Path) -> Texts:
-    """Map what `prepare_texts` wrote."""
+    """Map what `prepare_texts` wrote. Raises `UserError` where it wrote nothing."""
+    require_file(folder / "tokens.npy", "every node must have the same reports under the same path")
+
     def load(name: str) -> NDArray | None:
         path = folder / f"{name}.npy"
         return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None

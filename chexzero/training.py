@@ -69,7 +69,7 @@ class Run:
         self._pending: tuple[int, np.ndarray, torch.Tensor] | None = None
         self._waited = self._paused = 0.0  # seconds since the last row of train_log.csv: for data; outside training
 
-        state = resume.load_last(self.folder) if config.resume else None
+        state = distributed.from_main(resume.load_last(self.folder) if config.resume and self.is_main else None)
         self.is_new = state is None
         if self.is_new:
             self._begin_files()
@@ -233,6 +233,7 @@ class Run:
         """End the run, naming the batch and the last good checkpoint; nothing that was saved is touched."""
         self._bar.close()
         if not self.is_main:
+            time.sleep(10)  # rank 0 has the message; the first rank to leave may end the others
             raise SystemExit(EXIT_USER_ERROR)
         ids = row_ids(self.config.cxr_filepath, rows)
         record = self.folder / "failed_batch.csv"
@@ -284,7 +285,8 @@ class Run:
         distributed.wait_for_main()
         if self.validator:
             self.validator.interval = state["interval"] or self.validator.interval
-            self.progress.exhausted = self.validator.exhausted()  # --patience may have been raised
+            # --patience may have been raised
+            self.progress.exhausted = distributed.from_main(self.is_main and self.validator.exhausted())
         if len(state["random"]) == distributed.world_size():
             resume.restore_random_state(state["random"][distributed.rank()])
 

@@ -184,16 +184,13 @@ def test_the_record_is_enough_to_run_again(finished, corpus):
     names = {path.rpartition("/")[2] for path in files}
     assert names == {"cxr.h5", "impressions.csv", "valid.h5", "valid_labels.csv"}
     assert all(len(entry["sha256"]) == 64 for entry in files.values())
-    yaml = corpus / "again.yaml"
-    settings = {name: value for name, value in config["settings"].items() if name != "config"}
-    yaml.write_text(json.dumps(settings | {"model_name": "again"}))
-    train("--config", yaml)
+    train("--config", finished / "config.json", "--model_name", "again")
     again = corpus / "runs/again"
     for name in ("metrics.csv", "train_log.csv"):
         one, other = (pd.read_csv(folder / name).drop(columns=CLOCKED, errors="ignore")
                       for folder in (finished, again))
         pd.testing.assert_frame_equal(one, other, check_exact=True)
-    train("--config", yaml, "--model_name", "other_seed", "--seed", 7, "--max_steps", 3)
+    train("--config", finished / "config.json", "--model_name", "other_seed", "--seed", 7, "--max_steps", 3)
     losses = [pd.read_csv(corpus / f"runs/{name}/train_log.csv")["loss"][0] for name in ("again", "other_seed")]
     assert losses[0] != losses[1]
 
