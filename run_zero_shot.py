@@ -212,7 +212,8 @@ def main_sections(args: argparse.Namespace, choice: Choice, found: Measured, oth
         comparison.paper_section(test, bool(found.build.get("drawn")), charts.beside_paper(test, figures)),
         result_sections.areas_section(valid, test, [charts.roc(valid, test, others.radiologists, figures),
                                                     charts.precision_recall(valid, test, figures)]),
-        provenance.selection_section(run, choice.selected, [curve for curve in curves if curve], reads),
+        provenance.selection_section(run, choice.selected, [curve for curve in curves if curve], reads, valid,
+                                     len(found.by_image[0])),
         sanity.sanity_section(valid, test, [
             *sanity.shared_cases(*found.sets), sanity.as_built(found.build, found.sets),
             sanity.as_recorded(recorded, found.by_image[0][:, :len(LABELS)], found.sets[0].truth)])]

@@ -9,10 +9,13 @@ from typing import Any
 import pandas as pd
 
 from chexzero.data import read_build
+from chexzero.evaluation import SetResult
 from chexzero.files import read_json
 from chexzero.predictions import EvaluationSet, Predictor
 from chexzero.run_folder import RunFolder, is_number
 from chexzero.sections import Figure, Section, Table
+from chexzero.selection import METRICS, members
+from chexzero.statistics import mean_over_labels
 from chexzero.wording import interval
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "scikit-learn", "h5py")
@@ -35,8 +38,11 @@ def key_table(caption: str, value: Mapping[str, Any]) -> Table:
 
 
 def selection_section(run: RunFolder | None, selected: Mapping[str, Any], figures: Sequence[Figure],
-                      test_reads: Sequence[Mapping[str, Any]]) -> Section:
-    """Which checkpoint answers, on what evidence, among how many, and how often the test set was read for it."""
+                      test_reads: Sequence[Mapping[str, Any]], valid: SetResult, n_images: int) -> Section:
+    """Which checkpoint answers, on what evidence, among how many, and how often the test set was read for it.
+
+    n_images: rows of the validation set, all of which counted while training.
+    """
     run = run or RunFolder(Path())
     selection, text, tables = run.selection, [selected["reason"]], []
     metric = selection.get("metric")
@@ -50,6 +56,8 @@ def selection_section(run: RunFolder | None, selected: Mapping[str, Any], figure
                     f"set is too small to tell those apart" if close > 1 else
                     f"no other lies within its 95 % interval ({interval(low, high)})")
             text.append(f"{len(values)} validations were compared by {metric}; {rest}.")
+        if selected.get("step") == selection.get("step") and "ensemble" not in selected:
+            text += counted_otherwise(metric, selection["value"], valid, n_images)
         rows = [[int(row["step"]), float(row[metric]), "selected" if row["step"] == selection.get("step") else ""]
                 for _, row in values.head(5).iterrows()]
         tables.append(Table(f"The best validations by {metric}", ["Step", metric, "Note"], rows))
@@ -64,6 +72,19 @@ def selection_section(run: RunFolder | None, selected: Mapping[str, Any], figure
                              for read in test_reads]))
     return Section("selection", "Selected checkpoint", text, tables, list(figures),
                    {"test_reads": len(test_reads)} | dict(selection))
+
+
+def counted_otherwise(metric: str, value: float, valid: SetResult, n_images: int) -> list[str]:
+    """Why the figure that selected a checkpoint is not the report's own on validation; nothing where it must be."""
+    if metric not in METRICS or metric == "val_loss" or (valid.units.level == "image" and len(valid) == n_images):
+        return []
+    here = mean_over_labels(valid.auroc, members(metric))[0]
+    counts = (f"the first frontal view of each study counts ({len(valid)} of {n_images} images)"
+              if valid.units.level == "image" else
+              f"each study counts once, with all its views ({len(valid)} studies of {n_images} images)")
+    return [f"In training every image of the validation set counted: {metric} {value:.3f}, by which the checkpoint "
+            f"was selected. In all other validation figures of this report {counts}: {metric} {here:.3f} for the "
+            f"same checkpoint."]
 
 
 def data_section(data_dir: Path, sets: Sequence[EvaluationSet]) -> Section:

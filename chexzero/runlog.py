@@ -8,17 +8,19 @@ import os
 import platform
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from chexzero import distributed
 from chexzero.data import read_build
 from chexzero.errors import UserError
-from chexzero.files import sha256_of, write_text
+from chexzero.files import read_json, sha256_of, write_text
 from chexzero.labels import LABELS
 
 TRAIN_COLUMNS = ["step", "epoch", "samples", "loss", "lr", "logit_scale", "pairs_per_second", "data_wait",
@@ -77,21 +79,26 @@ class Boards:
     """TensorBoard files under `<run>/tensorboard`, and Weights & Biases; each only where it was asked for."""
 
     def __init__(self, folder: Path, config: argparse.Namespace, step: int):
-        self.writer = self.wandb = None
+        self.folder, self.writer, self.wandb = folder, None, None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         if config.wandb:
+            run_id = read_json(folder / "config.json").get("run_id")  # another one after --overwrite
             self.wandb = import_wandb().init(project=config.wandb_project, name=config.model_name, dir=str(folder),
-                                             id=config.model_name, resume="allow", config=vars(config))
+                                             id=run_id, resume="allow", config=vars(config))
 
     def write(self, group: str, row: dict[str, Any]) -> None:
         values = {f"{group}/{name}": value for name, value in row.items()
                   if name not in ("step", "epoch") and isinstance(value, (int, float)) and math.isfinite(value)}
         if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, row["step"])
+            try:
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, row["step"])
+            except OSError as error:  # of the thread that writes, met a row later
+                raise UserError(f"cannot write {self.folder / 'tensorboard'}: {error.strerror or error}; check the "
+                                f"disk's space; what was saved before is unharmed") from error
         if self.wandb:
             self.wandb.log(values, step=row["step"])
 
@@ -114,7 +121,7 @@ def import_wandb() -> Any:
 
 def describe_run(config: argparse.Namespace, model: nn.Module, data: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`: enough to run it again and to see that it is the same."""
-    return {"settings": vars(config),
+    return {"run_id": uuid.uuid4().hex[:12], "settings": vars(config),
             "model": {"vision": config.vision, "text_encoder": config.text_encoder,
                       "vision_weights": config.vision_weights, "text_weights": config.text_weights,
                       "image_resolution": model.image_resolution, "context_length": model.context_length,
@@ -124,7 +131,8 @@ def describe_run(config: argparse.Namespace, model: nn.Module, data: dict[str, A
             "data": data,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
             "git": git_revision(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "processes": distributed.world_size()}
+            "processes": distributed.world_size(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
 
 
 def describe_data(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
     Values pass through the same types and choices as on the command line. An unknown key, a file that is
     not a mapping, or a value the flag would refuse raises `UserError`.
     """
-    parser.add_argument("--config", metavar="FILE", help="YAML file with flags as keys, or a run's config.json; flags "
-                                                         "given here win")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with flags as keys, or a run's config.json; "
+                                                         "flags given here win")
     shtab.add_argument_to(parser, "--print-completion", help="print a completion script for a shell, and leave")
     known, _ = parser.parse_known_args(argv)
     if known.config:
@@ -37,7 +37,8 @@ def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one `flag: value` a line; correct it")
     if isinstance(values.get("settings"), dict):  # a run's config.json; how that run was started is not repeated
-        values = {key: value for key, value in values["settings"].items() if key not in ("config", "resume", "overwrite")}
+        values = {key: value for key, value in values["settings"].items()
+                  if key not in ("config", "resume", "overwrite")}
     actions = {action.dest: action for action in parser._actions}
     unknown = sorted(str(key) for key in values if key not in actions or key in ("config", "help"))
     if unknown:

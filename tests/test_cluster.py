@@ -13,7 +13,8 @@ SCRIPTS = [ROOT / f"docs/slurm/train_{name}.sbatch" for name in ("one_node", "tw
 
 def run_script(script: Path, folder: Path, exit_code: int) -> tuple[subprocess.CompletedProcess, str]:
     """Run a script with an `srun` that starts each task in turn and a training that exits with `exit_code`."""
-    nodes, on_each = (int(re.search(rf"--{name}=(\d+)", script.read_text())[1]) for name in ("nodes", "ntasks-per-node"))
+    nodes, on_each = (int(re.search(rf"--{name}=(\d+)", script.read_text())[1])
+                      for name in ("nodes", "ntasks-per-node"))
     tasks = nodes * on_each
     commands = {
         "srun": f'shift\nexport SLURM_NTASKS={tasks}\nfor i in $(seq 0 {tasks - 1}); do\n'

@@ -1,6 +1,7 @@
 """Several processes are one: the same loss and gradient, the same run, and one message when a rank dies."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import training_corpus
 from training_corpus import flags, forked, process, ranks, run_to_end, write_corpus
 
 from chexzero import distributed
 from chexzero.engine import bare, for_training
+from chexzero.errors import UserError
 from chexzero.loss import ContrastiveLoss, matches
 from chexzero.model import CLIP
 
@@ -113,6 +116,31 @@ def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on(corpus, single):
     assert run_to_end([process(argv, one) for one in ranks(2)]) == [0, 0]
     one, two = (pd.read_csv(folder / "train_log.csv")["loss"] for folder in (single, corpus / "runs/signalled"))
     assert np.allclose(one, two, atol=1e-5)
+
+
+def run_on_node(node: Path, argv: list[str], environment: dict[str, str]) -> None:
+    os.chdir(node)
+    training_corpus._run_train(argv, environment)
+
+
+def test_each_node_may_have_its_own_copy_of_the_data(corpus, single, tmp_path):
+    """Two nodes of one rank, which share no disk; only the first has the run's folder."""
+    nodes = [tmp_path / name for name in ("first", "second")]
+    for node in nodes:
+        shutil.copytree(corpus / "data", node / "data", ignore=shutil.ignore_patterns("tokens_cache"))
+    for steps in ("4", "8"):  # begun, then gone on with
+        argv = flags(Path(), "copied", *STEPS, "--max_steps", steps, "--resume", "auto")
+        assert run_to_end([forked(run_on_node, node, argv, environment | {"LOCAL_RANK": "0"})
+                           for node, environment in zip(nodes, ranks(2), strict=True)]) == [0, 0]
+    one, two = (pd.read_csv(folder / "train_log.csv")["loss"] for folder in (single, nodes[0] / "runs/copied"))
+    assert len(one) == 8 and np.allclose(one, two, atol=1e-5)
+    assert [path.name for path in nodes[1].iterdir()] == ["data"]
+
+
+def test_tasks_of_srun_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UserError, match="export RANK"):
+        distributed.start()
 
 
 @pytest.mark.long  # torchrun starts three interpreters

@@ -79,21 +79,36 @@ def test_ten_kills_at_random_places_change_nothing(corpus, undisturbed):
     assert kills == 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_asks_to_be_requeued(corpus, undisturbed, number):
+@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, 2), (signal.SIGUSR1, 0)])
+def test_a_signal_saves_and_asks_to_be_requeued(corpus, undisturbed, number, workers):
+    """Sent to the whole process group, workers included, as torchrun and SLURM do."""
     name = f"signalled_{number.name}"
-    argv = flags(corpus, name, *STEPS, "--resume", "auto")
+    argv = flags(corpus, name, *STEPS, "--resume", "auto", "--num_workers", str(workers))
     run = process(argv)
     run.start()
     log = CsvLog(corpus / "runs" / name / "train_log.csv", [])
     while run.is_alive() and len(log.rows()) < 5:
         time.sleep(0.01)
-    os.kill(run.pid, number)
+    os.killpg(run.pid, number)
     run.join(60)
     assert run.exitcode == resume.EXIT_REQUEUE == 75
     assert 0 < resume.load_last(corpus / "runs" / name)["step"] < 60
     assert run_to_end([process(argv)]) == [0]
     assert_same_run(undisturbed, corpus / "runs" / name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_outside_the_steps_asks_to_be_requeued(number):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+    try:
+        resume.leave_when_told()
+        with pytest.raises(SystemExit) as left:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGUSR1, before[1])
+    assert left.value.code == 75
 
 
 def test_a_damaged_last_falls_back_to_the_one_before(tmp_path, caplog):
@@ -106,7 +121,9 @@ def test_a_damaged_last_falls_back_to_the_one_before(tmp_path, caplog):
     for damaged in (bytes(flipped), whole[:len(whole) // 2], b"", b"not a file of torch"):
         (tmp_path / "last.pt").write_bytes(damaged)
         assert resume.load_last(tmp_path)["step"] == 1
+        assert (tmp_path / "last.damaged.pt").read_bytes() == damaged and not (tmp_path / "last.pt").exists()
     assert "damaged" in caplog.text
+    (tmp_path / "last.pt").write_bytes(b"")
     (tmp_path / "last.previous.pt").write_bytes(b"")
     with pytest.raises(UserError, match="--overwrite"):
         resume.load_last(tmp_path)

@@ -4,7 +4,10 @@ import csv
 import inspect
 import json
 import math
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -23,6 +26,7 @@ from chexzero.images import prepare
 from chexzero.labels import COMPETITION_LABELS, LABELS
 from chexzero.runlog import METRIC_COLUMNS, TRAIN_COLUMNS
 
+ROOT = Path(__file__).resolve().parents[1]
 CLOCKED = ["seconds", "pairs_per_second", "data_wait"]  # columns that a clock fills
 
 
@@ -336,6 +340,7 @@ def test_weights_and_biases_gets_what_the_files_get(corpus, monkeypatch):
     losses = pd.read_csv(corpus / "runs/wandb/train_log.csv")["loss"].tolist()
     assert [values["train/loss"] for _, values in Stub.logged if "train/loss" in values] == losses
     assert [step for step, values in Stub.logged if "valid/mean_5" in values] == [0, 2]
+    assert Stub.config["id"] == json.loads((corpus / "runs/wandb/config.json").read_text())["run_id"]
     assert Stub.config["name"] == "wandb" and Stub.config["config"]["max_steps"] == 2 and Stub.finished
 
 
@@ -348,3 +353,21 @@ def test_a_tensorboard_file_is_written(corpus):
     events = EventAccumulator(str(corpus / "runs/board/tensorboard"))
     events.Reload()
     assert {"train/loss", "valid/mean_5"} <= set(events.Tags()["scalars"])
+
+
+# --- on a GPU ---
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", [[], ["--precision", "bf16", "--optimizer", "adam", "--fused", "--num_workers", 2,
+                                       "--grad_accum", 2]])
+def test_a_gpu_trains_as_the_cpu_does_and_goes_on(corpus, more):
+    for name, steps, environment in (("cpu", 12, {"CUDA_VISIBLE_DEVICES": ""}), ("gpu", 6, {}), ("gpu", 12, {})):
+        argv = flags(corpus, f"on_{name}_{len(more)}", "--max_steps", steps, "--log_interval", 1, "--val_interval", 6,
+                     "--resume", "auto", *more)
+        subprocess.run([sys.executable, "run_train.py", *map(str, argv)], cwd=ROOT, env=os.environ | environment,
+                       check=True)
+    folders = [corpus / f"runs/on_{name}_{len(more)}" for name in ("cpu", "gpu")]
+    cpu, gpu = (pd.read_csv(folder / "train_log.csv")["loss"] for folder in folders)
+    np.testing.assert_allclose(gpu, cpu, rtol=0.02)
+    devices = [json.loads((folder / "config.json").read_text())["device"] for folder in folders]
+    assert devices[0] == "cpu" != devices[1]

@@ -88,6 +88,7 @@ def _run_train(argv: list[str], environment: dict[str, str]) -> None:
     import run_train
     from chexzero.errors import run_command
 
+    os.setpgrp()  # a group of its own, as torchrun and SLURM start it
     os.environ.update(environment)
     torch.set_num_threads(1)
     shrink(dict.__setitem__)
