@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import shutil
 from pathlib import Path
 
 from chexzero.data import REMEDY
@@ -112,6 +114,8 @@ def check(config: argparse.Namespace) -> None:
     if not config.val_interval:
         log.warning("no validation: no checkpoint will be selected; name a validation set with --valid and "
                     "--valid_labels")
+    if config.compile and not any(map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))):
+        raise UserError("--compile needs a C++ compiler, and none is found; install g++, or leave --compile out")
     if config.wandb:
         import_wandb()
 

@@ -311,6 +311,12 @@ def test_what_cannot_work_is_refused_in_one_sentence(corpus, argv, message):
         train(*flags(corpus, "refused", *argv))
 
 
+def test_without_a_compiler_nothing_is_compiled(corpus, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="C.. compiler.*install"):
+        train(*flags(corpus, "refused", "--compile"))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_row_that_cannot_be_read_ends_the_run_in_one_sentence(corpus, workers, monkeypatch):
     def unreadable(self, rows):
