@@ -9,7 +9,7 @@ other on the same machine. Results are printed and written to benchmarks/results
 
 import argparse
 import json
-import platform
+import os
 import re
 import tempfile
 import time
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import run_train
+from benchmarks.audit import machine
 from chexzero.engine import Towers, Updates, bare
 from chexzero.errors import run_command
 from chexzero.images import MEAN, STD
@@ -102,21 +103,19 @@ def peak_rate(device: torch.device, precision: str) -> float:
 
 def measure(vision: str, batch_size: int, precision: str, folder: Path, texts: list[str], device: torch.device,
             args: argparse.Namespace) -> dict:
-    """Pairs a second of every loop with one model and batch size; where the model does not fit, `fits` is False."""
+    """Pairs a second of every loop with one model and batch; `torch.OutOfMemoryError` where it does not fit."""
     text_encoder = "tiny" if vision == "dinov3_tiny" else "chexzero"
     clip = create_model(vision, text_encoder=text_encoder, vision_weights="random", text_weights="random",
                         grad_checkpointing=args.grad_checkpointing).to(device).train()
     config = SimpleNamespace(precision=precision, clip_grad_norm=None, clip_logit_scale=None, warmup_steps=0,
                              lr_schedule="constant", freeze_steps=None, freeze_blocks=0)
-    if args.compile:
-        clip.visual.compile()
-        clip.transformer.compile()
     model, criterion = Towers(clip, precision), ContrastiveLoss()
     adam = torch.optim.AdamW(clip.parameters(), lr=1e-6, fused=device.type == "cuda" or None)
     optimizer = Updates(adam, model, config, 10**6, device)
     dataset = PairDataset(folder / "cxr.h5", prepare_texts(folder / "impressions.csv", folder / "cxr.h5", 77, folder))
     workers = default_workers(device) if args.num_workers is None else args.num_workers
-    loader = make_loader(dataset, Batches(np.arange(len(texts)), batch_size, seed=0), workers, device)
+    rows = np.resize(np.arange(len(texts)), max(len(texts), batch_size))  # a batch may be larger than the data
+    loader = make_loader(dataset, Batches(rows, batch_size, seed=0), workers, device)
     feed = forever(loader)
     batch = next(feed)
     on_device = {name: batch[name].to(device) for name in ("img", "txt")}
@@ -126,11 +125,17 @@ def measure(vision: str, batch_size: int, precision: str, folder: Path, texts: l
 
     with FlopCounterMode(display=False) as counter:
         train(on_device)
+    if args.compile:
+        clip.visual.compile()
+        clip.transformer.compile()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     model_seconds = seconds_per_step(lambda: train(on_device), args.steps, device)
     both_seconds = seconds_per_step(lambda: train(next(feed)), args.steps, device)
     loader_seconds = seconds_per_step(lambda: next(feed), args.steps, torch.device("cpu"))
     peak = peak_rate(device, precision)
     result = {"vision": vision, "batch_size": batch_size, "precision": precision, "workers": workers, "fits": True,
+              "compiled": args.compile, "grad_checkpointing": args.grad_checkpointing,
               "pairs_per_second": batch_size / both_seconds, "model_alone": batch_size / model_seconds,
               "loader_alone": batch_size / loader_seconds, "lost_to_data": max(0.0, 1 - model_seconds / both_seconds),
               "tflop_per_step": counter.get_total_flops() / 1e12,
@@ -167,17 +172,18 @@ def tokenize_anew(texts: list[str], length: int = 77) -> torch.Tensor:
     return result
 
 
-def largest_batch(one: Callable[[int], dict], begin: int) -> list[dict]:
-    """Measure at `begin`, then at twice the batch each time, until it no longer fits."""
-    found, batch_size = [], begin
-    while True:
+def measured(one: Callable[[int], dict], batch_size: int, double: bool) -> list[dict]:
+    """Measure with this batch; with `double` then with twice the batch each time, until it no longer fits."""
+    found: list[dict] = []
+    while not found or (double and found[-1]["fits"]):
         try:
             found.append(one(batch_size))
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return [*found, {"batch_size": batch_size, "fits": False}]
+            found.append({"batch_size": batch_size, "fits": False})
+        torch.cuda.empty_cache()
         print(json.dumps(found[-1]), flush=True)
         batch_size *= 2
+    return found
 
 
 def main() -> None:
@@ -189,29 +195,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps that are measured")
     parser.add_argument("--images", type=int, default=2048, help="size of the random data")
     parser.add_argument("--num_workers", type=int)
-    parser.add_argument("--largest", action="store_true", help="double the batch until it no longer fits")
+    parser.add_argument("--largest", action="store_true", help="on a GPU: double the batch until it no longer fits")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--grad_checkpointing", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = (torch.cuda.get_device_name() if device.type == "cuda"
-               else f"{platform.machine()} CPU, {torch.get_num_threads()} threads")
-    results = []
-    with tempfile.TemporaryDirectory() as name:
-        texts = write_data(Path(name), max(args.images, args.batch_size))
+    on = torch.cuda.get_device_name() if device.type == "cuda" else f"{machine()}, {torch.get_num_threads()} threads"
+    report = {"machine": on, "load_before": os.getloadavg()[0], "torch": torch.__version__, "results": []}
+    with tempfile.TemporaryDirectory() as folder:
+        texts = write_data(Path(folder), max(args.images, args.batch_size))
         for vision in args.vision:
             def one(batch_size: int, vision: str = vision) -> dict:
-                return measure(vision, batch_size, args.precision, Path(name), texts, device, args)
+                return measure(vision, batch_size, args.precision, Path(folder), texts, device, args)
 
-            rows = largest_batch(one, args.batch_size) if args.largest else [one(args.batch_size)]
-            theirs = measure_upstream(vision, args.batch_size, Path(name), texts, device, args.steps)
-            rows[0] |= {"upstreams_loop": theirs, "times_upstream": rows[0]["pairs_per_second"] / theirs}
-            results += rows
-            print(json.dumps(rows[0], indent=1), flush=True)
+            rows = measured(one, args.batch_size, args.largest and device.type == "cuda")
+            try:
+                theirs = measure_upstream(vision, args.batch_size, Path(folder), texts, device, args.steps)
+                print(f"a loop as upstream's: {theirs:.1f} pairs a second")
+            except torch.OutOfMemoryError:  # float32 takes twice the memory
+                theirs = None
+            rows[0]["upstreams_loop"] = theirs
+            report["results"] += rows
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"train_{re.sub(r'[^A-Za-z0-9]+', '_', machine)}.json"
-    path.write_text(json.dumps({"machine": machine, "torch": torch.__version__, "results": results}, indent=1) + "\n")
+    name = re.sub(r"[^A-Za-z0-9]+", "_", on) + "_compiled" * args.compile
+    path = args.out / f"train_{name}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {path}")
 
 
