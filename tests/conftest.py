@@ -7,6 +7,14 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("this machine has no GPU")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with upstream's recorded results and real radiographs; it is not part of the repository."""
