@@ -20,8 +20,9 @@ TIMEOUT = timedelta(hours=1)
 def start() -> torch.device:
     """Join the other ranks, if there are any, and return this rank's device."""
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
-        raise UserError("srun started several tasks, but WORLD_SIZE is not set, so that each would be a run of its "
-                        "own in the same folder; export RANK, LOCAL_RANK and WORLD_SIZE as docs/slurm/*.sbatch do")
+        raise UserError("srun started several tasks, but WORLD_SIZE is not set, so that they do not know each other; "
+                        "export RANK, LOCAL_RANK and WORLD_SIZE as docs/slurm/*.sbatch do, or WORLD_SIZE=1 for "
+                        "runs of their own")
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available()
     if use_cuda and local_rank >= torch.cuda.device_count():
