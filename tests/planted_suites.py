@@ -9,7 +9,6 @@ import pandas as pd
 
 from chexzero.labels import LABELS
 from chexzero.suites import EvaluationContext, add_arguments
-from chexzero.suites.context import ImageFeatures
 from chexzero.suites.finding_prompts import read_prompts
 
 SIDES = ["small left pleural effusion.", "small right pleural effusion."]
@@ -25,11 +24,9 @@ class PlantedContext(EvaluationContext):
         return self
 
     def image_features(self, images, rows=None):
-        path = self.images_path(images)
-        with h5py.File(path) as handle:
-            ids = [value.decode() for value in handle["id"][:]]
+        ids, _ = self.image_ids(images)
         ids = ids if rows is None else [ids[row] for row in rows]
-        return ImageFeatures(path, ids, np.stack([unit(self.of_image(name)) for name in ids]).astype(np.float32))
+        return np.stack([unit(self.of_image(name)) for name in ids]).astype(np.float32)
 
     def text_features(self, texts):
         return np.stack([unit(self.of_text(text)) for text in texts]).astype(np.float32)

@@ -92,8 +92,8 @@ def test_any_set_of_findings_is_scored_and_ranked(corpus, tmp_path, n_findings):
     assert section.metrics["findings"] == n_findings
     ranked = next(table for table in section.tables
                   if f"({n_findings} classes)" in table.caption and "rank" in table.columns)
-    assert [row[0] for row in ranked.rows] == [1, 2, 3, 4, 5][:len(ranked.rows)]
-    assert sum("this model" in row[1] for row in ranked.rows) == 1
+    assert [row[1] for row in ranked.rows] == [1, 2, 3, 4, 5][:len(ranked.rows)]
+    assert sum("this model" in row[0] for row in ranked.rows) == 1
     values = [row[2] for row in ranked.rows]
     assert values == sorted(values, reverse=True)
 

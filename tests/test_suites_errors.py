@@ -2,6 +2,8 @@
 
 import json
 
+import h5py
+import numpy as np
 import pandas as pd
 import pytest
 from planted_suites import Corpus
@@ -34,6 +36,12 @@ def broken_prompts(change):
     (("No Finding: Normal", "No Finding: Norml"), "'No Finding: Norml' leads to no finding"),
     (("unseen: [Bulla,", "unseen: [Bullla,"), "unseen names 'Bullla'"),
     (("templates:", "templates: ["), "not valid YAML"),
+    (("  Bulla: {", "  Edema: {"), "'Edema' stands there twice"),
+    (('positive: ["{}"]', 'positive: ["{:d}"]'), "one {} each"),
+    (("task2: [", "task2: Edema\nextra: ["), "unknown key extra"),
+    (("critical: [Pneumothorax, Hydropneumothorax, Pneumomediastinum, Pneumoperitoneum, Pulmonary Embolism]",
+      "critical: Pneumothorax"), "critical must be a list"),
+    (("No Finding: Normal", "No Finding: [Normal]"), "leads to no finding"),
 ])
 def test_a_broken_prompt_file_is_named_with_its_mistake(corpus, tmp_path, change, says):
     path = tmp_path / "prompts.yaml"
@@ -80,8 +88,23 @@ def test_ids_that_do_not_join_are_named(corpus, tmp_path):
     assert "twice" in said
     said = message(corpus, "retrieval", "--report_texts", csv(path, pd.DataFrame({"id": ["a"], "impression": ["b"]})))
     assert "none of the 240 images" in said
-    short = csv(path, table.drop(columns="id").iloc[:7])
-    assert "7 rows" in message(corpus, "cxr-lt", "--cxr_lt_labels", short)
+    said = message(corpus, "subgroups", "--subgroups_labels", csv(path, pd.concat([table, table[1:2]])),
+                   "--subgroups_images", "test")
+    assert f"the id {table['id'][1]!r} twice" in said and str(path) in said
+    said = message(corpus, "cxr-lt", "--cxr_lt_labels", csv(path, table.drop(columns="id")))  # as many, but whose?
+    assert "no column id" in said and "test.h5" in said
+    twice = csv(path, pd.DataFrame({"id": [corpus.table["valid"].index[0]] * 2, "impression": ["a", "b"]}))
+    assert "two reports of the image" in message(corpus, "retrieval", "--report_texts", twice)
+
+
+def test_images_without_ids_are_joined_by_position_or_not_at_all(corpus, tmp_path):
+    table = corpus.table["test"].reset_index()
+    with h5py.File(tmp_path / "upstream.h5", "w") as handle:
+        handle["cxr"] = np.zeros((len(table), 2, 2), np.uint8)
+    flags = ["--cxr_lt_images", str(tmp_path / "upstream.h5"), "--cxr_lt_labels"]
+    assert "7 rows" in message(corpus, "cxr-lt", *flags, csv(tmp_path / "labels.csv", table.iloc[:7]))
+    said = message(corpus, "retrieval", "--retrieval_images", str(tmp_path / "upstream.h5"))
+    assert "carries no ids" in said
 
 
 def test_counts_demographics_and_reports_that_are_missing_are_named(corpus, tmp_path):
@@ -90,6 +113,8 @@ def test_counts_demographics_and_reports_that_are_missing_are_named(corpus, tmp_
     assert "no count for" in message(corpus, "cxr-lt", "--cxr_lt_counts", csv(path, counts[:-1]))
     wrong = csv(path, counts.assign(count=["9", "many", *["9"] * 13]))
     assert "row 2: the count 'many'" in message(corpus, "cxr-lt", "--cxr_lt_counts", wrong)
+    twice = csv(path, pd.concat([counts, pd.DataFrame({"finding": ["Normal"], "count": ["9"]})]))  # No Finding's
+    assert "row 16: 'Normal' has a count already" in message(corpus, "cxr-lt", "--cxr_lt_counts", twice)
     larger = csv(path, counts.assign(count=["9", "10", *["9"] * 13]))
     assert "more cases than" in message(corpus, "cxr-lt", "--cxr_lt_counts", larger)
     people = pd.read_csv(corpus.folder / "splits" / "valid.csv").assign(sex="", age="", race="Unknown")

@@ -3,11 +3,12 @@
 from itertools import combinations, permutations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, f1_score, recall_score
+from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
+from sklearn.utils import resample
 
-from chexzero.statistics import resample_counts
 from chexzero.suites import metrics
 from chexzero.suites.retrieval import ranks_of_images, ranks_of_reports
 
@@ -21,23 +22,30 @@ def drawn(request):
     return truth, rng.integers(0, 8, request.param) / 7
 
 
-def test_average_precision_is_scikit_learns_also_in_resamples(drawn):
+def test_average_precision_is_scikit_learns(drawn):
     truth, scores = drawn
     got = metrics.average_precision(truth, scores)
-    counts = resample_counts(len(truth), 5)
     for j in range(truth.shape[1]):
-        if not truth[:, j].any():
-            assert np.isnan(got[j])
-            continue
-        assert got[j] == pytest.approx(average_precision_score(truth[:, j], scores[:, j]), abs=1e-12)
-        resampled = metrics.weighted_average_precision(truth[:, j] == 1, scores[:, j], counts)
-        for i in range(5):
-            rows = np.repeat(np.arange(len(truth)), counts[:, i].astype(int))
-            if truth[rows, j].any():
-                want = average_precision_score(truth[rows, j], scores[rows, j])
-                assert resampled[i] == pytest.approx(want, abs=1e-12)
-            else:
-                assert np.isnan(resampled[i])
+        want = average_precision_score(truth[:, j], scores[:, j]) if truth[:, j].any() else np.nan
+        assert got[j] == pytest.approx(want, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("n_patients", [None, 12])
+def test_bootstrap_is_scikit_learns_in_upstreams_resamples_of_patients(drawn, n_patients, monkeypatch):
+    truth, scores = drawn
+    monkeypatch.setattr(metrics, "BLOCK", 3 * len(truth))  # several blocks
+    patients = np.arange(len(truth)) if n_patients is None else np.arange(len(truth)) * 7 % n_patients
+    names = pd.unique(patients)
+    precision, area = metrics.bootstrap(truth, scores, patients.astype(str), 7)
+    assert precision.shape == area.shape == (7, truth.shape[1])
+    for i in range(7):
+        chosen = resample(np.arange(len(names)), replace=True, random_state=i)  # upstream's call
+        rows = np.concatenate([np.flatnonzero(patients == names[k]) for k in chosen])
+        for j in range(truth.shape[1]):
+            y, x = truth[rows, j], scores[rows, j]
+            assert precision[i, j] == pytest.approx(average_precision_score(y, x) if y.any() else np.nan, nan_ok=True)
+            wanted = roc_auc_score(y, x) if 0 < y.sum() < len(y) else np.nan
+            assert area[i, j] == pytest.approx(wanted, nan_ok=True)
 
 
 def test_f1_and_misses_are_scikit_learns(drawn):

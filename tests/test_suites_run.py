@@ -31,11 +31,10 @@ def run(folder, *flags):
     return json.loads((folder / "results/tiny/metrics.json").read_text())["sections"]
 
 
-def test_all_suites_reach_the_report_and_the_metrics(folder, demo_releases):
-    reports = next((demo_releases / "chexpert_plus").glob("df_chexpert_plus*.csv"))
+def test_all_suites_reach_the_report_and_the_metrics(folder):
     counts = pd.DataFrame({"finding": ["images", *LABELS], "count": [1000, *range(5, 145, 10)]})
     counts.to_csv(folder / "counts.csv", index=False)
-    sections = run(folder, "--suite", "cxr-lt", "chexbench", "subgroups", "retrieval", "--report_texts", str(reports),
+    sections = run(folder, "--suite", "cxr-lt", "chexbench", "subgroups", "retrieval",  # reports: the table of the build
                    "--cxr_lt_counts", str(folder / "counts.csv"))
     assert set(sections["cxr_lt"]["groups"]) == {"head", "medium", "tail", "average"}
     assert {"view", "binary", "single", "sets"} <= set(sections["chexbench"])
@@ -49,5 +48,21 @@ def test_all_suites_reach_the_report_and_the_metrics(folder, demo_releases):
 
 
 def test_a_suite_that_cannot_run_stops_the_command_with_one_sentence(folder):
-    with pytest.raises(UserError, match="--report_texts"):
-        run(folder, "--suite", "retrieval")
+    with pytest.raises(UserError, match="nowhere.csv does not exist"):
+        run(folder, "--suite", "retrieval", "--report_texts", str(folder / "nowhere.csv"))
+
+
+def test_labels_of_a_folder_of_images_are_joined_by_the_files_names(folder, demo_releases):
+    files = sorted((demo_releases / "chexpert_plus" / "PNG" / "train").rglob("*.png"))[:8]
+    images = folder / "mimic" / "p10"
+    images.mkdir(parents=True)
+    for i, path in enumerate(files):
+        (images / f"{i:03d}.png").symlink_to(path)
+    table = pd.DataFrame({"dicom_id": ["005", "001", "003", "002"], "Bulla": [1, 0, 1, 0], "Hilum": [0, 0, 1, 1]})
+    table.to_csv(folder / "labels.csv", index=False)
+    flags = ["--suite", "cxr-lt", "--cxr_lt_images", str(folder / "mimic"), "--cxr_lt_labels"]
+    found = run(folder, *flags, str(folder / "labels.csv"))["cxr_lt"]
+    assert found["images"] == 4 and found["per_label"]["Bulla"]["positives"] == 2
+    with pytest.raises(UserError, match="the first is '9'"):
+        table.replace("005", "9").to_csv(folder / "labels.csv", index=False)
+        run(folder, *flags, str(folder / "labels.csv"))

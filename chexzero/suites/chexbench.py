@@ -18,6 +18,7 @@ from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.questions import Maker, Question, read_questions, write_questions
 from chexzero.suites.tables import LabelledImages, join, read_description, read_labelled, read_reports
+from chexzero.wording import interval
 
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
 KEYS = ("tasks", "views", "binary", "not_diseases", "swaps", "skip")
@@ -48,11 +49,16 @@ def run(context: EvaluationContext) -> Section:
                             f"same again with --chexbench_questions.")
     section.text.append(
         "The option most similar to the image counts as the answer; ties share the credit. Intervals are 95 % Wilson "
-        "intervals, widened for patients who are asked about more than once. `Without the image` answers by the mean "
-        "of all images: what it has above chance is in the wording. The paper's figures are for its own questions.")
-    found = context.image_features(images)
-    rows = join([question.image for question in questions], "the questions", found.require_ids(), found.path)
-    credit, blind = answer(context, questions, found.features[rows], found.features.mean(0))
+        "intervals, widened for patients who are asked about more than once. Without the image, the mean of all "
+        "images answers: what it has above chance is in the wording. The paper's figures are for its own questions.")
+    ids, _ = context.image_ids(images)
+    path = context.images_path(images)
+    if ids is None:
+        raise UserError(f"{path} carries no ids, so questions cannot be joined with its images; make it with "
+                        f"`python -m data_prep build`")
+    rows = join([question.image for question in questions], "the questions", ids, path)
+    features = context.image_features(images)
+    credit, blind = answer(context, questions, features[rows], features.mean(0))
     for task in dict.fromkeys(question.task for question in questions):
         index = np.flatnonzero([question.task == task for question in questions])
         section.metrics[task] = summary([questions[i] for i in index], credit[index], blind[index])
@@ -66,7 +72,7 @@ def make_questions(context: EvaluationContext, images: str, description: dict[st
     data = read_labelled(context, images, context.option("chexbench_labels"))
     chosen = [j for j, label in enumerate(data.labels) if label not in description["not_diseases"]]
     diseases, truth = [data.labels[j].lower() for j in chosen], data.truth[:, chosen]
-    patients = data.column("patient_id", data.ids)
+    patients = data.patients()
     if (per_task := context.option("chexbench_per_task", 1000)) < 1:
         raise UserError("--chexbench_per_task must be 1 or more; choose another number")
     maker = Maker(data.ids, patients, per_task, context.seed)
@@ -129,8 +135,8 @@ def _table(results: dict[str, Any], tasks: dict[str, Any]) -> Table:
     figures = reported_figures()["chexbench"]
     rows = []
     for task, result in results.items():
-        title, paper = (tasks[task]["title"], figures[tasks[task]["paper"]][0]) if task in tasks else (task, None)
-        rows.append([title, result["questions"], *(round(100 * result[key], 1) for key in
-                     ("accuracy", "lower", "upper", "chance", "without_image")), paper])
-    return Table("Accuracy in per cent", ["task", "questions", "accuracy", "lower", "upper", "chance",
-                                          "without the image", "CheXagent (paper)"], rows)
+        title, paper = (tasks[task]["title"], figures[tasks[task]["paper"]][0] / 100) if task in tasks else (task, "")
+        rows.append([title, result["questions"], result["accuracy"], interval(result["lower"], result["upper"]),
+                     result["chance"], result["without_image"], paper])
+    return Table("Accuracy", ["task", "questions", "accuracy", "95 % interval", "chance", "without the image",
+                              "CheXagent (paper)"], rows)

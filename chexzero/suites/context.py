@@ -1,6 +1,7 @@
 """What a suite is given: the model, where the data lie, its flags, and features that are computed once a run."""
 
 import argparse
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,6 @@ import numpy as np
 
 from chexzero.data import image_ids, open_images
 from chexzero.errors import UserError
-
-
-@dataclass
-class ImageFeatures:
-    """Rows of an image file as the model sees them: `features` (N, D) float32, L2-normalised, row i being `ids[i]`.
-
-    `ids` is None for upstream's files, which carry none.
-    """
-
-    path: Path
-    ids: list[str] | None
-    features: np.ndarray
-
-    def require_ids(self) -> list[str]:
-        """The ids; `UserError` where the file has none and rows can therefore not be joined."""
-        if self.ids is None:
-            raise UserError(f"{self.path} carries no ids, so its rows cannot be joined with a table; make it with "
-                            f"`python -m data_prep build`")
-        return self.ids
 
 
 @dataclass
@@ -42,7 +24,8 @@ class EvaluationContext:
     batch_size: int = 64
     seed: int = 1234
     options: dict[str, Any] = field(default_factory=dict)
-    _images: dict[tuple, ImageFeatures] = field(default_factory=dict, repr=False)
+    _images: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)
+    _folders: dict[Path, list[Path]] = field(default_factory=dict, repr=False)
     _texts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def option(self, name: str, default: Any = None) -> Any:
@@ -51,7 +34,7 @@ class EvaluationContext:
         return default if value is None else value
 
     def images_path(self, images: str | Path) -> Path:
-        """The image file of a split (`"valid"`, `"test"`), or the file itself."""
+        """The image file of a split (`"valid"`, `"test"`), or the file or folder itself."""
         return self.data_dir / f"{images}.h5" if images in ("valid", "test") else Path(images)
 
     def manifest_path(self, images: str | Path) -> Path:
@@ -60,29 +43,59 @@ class EvaluationContext:
         beside = self.data_dir.parent / "splits" / name
         return beside if beside.is_file() and not (self.splits_dir / name).is_file() else self.splits_dir / name
 
-    def image_features(self, images: str | Path, rows: np.ndarray | None = None) -> ImageFeatures:
-        """Features of a split's images (`"valid"`, `"test"`) or of any image file; computed once a run.
+    def image_ids(self, images: str | Path) -> tuple[list[str] | None, int]:
+        """The ids of an image file (None for upstream's, which carry none) and how many images there are.
+
+        The ids of a folder of images are the files' names without their endings, as MIMIC-CXR-JPG names a `dicom_id`.
+        """
+        path = self.images_path(images)
+        if path.is_dir():
+            names = [file.stem for file in self._files(path)]
+            return names, len(names)
+        with open_images(path) as handle:
+            return image_ids(handle), len(handle["cxr"])
+
+    def image_features(self, images: str | Path, rows: np.ndarray | None = None) -> np.ndarray:
+        """Features (N, D) float32, L2-normalised, of a split's images (`"valid"`, `"test"`), of any image file or of
+        a folder of images; computed once a run.
 
         With `rows` (ascending) only these are embedded. Raises `UserError` for a file that cannot be read and for
         images the model cannot tell apart at all.
         """
-        from chexzero.inference import embed_images  # torch is only needed where something is embedded
+        from chexzero.folder import ImageFiles  # torch is only needed where something is embedded
+        from chexzero.inference import embed_images
 
         path = self.images_path(images)
         key = (path.resolve(), None if rows is None else rows.tobytes())
         if key not in self._images:
-            with open_images(path) as handle:
-                features = embed_images(self.model, handle["cxr"] if rows is None else _Rows(handle["cxr"], rows),
-                                        batch_size=self.batch_size, device=self.device,
-                                        precision=self.option("precision", "fp32"))
-                ids = image_ids(handle)
-            if rows is not None and ids is not None:
-                ids = [ids[row] for row in rows]
+            how = {"batch_size": self.batch_size, "device": self.device, "progress": sys.stderr.isatty(),
+                   "precision": self.option("precision", "fp32")}
+            if path.is_dir():
+                files = self._files(path)
+                chosen = ImageFiles(files if rows is None else [files[row] for row in rows])
+                features = embed_images(self.model, chosen, **how)
+            else:
+                with open_images(path) as handle:
+                    chosen = handle["cxr"] if rows is None else _Rows(handle["cxr"], rows)
+                    features = embed_images(self.model, chosen, **how)
             if len(features) > 1 and np.ptp(features, axis=0).max() < 1e-7:
                 raise UserError(f"{path}: the model gives every image the same features (all black, or all alike?); "
                                 f"look at the images, and make them again with `python -m data_prep build`")
-            self._images[key] = ImageFeatures(path, ids, features)
+            self._images[key] = features
         return self._images[key]
+
+    def features_of(self, images: str | Path, rows: np.ndarray) -> np.ndarray:
+        """Features of the rows `rows` in their order, which may name a row twice; only these are embedded."""
+        wanted, place = np.unique(rows, return_inverse=True)
+        _, n = self.image_ids(images)
+        return self.image_features(images, wanted if len(wanted) < n else None)[place]
+
+    def _files(self, folder: Path) -> list[Path]:
+        from chexzero.folder import images_in
+
+        if folder not in self._folders:
+            self._folders[folder] = images_in(folder)
+        return self._folders[folder]
 
     def text_features(self, texts: list[str]) -> np.ndarray:
         """Features (T, D) float32 of `texts`, L2-normalised; each distinct text is encoded once a run."""

@@ -24,18 +24,22 @@ def read_prompts(path: str | Path = PROMPTS) -> dict[str, Any]:
     for name, entry in findings.items():
         unknown = set(entry) - {"phrases", "negative"} if isinstance(entry, dict) else {"no mapping"}
         lists = [entry.get("phrases"), entry.get("negative", ["-"])] if isinstance(entry, dict) else []
-        if unknown or not all(_is_texts(texts) for texts in lists):
+        if not isinstance(name, str) or unknown or not all(_is_texts(texts) for texts in lists):
             raise UserError(f"{path}: the finding {name} must be `phrases: [text, ...]`, if wanted with "
                             f"`negative: [text, ...]`; correct it")
     for sign in ("positive", "negative"):
         templates = prompts["templates"].get(sign) if isinstance(prompts["templates"], dict) else None
-        if not _is_texts(templates) or any(_fields(template) != [""] for template in templates):
+        if not _is_texts(templates) or any(_fields(template) != [("", "", None)] for template in templates):
             raise UserError(f"{path}: templates.{sign} must be a list of texts with one {{}} each; correct it")
     for group in ("task2", "unseen", "critical"):
-        unknown = [name for name in prompts[group] or [] if name not in findings]
+        if not isinstance(prompts[group] or [], list):
+            raise UserError(f"{path}: {group} must be a list of findings; correct it")
+        unknown = [name for name in prompts[group] or [] if str(name) not in findings]
         if unknown:
             raise UserError(f"{path}: {group} names {unknown[0]!r}, which is not among the findings; correct it")
-    unknown = [f"{old}: {new}" for old, new in (prompts["aliases"] or {}).items() if new not in findings]
+    if not isinstance(prompts["aliases"] or {}, dict):
+        raise UserError(f"{path}: aliases must map other spellings to findings; correct it")
+    unknown = [f"{old}: {new}" for old, new in (prompts["aliases"] or {}).items() if str(new) not in findings]
     if unknown:
         raise UserError(f"{path}: the alias {unknown[0]!r} leads to no finding; correct it")
     return prompts
@@ -45,16 +49,22 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text.strip() for text in value)
 
 
-def _fields(template: str) -> list[str | None]:
+def _fields(template: str) -> list[tuple[str, str | None, str | None]]:
+    """Name, format and conversion of each `{}` of a template; none where its braces do not match."""
     try:
-        return [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+        return [(field, form, as_) for _, field, form, as_ in Formatter().parse(template) if field is not None]
     except ValueError:
         return []
 
 
+def spelled(name: str, prompts: dict[str, Any]) -> str:
+    """The finding that a column's name stands for, aliases resolved."""
+    return (prompts["aliases"] or {}).get(name, name)
+
+
 def canonical(columns: list[str], prompts: dict[str, Any], path: str | Path) -> list[str]:
     """The findings that `columns` name, aliases resolved; `UserError` for one the prompt file does not know."""
-    names = [(prompts["aliases"] or {}).get(column, column) for column in columns]
+    names = [spelled(column, prompts) for column in columns]
     unknown = [column for column, name in zip(columns, names, strict=True) if name not in prompts["findings"]]
     if unknown:
         raise UserError(f"{path}: the column {unknown[0]!r} is no finding of the prompt file ({len(unknown)} such "

@@ -4,11 +4,13 @@ Shapes: N rows, L labels, S resamples. Truth is 0 or 1, scores are any finite nu
 A label without a positive row has no average precision, F1 or false-negative rate: NaN, left out of every mean.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from math import comb
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
 from scipy.special import gammaln
 from scipy.stats import norm, t
 
@@ -18,43 +20,71 @@ from chexzero.statistics import BLOCK, check_arrays, resample_counts
 Floats = NDArray[np.float64]
 
 
-def weighted_average_precision(truth: NDArray[np.bool_], scores: NDArray, counts: Floats) -> Floats:
-    """Average precision of one label in every resample; rows with equal scores enter together, as in scikit-learn.
+@dataclass(frozen=True)
+class Ranking:
+    """One label's rows put in order once, for any number of resamples of the clusters (patients) they belong to.
 
-    truth, scores: (N,). counts: (N, S), how often each row counts. Returns (S,), NaN where no positive is drawn.
+    The K different scores of positive rows, falling, divide the negatives into 2 K + 1 parts: above the first score,
+    equal to it, between it and the second, ... Rows of the matrices are scores and parts, columns the C clusters, and
+    cells how many rows of the cluster lie there. A resample is a column of counts, so one product sums each part.
     """
-    order = np.argsort(-scores, kind="stable")
-    positives = order[truth[order]]
-    if len(positives) == 0:
-        return np.full(counts.shape[1], np.nan)
-    falling, of_positives = -scores[order], -scores[positives]
-    drawn = np.cumsum(counts[order], axis=0)[np.searchsorted(falling, of_positives, side="right") - 1]
-    weights = counts[positives]
-    hits = np.cumsum(weights, axis=0)
-    with np.errstate(invalid="ignore"):
-        precision = hits[np.searchsorted(of_positives, of_positives, side="right") - 1] / np.maximum(drawn, 1)
-        return (weights * precision).sum(0) / hits[-1]
+
+    positives: csr_matrix  # (K, C)
+    negatives: csr_matrix  # (2 K + 1, C)
+
+    def areas(self, counts: Floats) -> tuple[Floats, Floats]:
+        """Average precision and AUROC in each of S resamples: two (S,), NaN where a class they need is not drawn.
+
+        counts: (C, S), how often each cluster is drawn. Equal scores enter together, as in scikit-learn.
+        """
+        weights = self.positives @ counts
+        below = np.cumsum(self.negatives @ counts, axis=0)
+        before, until = below[:-1:2], below[1::2]  # negatives above each positive score, and with the equal ones
+        hits = np.cumsum(weights, axis=0)
+        drawn, absent = weights.sum(0), below[-1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision = (weights * hits / np.maximum(hits + until, 1)).sum(0) / drawn
+            area = (weights * (absent - (before + until) / 2)).sum(0) / (drawn * absent)
+        return precision, area
+
+
+def rank(truth: NDArray[np.bool_], scores: NDArray, clusters: NDArray[np.integer]) -> Ranking:
+    """Put one label's rows in order. truth, scores: (N,). clusters: (N,), whole numbers from 0: who is drawn."""
+    n_clusters = clusters.max() + 1
+    falling = np.unique(-scores[truth])
+    place = np.searchsorted(falling, -scores)
+    equal = np.append(falling, np.nan)[place] == -scores
+
+    def count(rows: NDArray[np.bool_], part: NDArray, n_parts: int) -> csr_matrix:
+        return csr_matrix((np.ones(rows.sum()), (part[rows], clusters[rows])), (n_parts, n_clusters))
+
+    return Ranking(count(truth, place, len(falling)), count(~truth, 2 * place + equal, 2 * len(falling) + 1))
 
 
 def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> Floats:
     """Average precision (area under the precision-recall steps) of each column of (N, L): (L,)."""
     truth, scores = check_arrays(y_true, y_score)
-    ones = np.ones((len(truth), 1))
-    return np.array([weighted_average_precision(truth[:, j], scores[:, j], ones)[0] for j in range(truth.shape[1])])
+    rows, once = np.arange(len(truth)), np.ones((len(truth), 1))
+    return np.array([rank(truth[:, j], scores[:, j], rows).areas(once)[0][0] for j in range(truth.shape[1])])
 
 
-def bootstrap_metric(metric: Callable[[NDArray, NDArray, Floats], Floats], y_true: ArrayLike, y_score: ArrayLike,
-                     n_samples: int = 1000) -> Floats:
-    """A weighted metric (`weighted_auroc`, `weighted_average_precision`) in upstream's resamples: (S, L)."""
+def bootstrap(y_true: ArrayLike, y_score: ArrayLike, clusters: ArrayLike, n_samples: int) -> tuple[Floats, Floats]:
+    """Average precision and AUROC of each column in upstream's resamples of the clusters: two (S, L).
+
+    y_true, y_score: (N, L). clusters: (N,), rows of one patient share a value and are drawn together; where all
+    differ, resample i draws the very rows that upstream draws.
+    """
     truth, scores = check_arrays(y_true, y_score)
-    values = np.empty((n_samples, truth.shape[1]))
+    index, names = pd.factorize(np.asarray(clusters))
+    rankings = [rank(truth[:, j], scores[:, j], index) for j in range(truth.shape[1])]
+    found = np.empty((2, n_samples, len(rankings)))
     step = max(1, min(n_samples, BLOCK // len(truth)))
     for start in range(0, n_samples, step):
         stop = min(start + step, n_samples)
-        counts = resample_counts(len(truth), stop - start, start)
-        for j in range(truth.shape[1]):
-            values[start:stop, j] = metric(truth[:, j], scores[:, j], counts)
-    return values
+        counts = resample_counts(len(names), stop - start, start)
+        for j, ranking in enumerate(rankings):
+            found[:, start:stop, j] = ranking.areas(counts)
+    return found[0], found[1]
 
 
 def confusion(y_true: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats, Floats]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from chexzero.data import image_ids, open_images
 from chexzero.errors import UserError
 from chexzero.sections import Section, Table
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.tables import join, read_description, read_reports
+from chexzero.wording import interval
 
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
 BLOCK = 4_000_000  # similarities held at a time
@@ -37,11 +37,8 @@ def run(context: EvaluationContext) -> Section:
         chosen = np.random.default_rng(context.seed).choice(n_found, description["max_pairs"], replace=False)
         ids, texts = [ids[i] for i in chosen], [texts[i] for i in chosen]
     path = context.images_path(images)
-    with open_images(path) as handle:
-        rows = join(ids, "the reports", image_ids(handle), path)
-    order = np.argsort(rows)
-    ids, texts = [ids[i] for i in order], [texts[i] for i in order]
-    features = context.image_features(images, rows[order] if len(rows) < n_found + without else None).features
+    there, _ = context.image_ids(images)
+    features = context.features_of(images, join(ids, "the reports", there, path))
     distinct, report = np.unique(texts, return_inverse=True)
     results = recall(features, context.text_features(distinct.tolist()), report, description["recall_at"])
     section = Section("retrieval", "Image to report and back")
@@ -51,9 +48,9 @@ def run(context: EvaluationContext) -> Section:
         + ". Equal reports are all hits; chance is the expected recall of a random order. Intervals are 95 % Wilson "
           "intervals, widened because images with the same report go together."]
     section.metrics = {"pairs": len(ids), "distinct_reports": len(distinct), **results}
-    section.tables.append(Table("Recall", ["direction", "k", "recall", "lower", "upper", "chance"],
-                                [[direction.replace("_", " "), int(at.rpartition("@")[2]),
-                                  *(metrics.number(part[key], 4) for key in ("recall", "lower", "upper", "chance"))]
+    section.tables.append(Table("Recall", ["direction", "k", "recall", "95 % interval", "chance"],
+                                [[direction.replace("_", " "), int(at.rpartition("@")[2]), part["recall"],
+                                  interval(part["lower"], part["upper"]), part["chance"]]
                                  for direction, parts in results.items() for at, part in parts.items()]))
     return section
 

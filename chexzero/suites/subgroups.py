@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from chexzero.errors import UserError
-from chexzero.files import read_table
 from chexzero.sections import Section, Table
 from chexzero.statistics import BLOCK, auroc, percentile_interval, weighted_auroc
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.groups import assign, read_demographics, read_groups
-from chexzero.suites.tables import labels_file, read_labelled
+from chexzero.suites.tables import LABELS_REMEDY, header, labels_file, read_labelled
+from chexzero.wording import interval, signed, signed_interval
 
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
 N_SAMPLES = 2000
@@ -52,14 +52,13 @@ def run(context: EvaluationContext) -> Section:
         prompts = [context.text_features([form.format(label) for label in data.labels]) for form in PROMPTS]
         return pair_probabilities(features, *prompts)
 
-    probability = predict(data.features)
-    thresholds, where = metrics.best_f1_thresholds(data.truth, probability), "these images, pooled over the groups"
+    chosen_on, where = data, "these images, pooled over the groups"
     path = labels_file(context, "valid")
-    if images != "valid" and path.is_file() and set(data.labels) <= set(read_table(path).columns):
-        valid = read_labelled(context, "valid", path, data.labels)
-        thresholds, where = metrics.best_f1_thresholds(valid.truth, predict(valid.features)), "the validation set"
-    results = compare(data.truth, probability, thresholds, data.labels, groups,
-                      data.column("patient_id", data.ids), description["min_cases"], context.seed)
+    if images != "valid" and path.is_file() and set(data.labels) <= set(header(path, LABELS_REMEDY)):
+        chosen_on, where = read_labelled(context, "valid", path, data.labels), "the validation set"
+    thresholds = metrics.best_f1_thresholds(chosen_on.truth, predict(chosen_on.features))
+    results = compare(data.truth, predict(data.features), thresholds, data.labels, groups, data.patients(),
+                      description["min_cases"], context.seed)
     section = _section(results, description["min_cases"])
     section.text += [f"{len(data.ids)} images of {data.path.name}; thresholds have the best F1 on {where}.", *notes]
     return section
@@ -177,6 +176,8 @@ def _section(results: dict[str, dict[str, Any]], min_cases: int) -> Section:
         f"Each group against the largest of its attribute, by {N_SAMPLES:,} resamples of patients with replacement, "
         "both classes weighing the same (so F1 does not follow prevalence). An interval holds for all comparisons "
         "of its attribute and label together, and is widened for small groups (Hesterberg 2015).",
+        f"A group with fewer than {min_cases} patients with the finding, or without it, says nothing and is not "
+        "compared.",
         f"{found} of {len(families)} comparisons (attribute, label, metric) have a gap whose interval leaves out 0; "
         f"if there were none at all, about {ALPHA * len(families):.1f} would."]
     for attribute, labels in results.items():
@@ -187,21 +188,23 @@ def _section(results: dict[str, dict[str, Any]], min_cases: int) -> Section:
 
 
 def _groups_table(attribute: str, labels: dict[str, Any], min_cases: int) -> Table:
-    rows = [[label, name, figures["images"], figures["positives"],
-             *(metrics.number(figures.get(key, math.nan), 3) for key in
-               ("auroc", "auroc_lower", "auroc_upper", "f1", "f1_lower", "f1_upper")),
-             "" if figures["enough"] else f"fewer than {min_cases} patients with or without: says nothing"]
+    def value(figures: dict[str, Any], metric: str) -> list[Any]:
+        span = interval(figures[f"{metric}_lower"], figures[f"{metric}_upper"]) if figures["enough"] else ""
+        return [metrics.number(figures[metric]), span]
+
+    rows = [[label, name, figures["images"], figures["positives"], *value(figures, "auroc"), *value(figures, "f1"),
+             "" if figures["enough"] else f"under {min_cases} cases: says nothing"]
             for label, entry in labels.items() for name, figures in entry["groups"].items()]
-    return Table(f"By {attribute}", ["label", "group", "images", "positives", "AUROC", "lower", "upper",
-                                     "balanced F1", "lower", "upper", "warning"], rows)
+    return Table(f"By {attribute}", ["label", "group", "images", "positives", "AUROC", "95 % interval (AUROC)",
+                                     "balanced F1", "95 % interval (F1)", "warning"], rows)
 
 
 def _gaps_table(attribute: str, labels: dict[str, Any]) -> Table:
-    rows = [[label, f"{name} less {entry['reference']}", metric, *(metrics.number(gap[key], 3) for key in
-             ("gap", "lower", "upper")), "gap" if gap["found"] else ""]
+    rows = [[label, f"{name} less {entry['reference']}", metric, signed(gap["gap"]),
+             signed_interval(gap["lower"], gap["upper"]), "gap" if gap["found"] else ""]
             for label, entry in labels.items() for name, pair in entry["gaps"].items()
             for metric, gap in (("AUROC", pair["auroc"]), ("balanced F1", pair["f1"]))]
-    return Table(f"Gaps by {attribute}", ["label", "groups", "metric", "gap", "lower", "upper", "found"], rows)
+    return Table(f"Gaps by {attribute}", ["label", "groups", "metric", "gap", "interval", "found"], rows)
 
 
 def _plain(value: Any) -> Any:

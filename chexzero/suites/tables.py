@@ -1,7 +1,10 @@
 """What the suites read beside the images: labels, manifests, reports and their own description files."""
 
+import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from chexzero.data import open_images, read_labels
+from chexzero.data import read_build, read_labels
 from chexzero.errors import UserError
 from chexzero.files import read_table, require_file
 from chexzero.suites.context import EvaluationContext
@@ -19,12 +22,14 @@ ID_COLUMNS = ("id", "patient_id", "study_id", "view", "source", "split", "filena
               "ap_pa", "dicom_id", "subject_id", "fpath", "path", "StudyDate", "StudyTime", "ViewPosition",
               "ViewCodeSequence_CodeMeaning", "Path", "Study", "Sex", "Age", "Frontal/Lateral", "AP/PA")
 
+LABELS_REMEDY = "name a CSV that has one 0/1 column a label"
+
 
 def read_description(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
     """Read a suite's YAML description, sure that it is a mapping with exactly the keys `keys` (`about` apart)."""
     path = require_file(path, "name a description file like those in chexzero/suites")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(values, dict):
@@ -35,6 +40,16 @@ def read_description(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
         wrong = f"lacks {', '.join(missing)}" if missing else f"has the unknown key {', '.join(unknown)}"
         raise UserError(f"{path} {wrong} (keys: {', '.join(keys)}); correct it")
     return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML as usual, but a key that stands twice is a mistake and does not silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if double := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{double[0]!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def join(wanted: Sequence[str], wanted_in: str | Path, there: Sequence[str], there_in: str | Path) -> np.ndarray:
@@ -56,16 +71,28 @@ def join(wanted: Sequence[str], wanted_in: str | Path, there: Sequence[str], the
 class LabelledImages:
     """Images with labels: row i of `features` (N, D), `truth` (N, L) and `table` is the image `ids[i]`."""
 
+    context: EvaluationContext
+    images: str | Path
+    rows: np.ndarray  # row i is the image file's row rows[i]
     ids: list[str]
-    features: np.ndarray
     truth: np.ndarray
     labels: list[str]
     table: pd.DataFrame
     path: Path
 
+    @cached_property
+    def features(self) -> np.ndarray:
+        """The images are embedded when this is first read: by then every table of the suite has been checked."""
+        return self.context.features_of(self.images, self.rows)
+
     def column(self, name: str, default: Sequence[str]) -> np.ndarray:
-        """A column of the label table as strings, or `default` where the table has none."""
-        return np.asarray(self.table.get(name, default), dtype=str)
+        """A column of the label table as strings, `default` where the table has none or a blank."""
+        values = self.table[name] if name in self.table else pd.Series(default, dtype=object)
+        return np.where(values.isna(), np.asarray(default, dtype=object), values.to_numpy()).astype(str)
+
+    def patients(self) -> np.ndarray:
+        """Who each image is of (`patient_id`, or MIMIC's `subject_id`); its own id where nobody is named."""
+        return self.column("patient_id" if "patient_id" in self.table else "subject_id", self.ids)
 
 
 def labels_file(context: EvaluationContext, images: str | Path, given: str | Path | None = None) -> Path:
@@ -74,61 +101,92 @@ def labels_file(context: EvaluationContext, images: str | Path, given: str | Pat
     return Path(given) if given else path.with_name(f"{path.stem}_labels.csv")
 
 
-def read_labelled(context: EvaluationContext, images: str | Path, labels_path: str | Path | None = None,
-                  labels: Sequence[str] | None = None) -> LabelledImages:
-    """Embed an image file and join its label CSV by id (`id`, or MIMIC's `dicom_id`).
+def header(path: str | Path, remedy: str) -> list[str]:
+    """The column names of a CSV, without reading its rows; `UserError` for a name that stands there twice."""
+    path = require_file(path, remedy)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            names = next(csv.reader(handle), [])
+    except (UnicodeDecodeError, csv.Error):
+        return list(read_table(path, remedy=remedy).columns)  # which says what is wrong
+    if double := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path} has two columns {double[0]!r}; remove one of them")
+    return names
 
-    images: `"valid"`, `"test"` or an image file. labels_path: by default `<images>_labels.csv` beside the images.
-    labels: the columns to read; by default every column that does not name a row. Files without ids (upstream's)
-    are joined by position when both have as many rows.
-    """
-    path = labels_file(context, images, labels_path)
-    if labels is None:
-        labels = [name for name in read_table(path, remedy="name a CSV that has one 0/1 column a label").columns
-                  if name not in ID_COLUMNS]
+
+def label_columns(path: str | Path) -> list[str]:
+    """The columns of a label CSV that do not name a row; `UserError` where there is none."""
+    labels = [name for name in header(path, LABELS_REMEDY) if name not in ID_COLUMNS]
     if not labels:
         raise UserError(f"{path} has no label columns; name a CSV that has one 0/1 column a finding")
-    table, truth = read_labels(path, list(labels))
+    return labels
+
+
+def read_labelled(context: EvaluationContext, images: str | Path, labels_path: str | Path | None = None,
+                  labels: Sequence[str] | None = None) -> LabelledImages:
+    """Join the label CSV of an image file by id (`id`, or MIMIC's `dicom_id`).
+
+    images: `"valid"`, `"test"`, an image file or a folder of images. labels_path: by default `<images>_labels.csv`
+    beside the images. labels: the columns to read; by default every column that does not name a row. Images without
+    ids (upstream's files) are joined by position when there are as many rows.
+    """
+    path = labels_file(context, images, labels_path)
+    labels = label_columns(path) if labels is None else list(labels)
+    table, truth = read_labels(path, labels)
     if len(table) == 0:
         raise UserError(f"{path} has no rows; name a CSV with at least one labelled image")
-    found = context.image_features(images)
+    there, n_there = context.image_ids(images)
+    there_in = context.images_path(images)
     key = next((name for name in ("id", "dicom_id") if name in table), None)
-    if found.ids is None or key is None:
-        if len(table) != len(found.features):
-            raise UserError(f"{path} has {len(table)} rows but {found.path} has {len(found.features)} images, and "
-                            f"without ids in both they cannot be joined; name the files that belong together")
-        rows, ids = np.arange(len(table)), found.ids or [f"row {i + 1}" for i in range(len(table))]
+    if there is None:
+        if len(table) != n_there:
+            raise UserError(f"{path} has {len(table)} rows but {there_in} has {n_there} images, and without ids in "
+                            f"both they cannot be joined; name the files that belong together")
+        ids = table[key].fillna("").tolist() if key else [f"row {i + 1}" for i in range(n_there)]
+        rows = np.arange(n_there)
+    elif key is None:
+        raise UserError(f"{path} has no column id (or dicom_id), so its rows cannot be joined with {there_in}, which "
+                        f"carries ids; add the column, or name labels that `python -m data_prep build` made")
     else:
-        ids = table[key].astype(str).tolist()
-        rows = join(ids, path, found.ids, found.path)
-    return LabelledImages(ids, found.features[rows], truth, list(labels), table, path)
+        ids = table[key].fillna("").tolist()
+        if double := next((name for name, n in Counter(ids).items() if n > 1), None):
+            raise UserError(f"{path} has the {key} {double!r} twice; leave one of the rows out")
+        rows = join(ids, path, there, there_in)
+    return LabelledImages(context, images, rows, ids, truth, labels, table, path)
 
 
 def read_reports(context: EvaluationContext, images: str | Path) -> tuple[list[str], list[str], int]:
     """The reports of `--report_texts` that belong to an image file (or `"valid"`, `"test"`).
 
     Takes a CSV with `id, impression` (as `data_prep` writes) or CheXpert-Plus's own table with `path_to_image,
-    section_impression`. Returns the ids, their texts, and how many of the images have no text.
+    section_impression`; by default the CheXpert-Plus table that the data were built from, where it still is. Returns
+    the ids, their texts, and how many of the images have no text.
     """
-    if not (texts_path := context.option("report_texts")):
+    texts_path = context.option("report_texts") or _table_of_the_build(context)
+    if not texts_path:
         raise UserError("this needs reports of images that were not trained on: name a CSV with the columns id and "
                         "impression, or CheXpert-Plus's own table, with --report_texts")
-    images = context.images_path(images)
-    header = read_table(texts_path, remedy="name a CSV with the columns id and impression").columns
-    plus = "path_to_image" in header
+    (ids, _), path = context.image_ids(images), context.images_path(images)
+    if ids is None:
+        raise UserError(f"{path} carries no ids, so reports cannot be joined; make it with `python -m data_prep "
+                        f"build`")
+    plus = "path_to_image" in header(texts_path, "name a CSV with the columns id and impression")
     columns = ["path_to_image", "section_impression"] if plus else ["id", "impression"]
     table = read_table(texts_path, columns, all_columns=False, remedy="name a CSV with these columns")
     names = table[columns[0]].fillna("")
     if plus:
-        names = [f"chexpert_plus/{name.rsplit('.', 1)[0]}" for name in names]
+        names = names.map(lambda name: f"chexpert_plus/{name.rsplit('.', 1)[0]}")
+    wanted = set(ids)
+    if double := next((name for name, n in Counter(names).items() if n > 1 and name in wanted), None):
+        raise UserError(f"{texts_path} has two reports of the image {double!r}; leave one of the rows out")
     texts = dict(zip(names, table[columns[1]].fillna("").str.split().str.join(" "), strict=True))
-    with open_images(images) as handle:
-        if "id" not in handle:
-            raise UserError(f"{images} carries no ids, so reports cannot be joined; make it with "
-                            f"`python -m data_prep build`")
-        ids = [value.decode() for value in handle["id"][:]]
     kept = [name for name in ids if texts.get(name)]
     if not kept:
-        raise UserError(f"none of the {len(ids)} images of {images} has a report in {texts_path} (the first id is "
+        raise UserError(f"none of the {len(ids)} images of {path} has a report in {texts_path} (the first id is "
                         f"{ids[0]!r}); name the reports that belong to these images with --report_texts")
     return kept, [texts[name] for name in kept], len(ids) - len(kept)
+
+
+def _table_of_the_build(context: EvaluationContext) -> Path | None:
+    path = Path(read_build(context.data_dir).get("inputs", {}).get("chexpert_plus_csv", {}).get("path", ""))
+    return path if path.is_file() else None
