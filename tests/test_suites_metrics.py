@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score, recall_score, roc
 from sklearn.utils import resample
 
 from chexzero.suites import metrics
+from chexzero.suites.cxr_lt import score
 from chexzero.suites.retrieval import ranks_of_images, ranks_of_reports
 
 
@@ -46,6 +47,16 @@ def test_bootstrap_is_scikit_learns_in_upstreams_resamples_of_patients(drawn, n_
             assert precision[i, j] == pytest.approx(average_precision_score(y, x) if y.any() else np.nan, nan_ok=True)
             wanted = roc_auc_score(y, x) if 0 < y.sum() < len(y) else np.nan
             assert area[i, j] == pytest.approx(wanted, nan_ok=True)
+
+
+def test_intervals_of_random_scores_hold_chance():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(60):
+        truth, scores = (rng.random((100, 40)) < 0.15).astype(float), rng.random((100, 40))
+        scored = score(truth, scores, np.full(40, 0.5), np.arange(100), 200)
+        lower, upper, chance = scored.intervals(np.arange(40))["mAP"]
+        held += lower <= chance <= upper
+    assert held >= 54  # the bootstrap's plain percentiles hold it in 0.6 of the draws
 
 
 def test_f1_and_misses_are_scikit_learns(drawn):

@@ -34,8 +34,8 @@ def run(folder, *flags):
 def test_all_suites_reach_the_report_and_the_metrics(folder):
     counts = pd.DataFrame({"finding": ["images", *LABELS], "count": [1000, *range(5, 145, 10)]})
     counts.to_csv(folder / "counts.csv", index=False)
-    sections = run(folder, "--suite", "cxr-lt", "chexbench", "subgroups", "retrieval",  # reports: the table of the build
-                   "--cxr_lt_counts", str(folder / "counts.csv"))
+    sections = run(folder, "--suite", "cxr-lt", "chexbench", "subgroups", "retrieval",
+                   "--cxr_lt_counts", str(folder / "counts.csv"))  # the reports are in the table of the build
     assert set(sections["cxr_lt"]["groups"]) == {"head", "medium", "tail", "average"}
     assert {"view", "binary", "single", "sets"} <= set(sections["chexbench"])
     assert set(sections["subgroups"]["attributes"]) == {"sex", "race", "age (65)", "age (bands)"}

@@ -135,7 +135,9 @@ def _table(results: dict[str, Any], tasks: dict[str, Any]) -> Table:
     figures = reported_figures()["chexbench"]
     rows = []
     for task, result in results.items():
-        title, paper = (tasks[task]["title"], figures[tasks[task]["paper"]][0] / 100) if task in tasks else (task, "")
+        title, paper = task, ""
+        if task in tasks:
+            title, paper = tasks[task]["title"], round(figures[tasks[task]["paper"]][0] / 100, 3)
         rows.append([title, result["questions"], result["accuracy"], interval(result["lower"], result["upper"]),
                      result["chance"], result["without_image"], paper])
     return Table("Accuracy", ["task", "questions", "accuracy", "95 % interval", "chance", "without the image",

@@ -181,30 +181,33 @@ def _section(results: dict[str, dict[str, Any]], min_cases: int) -> Section:
         f"{found} of {len(families)} comparisons (attribute, label, metric) have a gap whose interval leaves out 0; "
         f"if there were none at all, about {ALPHA * len(families):.1f} would."]
     for attribute, labels in results.items():
-        section.tables += [_groups_table(attribute, labels, min_cases), _gaps_table(attribute, labels)]
+        section.tables += [_groups_table(attribute, labels), _gaps_table(attribute, labels)]
     section.tables = [table for table in section.tables if table.rows]
     section.metrics = {"families": len(families), "found": found, "attributes": _plain(results)}
     return section
 
 
-def _groups_table(attribute: str, labels: dict[str, Any], min_cases: int) -> Table:
+def _groups_table(attribute: str, labels: dict[str, Any]) -> Table:
     def value(figures: dict[str, Any], metric: str) -> list[Any]:
         span = interval(figures[f"{metric}_lower"], figures[f"{metric}_upper"]) if figures["enough"] else ""
         return [metrics.number(figures[metric]), span]
 
     rows = [[label, name, figures["images"], figures["positives"], *value(figures, "auroc"), *value(figures, "f1"),
-             "" if figures["enough"] else f"under {min_cases} cases: says nothing"]
+             "" if figures["enough"] else "says nothing"]
             for label, entry in labels.items() for name, figures in entry["groups"].items()]
     return Table(f"By {attribute}", ["label", "group", "images", "positives", "AUROC", "95 % interval (AUROC)",
                                      "balanced F1", "95 % interval (F1)", "warning"], rows)
 
 
 def _gaps_table(attribute: str, labels: dict[str, Any]) -> Table:
-    rows = [[label, f"{name} less {entry['reference']}", metric, signed(gap["gap"]),
-             signed_interval(gap["lower"], gap["upper"]), "gap" if gap["found"] else ""]
-            for label, entry in labels.items() for name, pair in entry["gaps"].items()
-            for metric, gap in (("AUROC", pair["auroc"]), ("balanced F1", pair["f1"]))]
-    return Table(f"Gaps by {attribute}", ["label", "groups", "metric", "gap", "interval", "found"], rows)
+    names = {"auroc": "AUROC", "f1": "F1"}
+    rows = [[label, f"{name} less {entry['reference']}",
+             *(cell for gap in pair.values() for cell in (signed(gap["gap"]),
+                                                          signed_interval(gap["lower"], gap["upper"]))),
+             ", ".join(names[metric] for metric, gap in pair.items() if gap["found"])]
+            for label, entry in labels.items() for name, pair in entry["gaps"].items()]
+    return Table(f"Gaps by {attribute}", ["label", "groups", "AUROC", "interval (AUROC)", "balanced F1",
+                                          "interval (F1)", "gap in"], rows)
 
 
 def _plain(value: Any) -> Any:
