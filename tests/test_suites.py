@@ -54,6 +54,8 @@ def test_a_model_that_knows_reaches_1(corpus, suite):
         assert section.metrics["critical_FNR"] == 0
     if suite == "chexbench":
         assert set(values) == {"view", "binary", "single", "sets", "reasoning"}
+        by_view = section.metrics["view"]["by_view"]
+        assert [part["accuracy"] for part in by_view.values()] == [1, 1, 1]
     if suite == "subgroups":
         assert section.metrics["found"] == 0
         assert all(group["f1"] == 1 for labels in section.metrics["attributes"].values()

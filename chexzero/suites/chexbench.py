@@ -27,7 +27,7 @@ KEYS = ("tasks", "views", "binary", "not_diseases", "swaps", "skip")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this suite."""
     group = parser.add_argument_group("suite chexbench")
-    file_flag(group, "chexbench_images", "images to ask about (.h5; default: the validation set, with laterals)")
+    file_flag(group, "chexbench_images", "images to ask about (.h5 or a folder; default: the validation set)")
     file_flag(group, "chexbench_labels", "their labels (default: <images>_labels.csv)")
     file_flag(group, "chexbench_questions", "ask the questions of this file instead of making new ones")
     group.add_argument("--chexbench_per_task", type=int, default=1000, metavar="N", help="most questions a task")
@@ -63,6 +63,13 @@ def run(context: EvaluationContext) -> Section:
         index = np.flatnonzero([question.task == task for question in questions])
         section.metrics[task] = summary([questions[i] for i in index], credit[index], blind[index])
     section.tables.append(_table(section.metrics, description["tasks"]))
+    if "view" in section.metrics:
+        by_view = {text: {"questions": len(rows), "accuracy": metrics.number(credit[rows].mean())}
+                   for text in description["views"].values() if len(rows := np.flatnonzero([
+                       q.task == "view" and q.options[q.answer] == text for q in questions]))}
+        section.metrics["view"]["by_view"] = by_view
+        section.tables.append(Table("View classification by the image's view", ["view", "questions", "accuracy"],
+                                    [[text, *values.values()] for text, values in by_view.items()]))
     return section
 
 

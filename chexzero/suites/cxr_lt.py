@@ -47,10 +47,10 @@ MEANS = {"mAP": "average precision (mAP)", "mAUROC": "AUROC (mAUROC)", "mF1": "F
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this suite."""
     group = parser.add_argument_group("suite cxr-lt")
-    file_flag(group, "cxr_lt_images", "images to score (.h5; default: the test set)")
+    file_flag(group, "cxr_lt_images", "images to score (.h5 or a folder; default: the test set)")
     file_flag(group, "cxr_lt_labels", "their labels, one 0/1 column a finding (default: <images>_labels.csv)")
-    file_flag(group, "cxr_lt_valid_images", "images that thresholds are chosen on (default: the validation set)")
-    file_flag(group, "cxr_lt_valid_labels", "their labels; must have the same findings")
+    file_flag(group, "cxr_lt_valid_images", "images to choose thresholds on (default: the validation set)")
+    file_flag(group, "cxr_lt_valid_labels", "their labels; a finding they lack gets no threshold")
     file_flag(group, "cxr_lt_counts", "CSV with finding,count of the training set, and a row `images` with its size")
     file_flag(group, "cxr_lt_prompts", "YAML file of findings and phrases (default: the 45 of CXR-LT 2024)")
 

@@ -24,7 +24,7 @@ BLOCK = 4_000_000  # similarities held at a time
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this suite."""
     group = parser.add_argument_group("suite retrieval")
-    file_flag(group, "retrieval_images", "images to pair with --report_texts (.h5; default: the validation set)")
+    file_flag(group, "retrieval_images", "images to pair with reports (.h5 or a folder; default: the validation set)")
 
 
 def run(context: EvaluationContext) -> Section:

@@ -29,7 +29,7 @@ PROMPTS = ("{}", "no {}")  # upstream's pair
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this suite."""
     group = parser.add_argument_group("suite subgroups")
-    file_flag(group, "subgroups_images", "images to score (.h5; default: the validation set)")
+    file_flag(group, "subgroups_images", "images to score (.h5 or a folder; default: the validation set)")
     file_flag(group, "subgroups_labels", "their labels (default: <images>_labels.csv)")
     file_flag(group, "subgroups_manifest", "manifest with id, sex, age, race (default: the images' one in splits/)")
     group.add_argument("--subgroups_findings", nargs="+", metavar="LABEL", help="labels to compare (default: all)")
@@ -176,8 +176,8 @@ def _section(results: dict[str, dict[str, Any]], min_cases: int) -> Section:
         f"Each group against the largest of its attribute, by {N_SAMPLES:,} resamples of patients with replacement, "
         "both classes weighing the same (so F1 does not follow prevalence). An interval holds for all comparisons "
         "of its attribute and label together, and is widened for small groups (Hesterberg 2015).",
-        f"A group with fewer than {min_cases} patients with the finding, or without it, says nothing and is not "
-        "compared.",
+        f"A group with fewer than {min_cases} patients with the finding, or without it, is too few to say "
+        "anything and is not compared.",
         f"{found} of {len(families)} comparisons (attribute, label, metric) have a gap whose interval leaves out 0; "
         f"if there were none at all, about {ALPHA * len(families):.1f} would."]
     for attribute, labels in results.items():
@@ -193,7 +193,7 @@ def _groups_table(attribute: str, labels: dict[str, Any]) -> Table:
         return [metrics.number(figures[metric]), span]
 
     rows = [[label, name, figures["images"], figures["positives"], *value(figures, "auroc"), *value(figures, "f1"),
-             "" if figures["enough"] else "says nothing"]
+             "" if figures["enough"] else "too few"]
             for label, entry in labels.items() for name, figures in entry["groups"].items()]
     return Table(f"By {attribute}", ["label", "group", "images", "positives", "AUROC", "95 % interval (AUROC)",
                                      "balanced F1", "95 % interval (F1)", "warning"], rows)
