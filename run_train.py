@@ -35,22 +35,33 @@ log = logging.getLogger(__name__)
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cxr_filepath", default="data/cxr.h5", help="training images")
-    parser.add_argument("--txt_filepath", help="training reports (default: impressions.csv beside the images, or "
-                                               "upstream's mimic_impressions.csv where that alone exists)")
-    parser.add_argument("--batch_size", type=int, default=16, help="pairs a step, over all processes")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--save_interval", type=int, default=100,
-                        help="steps between checkpoints (0: only validated ones)")
-    parser.add_argument("--log_interval", type=int, default=10, help="steps between rows of train_log.csv")
-    parser.add_argument("--save_dir", default="checkpoints/", help="where the runs' folders are")
-    parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd", help="SGD with momentum, or AdamW")
-    parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--context_length", type=int, default=77)
-    parser.add_argument("--random_init", action="store_true", help="train from nothing: ViT-B/16 at 320 pixels")
-    parser.add_argument("--model_name", default="pt-imp", help="name of the run's folder")
+    upstream = parser.add_argument_group("CheXzero's flags and defaults")
+    upstream.add_argument("--cxr_filepath", default="data/cxr.h5", metavar="FILE",
+                          help="training images (default: %(default)s)")
+    upstream.add_argument("--txt_filepath", metavar="FILE",
+                          help="training reports (default: impressions.csv beside the images, or upstream's "
+                               "mimic_impressions.csv where that alone exists)")
+    upstream.add_argument("--batch_size", type=int, default=16, metavar="N",
+                          help="pairs a step, over all processes (default: %(default)s)")
+    upstream.add_argument("--epochs", type=int, default=4, metavar="N",
+                          help="passes over the training pairs (default: %(default)s)")
+    upstream.add_argument("--lr", type=float, default=1e-4, help="learning rate (default: %(default)s)")
+    upstream.add_argument("--save_interval", type=int, default=100, metavar="STEPS",
+                          help="steps between checkpoints; 0: only validated ones (default: %(default)s)")
+    upstream.add_argument("--log_interval", type=int, default=10, metavar="STEPS",
+                          help="steps between rows of train_log.csv (default: %(default)s)")
+    upstream.add_argument("--save_dir", default="checkpoints/", metavar="DIR",
+                          help="where the runs' folders are (default: %(default)s)")
+    upstream.add_argument("--seed", type=int, default=1234,
+                          help="of the new weights and of the order of the pairs (default: %(default)s)")
+    upstream.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd",
+                          help="SGD with momentum, or AdamW (default: %(default)s)")
+    upstream.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
+    upstream.add_argument("--context_length", type=int, default=77, metavar="TOKENS",
+                          help="longer reports are cut (default: %(default)s)")
+    upstream.add_argument("--random_init", action="store_true", help="train from nothing: ViT-B/16 at 320 pixels")
+    upstream.add_argument("--model_name", default="pt-imp", metavar="NAME",
+                          help="name of the run's folder (default: %(default)s)")
     add_model_arguments(parser)
     add_training_arguments(parser)
     finetune.add_arguments(parser)

@@ -44,7 +44,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = parser.add_argument_group("what is evaluated")
     what.add_argument("--run", metavar="DIR",
                       help="a run's folder, checkpoints/<model_name>: its selected checkpoint")
-    what.add_argument("--checkpoint", nargs="+", metavar="FILE", help="these instead; several are an ensemble")
+    what.add_argument("--checkpoint", nargs="+", metavar="FILE",
+                      help="these instead: files, or folders of exported models; several are an ensemble")
     what.add_argument("--ensemble", nargs="+", metavar=("top", "K"),
                       help="the K best checkpoints of the run by validation")
     what.add_argument("--data", metavar="DIR",
@@ -72,7 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     report.add_argument("--suite", nargs="+", default=[], choices=["chexpert", *SUITES],
                         help="evaluations beside the 14 labels")
     folder = parser.add_argument_group("a folder of images instead of the evaluation")
-    folder.add_argument("--images", metavar="FOLDER", help="PNG or JPEG images to predict")
+    folder.add_argument("--images", metavar="FOLDER", help="PNG, JPEG or DICOM images to predict")
     folder.add_argument("--labels", nargs="+", metavar="FINDING",
                         help="any findings to look for (default: the 14 labels)")
     how = parser.add_argument_group("how it is computed")

@@ -18,9 +18,13 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, sorted by path as upstream sorts its ensemble."""
+    """The checkpoints in a folder, sorted by path as upstream sorts its ensemble; an exported model is one."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name one that holds checkpoints (.pt) with --baseline")
+    from chexzero.foreign import is_model_folder  # imports torch
+
+    if is_model_folder(folder):
+        return [folder]
     found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if not found:
         raise UserError(f"{folder} holds no checkpoint ({', '.join(SUFFIXES)}); put CheXzero's released .pt files "

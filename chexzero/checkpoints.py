@@ -17,7 +17,8 @@ from chexzero.model import CLIP, OPENAI_EXTRAS, build_model, count_blocks
 
 log = logging.getLogger(__name__)
 
-REMEDY = "name a CheXzero, CLIP or DINOv3-CheXzero checkpoint (.pt or .safetensors)"
+REMEDY = ("name a checkpoint of CheXzero, CLIP or this project (.pt, .safetensors), or the folder of a transformers "
+          "or open_clip model")
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -74,7 +75,7 @@ def describe(state: Mapping[str, torch.Tensor]) -> str:
     if "visual.layer1.0.conv1.weight" in state:
         return f"a CLIP ResNet {text}"
     if any(key.startswith("text_model.") for key in state):
-        return "a CLIP of Hugging Face's transformers, whose keys have other names"
+        return "a CLIP of Hugging Face's transformers, which is read from its folder (with config.json)"
     if any(key.startswith(("vision_tower.", "text.", "visual.")) for key in state):
         return f"another model with an image tower, {text}"
     if "cls_token" in state or "embeddings.cls_token" in state:

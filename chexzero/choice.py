@@ -29,7 +29,7 @@ def choose(args: argparse.Namespace) -> Choice:
     if args.checkpoint and args.ensemble:
         raise UserError("--checkpoint and --ensemble exclude each other; leave one out")
     if args.checkpoint:
-        checkpoints = sorted(require_file(path, REMEDY) for path in args.checkpoint)
+        checkpoints = sorted(_existing(Path(path)) for path in args.checkpoint)
         what = checkpoints[0].name if len(checkpoints) == 1 else f"The ensemble of {len(checkpoints)} checkpoints"
         reason = f"{what} was named with --checkpoint; how it was selected is not on record."
         step = step_of(checkpoints[0]) if len(checkpoints) == 1 else None
@@ -50,6 +50,11 @@ def choose(args: argparse.Namespace) -> Choice:
         selected |= {"checkpoint": run.checkpoint_of(step).name if run and step is not None else checkpoints[0].name,
                      "ensemble": [path.name for path in checkpoints]}
     return Choice(safe_name(name, "name of the run"), run, checkpoints, selected)
+
+
+def _existing(path: Path) -> Path:
+    """A checkpoint is a file, or the folder of an exported model; whether it is one shows when it is loaded."""
+    return path if path.is_dir() else require_file(path, REMEDY)
 
 
 def ensemble_size(words: Sequence[str]) -> int:

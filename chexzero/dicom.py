@@ -5,6 +5,7 @@ import io
 import numpy as np
 
 INSTALL = "DICOM files need pydicom; install it with `pip install .[dicom]`"
+DECODERS = "for JPEG, JPEG-LS and JPEG 2000 install `pylibjpeg[all]` or `python-gdcm`"
 
 
 def is_dicom(data: bytes) -> bool:
@@ -27,7 +28,9 @@ def decode_dicom(data: bytes) -> np.ndarray:
         dataset = pydicom.dcmread(io.BytesIO(data))
         pixels = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(np.float32)
     except Exception as error:  # pydicom's plugins have exceptions of their own
-        raise ValueError(f"the DICOM file cannot be decoded ({str(error).splitlines()[0][:200]})") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"the DICOM file cannot be decoded ({why})"
+                         + (f"; {DECODERS}" if "plugins" in why else "")) from error
     if pixels.ndim != 2:
         raise ValueError(f"the DICOM file has pixels of shape {pixels.shape}; one grey frame is needed")
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":

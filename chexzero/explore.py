@@ -6,6 +6,7 @@ Flask serves it on the loopback address only; images stay in memory and nothing 
 import argparse
 import base64
 import importlib.util
+import io
 import logging
 import secrets
 import threading
@@ -16,14 +17,15 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from flask import Flask, jsonify, render_template, request
+from flask import Flask, Request, abort, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import make_server
 
 from chexzero.checkpoints import load_model
 from chexzero.data import read_build
-from chexzero.errors import UserError, run_command
+from chexzero.errors import EXIT_CODES, UserError, run_command
 from chexzero.files import read_table
+from chexzero.folder import UNREADABLE, reason
 from chexzero.heatmap import patch_similarity
 from chexzero.images import prepare
 from chexzero.inference import embed_images, embed_texts, pair_probabilities
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 MAX_UPLOAD = 256 * 2**20  # bytes; a 16-bit PNG of 50 megapixels has at most 100 MiB of pixels
+TOO_LARGE = f"the file is too large; choose one of at most {MAX_UPLOAD >> 20} MiB"
 MAX_LABELS = 50
 MAX_LABEL_LENGTH = 200
 N_NEAREST = 5
@@ -57,8 +60,8 @@ class Explorer:
         """Probabilities, heat maps and nearest reports for one image file's bytes."""
         try:
             image = prepare_pixels(decode(data))
-        except ValueError as error:
-            raise UserError(f"{filename}: {error}; choose a radiograph as PNG, JPEG or DICOM") from error
+        except UNREADABLE as error:
+            raise UserError(f"{filename}: {reason(error)}; choose a radiograph as PNG, JPEG or DICOM") from error
         with self.lock:
             features = embed_images(self.model, image[None])
             texts = embed_texts(self.model, labels + [f"no {label}" for label in labels])
@@ -88,19 +91,33 @@ def parse_labels(text: str) -> list[str]:
     return labels
 
 
+class _InMemory(Request):
+    """An upload never touches the disk (Flask would put a large one into a temporary file)."""
+
+    def _get_file_stream(self, *_: object, **__: object) -> io.BytesIO:
+        return io.BytesIO()
+
+
 def create_app(explorer: Explorer) -> Flask:
     """The page (`GET /`) and its one service (`POST /analyse`); nothing else is served."""
     app = Flask(__name__, static_folder=None, template_folder="templates")
+    app.request_class = _InMemory
     app.config.update(MAX_CONTENT_LENGTH=MAX_UPLOAD, TRUSTED_HOSTS=["127.0.0.1", "localhost"])
+
+    @app.before_request
+    def from_this_page():
+        if request.headers.get("Origin") not in (None, request.host_url.rstrip("/")):
+            abort(403, "the request comes from another page; use this server's own")
 
     @app.get("/")
     def page():
         nonce = secrets.token_urlsafe(16)
         html = render_template("explore.html", name=explorer.name, drawn=explorer.drawn, labels=FINDINGS, nonce=nonce,
+                               most=MAX_UPLOAD, too_large=TOO_LARGE,
                                dicom=importlib.util.find_spec("pydicom") is not None,
                                no_reports="No reports were given; name a CSV with --reports.")
         policy = (f"default-src 'none'; img-src data:; connect-src 'self'; script-src 'nonce-{nonce}'; "
-                  f"style-src 'nonce-{nonce}'")
+                  f"style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
         return html, {"Content-Security-Policy": policy}
 
     @app.post("/analyse")
@@ -117,7 +134,7 @@ def create_app(explorer: Explorer) -> Flask:
 
     @app.errorhandler(HTTPException)
     def refused(error):
-        message = "the file is too large" if error.code == 413 else error.description
+        message = TOO_LARGE if error.code == 413 else error.description
         return jsonify(error=message), error.code
 
     @app.after_request
@@ -138,8 +155,8 @@ def load_explorer(run: Path, checkpoint: Path | None, reports: Path | None, max_
     folder = read_run(run)
     model = load_model(checkpoint or folder.selected())
     training = Path(folder.settings.get("txt_filepath") or "")
-    drawn = bool(read_build(training.parent).get("drawn"))
-    if reports is None and drawn:
+    drawn = folder.drawn or bool(read_build(training.parent).get("drawn"))
+    if reports is None and drawn and training.is_file():
         reports = training
     texts = [] if reports is None else _distinct_reports(reports, max_reports)
     return Explorer(model, run.name, drawn, texts, embed_texts(model, texts) if texts else np.zeros((0, 0)))
@@ -167,14 +184,20 @@ def _data_uri(image: np.ndarray) -> str:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m chexzero.explore", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="folder that run_train.py wrote: checkpoints/<name>")
-    parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the selected one")
-    parser.add_argument("--reports", type=Path, metavar="FILE",
-                        help="CSV with a column `impression` to find nearest reports in (default: the training "
-                             "reports if the corpus is drawn, else none)")
-    parser.add_argument("--max_reports", type=int, default=2000, help="compare with at most so many (default 2000)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
+    parser = argparse.ArgumentParser(prog="python -m chexzero.explore", description=__doc__.splitlines()[0],
+                                     epilog=EXIT_CODES)
+    what = parser.add_argument_group("what is shown")
+    what.add_argument("--run", type=Path, required=True, metavar="DIR",
+                      help="folder that run_train.py wrote: checkpoints/<name>")
+    what.add_argument("--checkpoint", type=Path, metavar="FILE", help="another checkpoint than the selected one")
+    what.add_argument("--reports", type=Path, metavar="FILE",
+                      help="CSV with a column `impression` to find nearest reports in (default: the training "
+                           "reports if the corpus is drawn, else none)")
+    what.add_argument("--max_reports", type=int, default=2000, metavar="N",
+                      help="compare with at most so many (default: %(default)s)")
+    where = parser.add_argument_group("where it is served")
+    where.add_argument("--port", type=int, default=8000,
+                       help="on 127.0.0.1; 0 takes a free one (default: %(default)s)")
     return parser.parse_args(argv)
 
 

@@ -1,8 +1,8 @@
 """Write a trained model in the form other libraries load: `python -m chexzero.export --run ... --to hf DIR`.
 
 `hf` gives a folder for transformers (`VisionTextDualEncoderModel` for a DINOv3 tower, `CLIPModel` for a vision
-transformer of CLIP), `open_clip` one for `open_clip.create_model("local-dir:DIR")`, `onnx` two graphs.
-Each folder holds a model card filled from the run's own records.
+transformer of CLIP), `open_clip` one for `open_clip.create_model("local-dir:DIR")`, `onnx` two graphs and a
+tokenizer. Each folder holds a model card, filled from the run's own records, with the lines that read an image.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from torch.nn.functional import normalize
 
 from chexzero import convert
 from chexzero.checkpoints import load_model
-from chexzero.errors import UserError, run_command
+from chexzero.errors import EXIT_CODES, UserError, run_command
 from chexzero.images import MEAN, STD, prepare
 from chexzero.model import CLIP, HEAD_WIDTH, count_blocks
-from chexzero.model_card import write_model_card
+from chexzero.model_card import model_card
 from chexzero.run_folder import read_run
 from chexzero.simple_tokenizer import default_tokenizer
 
@@ -190,7 +190,7 @@ class _TextForOnnx(nn.Module):
 
 
 def to_onnx(model: CLIP, folder: Path) -> str:
-    """Write `vision.onnx`, `text.onnx` and `clip.json`; returns the sentence that says how to use them."""
+    """Write `vision.onnx`, `text.onnx`, `tokenizer.json` and `clip.json`; returns how to use them."""
     try:
         import onnxscript  # noqa: F401  (torch.onnx needs it and says so only deep inside)
     except ImportError as error:
@@ -204,9 +204,14 @@ def to_onnx(model: CLIP, folder: Path) -> str:
         torch.onnx.export(tower.eval(), (example,), folder / name, dynamo=True, opset_version=OPSET, verbose=False,
                           input_names=[given], output_names=[result], external_data=False,
                           dynamic_shapes=({0: torch.export.Dim("batch")},))
+    tokenizer = _hf_tokenizer(model).backend_tokenizer
+    tokenizer.enable_truncation(model.context_length)
+    tokenizer.enable_padding(length=model.context_length, pad_id=0, pad_token="!")
+    tokenizer.save(str(folder / "tokenizer.json"))
     about = {"logit_scale": model.logit_scale.exp().item(), "context_length": model.context_length,
              "images": f"float32 (batch, {STORED_SIZE}, {STORED_SIZE}), grey, 0..255, as data_prep stores them",
-             "tokens": f"int64 (batch, {model.context_length}), CLIP's byte-pair tokens padded with 0",
+             "tokens": f"int64 (batch, {model.context_length}), CLIP's byte-pair tokens padded with 0, which "
+                       "tokenizers.Tokenizer.from_file('tokenizer.json') gives",
              "logits": "logit_scale * image_features @ text_features.T"}
     (folder / "clip.json").write_text(json.dumps(about, indent=1))
     return f'onnxruntime.InferenceSession("{folder}/vision.onnx") and the same of text.onnx (see {folder}/clip.json)'
@@ -227,8 +232,8 @@ def require_vision_transformer(model: CLIP, target: str) -> None:
                         f"`--to onnx`, or train with `--vision vit_b_32` or a DINOv3")
 
 
-def export(model: CLIP, target: str, folder: Path) -> str:
-    """Write `model` for `target` into a new `folder`, whole or not at all; returns how to load it."""
+def export(model: CLIP, target: str, folder: Path, card: str = "") -> str:
+    """Write `model` and its card for `target` into a new `folder`, whole or not at all; returns how to load it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder; name another")
     partial = folder.with_name(f".{folder.name}.partial")
@@ -236,6 +241,8 @@ def export(model: CLIP, target: str, folder: Path) -> str:
     try:
         partial.mkdir(parents=True)
         how = WRITERS[target](model, partial).replace(str(partial), str(folder))
+        if card:
+            (partial / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
@@ -248,13 +255,17 @@ def export(model: CLIP, target: str, folder: Path) -> str:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m chexzero.export", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m chexzero.export", description=__doc__, epilog=EXIT_CODES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="new folder to write")
-    parser.add_argument("--run", type=Path, required=True, help="folder that run_train.py wrote: checkpoints/<name>")
-    parser.add_argument("--to", choices=list(WRITERS), required=True, help="which library is to load it")
-    parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the selected one")
-    parser.add_argument("--results", type=Path, help="folder with the run's metrics.json (default: results/<name>)")
+    what = parser.add_argument_group("what is exported")
+    what.add_argument("--run", type=Path, required=True, metavar="DIR",
+                      help="folder that run_train.py wrote: checkpoints/<name>")
+    what.add_argument("--checkpoint", type=Path, metavar="FILE", help="another checkpoint than the selected one")
+    where = parser.add_argument_group("for whom, and where to")
+    where.add_argument("--to", choices=list(WRITERS), required=True, help="which library is to load it")
+    where.add_argument("folder", type=Path, metavar="DIR", help="new folder to write")
+    where.add_argument("--results", type=Path, metavar="DIR",
+                       help="folder with the run's metrics.json, for the model card (default: results/<name>)")
     return parser.parse_args(argv)
 
 
@@ -263,9 +274,8 @@ def main(argv=None) -> None:
     run = read_run(args.run)
     checkpoint = args.checkpoint or run.selected()
     model = load_model(checkpoint)
-    how = export(model, args.to, args.folder)
-    write_model_card(args.folder / "README.md", model, args.to, run, checkpoint,
-                     args.results or Path("results") / args.run.name, how)
+    card = model_card(model, args.to, args.folder, run, checkpoint, args.results or Path("results") / args.run.name)
+    how = export(model, args.to, args.folder, card)
     print(f"wrote {args.folder} from {checkpoint}\nload it with {how}")
 
 

@@ -115,7 +115,10 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Hexadecimal SHA-256 of a file, read in pieces; of a folder: of its files' hashes and names, sorted."""
+    if os.path.isdir(path):
+        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+        return hashlib.sha256("".join(f"{sha256_of(file)}  {file.name}\n" for file in files).encode()).hexdigest()
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -21,6 +22,8 @@ from chexzero.prompts import pair, probabilities
 
 log = logging.getLogger(__name__)
 
+#: What reading a file as an image may raise; OpenCV's own error is for headers of more pixels than it takes.
+UNREADABLE = (OSError, ValueError, MemoryError, cv2.error)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
 
 
@@ -34,6 +37,13 @@ def images_in(folder: str | os.PathLike) -> list[Path]:
     if not found:
         raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}); name another folder")
     return found
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, in a few words."""
+    if isinstance(error, cv2.error):  # its text begins with a path on the machine where OpenCV was built
+        return f"OpenCV refuses the file ({' '.join(error.err.split())})"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class ImageFiles:
@@ -57,8 +67,8 @@ class ImageFiles:
     def _read(path: Path) -> np.ndarray:
         try:
             return read_file(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}; repair it or leave it out") from error
+        except UNREADABLE as error:
+            raise UserError(f"{path}: {reason(error)}; repair it or leave it out") from error
 
 
 def folder_features(tower: nn.Module, folder: str | os.PathLike, *, batch_size: int = 32,
@@ -109,8 +119,8 @@ def _readable(folder: Path, paths: Sequence[Path], size: int) -> Iterator[tuple[
         for path in paths[start:start + size]:
             try:
                 pixels.append(read_file(path))
-            except (OSError, ValueError) as error:
-                log.warning("%s is left out: %s", path, error)
+            except UNREADABLE as error:
+                log.warning("%s is left out: %s", path, reason(error))
                 continue
             names.append(path.relative_to(folder).as_posix())
         if names:

@@ -8,36 +8,79 @@ import torch
 from chexzero.convert import REPEATED, State, from_hf_clip, narrow
 from chexzero.errors import UserError
 from chexzero.files import read_json
+from chexzero.model import HEAD_WIDTH
 
-REMEDY = "name a folder of transformers (CLIPModel, VisionTextDualEncoderModel) or open_clip, or a checkpoint file"
+REMEDY = ("name a folder of transformers (CLIPModel, VisionTextDualEncoderModel) or open_clip, or a checkpoint file; "
+          "a run's folder goes with --run")
+
+OPEN_CLIP_CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
+HF_KINDS = ("clip", "vision-text-dual-encoder")
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether a path is a folder that holds a whole CLIP of transformers or open_clip."""
+    folder = Path(path)
+    return (folder / OPEN_CLIP_CONFIG).is_file() or _hf_kind(folder) in HF_KINDS
 
 
 def read_folder(folder: Path) -> State:
     """The state dict, under our names, of a transformers or open_clip folder. Raises `UserError` for any other."""
-    readers: dict[str, Callable[[Path], State]] = {"open_clip_config.json": _read_open_clip, "config.json": _read_hf}
-    for name, reader in readers.items():
-        if (folder / name).is_file():
-            try:
-                return reader(folder)
-            except (OSError, KeyError, RuntimeError, ValueError) as error:
-                if isinstance(error, UserError):
-                    raise
-                reason = str(error).strip().splitlines()[0][:200]
-                raise UserError(f"{folder} does not load ({reason}); {REMEDY}") from error
-    raise UserError(f"{folder} is a folder without config.json or open_clip_config.json; {REMEDY}")
+    if not is_model_folder(folder):
+        onnx = " (an ONNX export holds graphs, not a checkpoint)" if list(folder.glob("*.onnx")) else ""
+        raise UserError(f"{folder} holds no CLIP of transformers or open_clip{onnx}; {REMEDY}")
+    reader: Callable[[Path], State] = _read_open_clip if (folder / OPEN_CLIP_CONFIG).is_file() else _read_hf
+    try:
+        return reader(folder)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"{folder} does not load ({reason}); {REMEDY}") from error
+
+
+def _hf_kind(folder: Path) -> str | None:
+    path = folder / HF_CONFIG
+    config = read_json(path) if path.is_file() else None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def _require(folder: Path, facts: dict[str, tuple[object, object]]) -> None:
+    """Compare what the shapes of the weights do not show: name -> (in the folder, in every model read here)."""
+    for name, (found, wanted) in facts.items():
+        if found != wanted:
+            raise UserError(f"{folder}: {name} is {found!r}, but {wanted!r} in the models read here, so its weights "
+                            f"would give other features; {REMEDY}")
+
+
+def _heads(width: int) -> int:
+    return max(1, width // HEAD_WIDTH)
 
 
 def _read_open_clip(folder: Path) -> State:
-    from safetensors.torch import load_file
-
-    settings = read_json(folder / "open_clip_config.json")
+    settings = read_json(folder / OPEN_CLIP_CONFIG)
     config, times = settings["model_cfg"], settings.get(REPEATED, 1)
-    state = load_file(folder / "open_clip_model.safetensors")
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    _require(folder, {"quick_gelu": (config.get("quick_gelu", False), True),
+                      "the number of text heads": (text.get("heads", 8), _heads(text.get("width", 512))),
+                      "the width of a vision head": (vision.get("head_width", 64), HEAD_WIDTH),
+                      "no_causal_mask": (text.get("no_causal_mask", False), False),
+                      "pool_type": (vision.get("pool_type", "tok"), "tok"),
+                      "timm_pool": (vision.get("timm_pool", "token"), "token")})
+    state = _open_clip_weights(folder)
     if not any(key.startswith("visual.trunk.") for key in state):
         return state
     state = {key: narrow(key, value, times) if times > 1 and key.startswith("visual.") else value
              for key, value in state.items() if not _in_empty_block(key, state)}
-    return state | {"visual.image_resolution": torch.tensor(config["vision_cfg"]["image_size"])}
+    return state | {"visual.image_resolution": torch.tensor(vision["image_size"])}
+
+
+def _open_clip_weights(folder: Path) -> State:
+    safe, pickled = folder / "open_clip_model.safetensors", folder / "open_clip_pytorch_model.bin"
+    if safe.is_file() or not pickled.is_file():
+        from safetensors.torch import load_file
+
+        return load_file(safe)
+    return torch.load(pickled, map_location="cpu", weights_only=True)
 
 
 def _in_empty_block(key: str, state: State) -> bool:
@@ -51,18 +94,27 @@ def _in_empty_block(key: str, state: State) -> bool:
 def _read_hf(folder: Path) -> State:
     import transformers
 
-    kind = read_json(folder / "config.json").get("model_type")
+    kind = _hf_kind(folder)
+    name = "CLIPModel" if kind == "clip" else "VisionTextDualEncoderModel"
+    model, info = getattr(transformers, name).from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if info["missing_keys"]:  # transformers would go on with random numbers
+        raise UserError(f"{folder} lacks weights ({', '.join(sorted(info['missing_keys'])[:4])}); fetch it again")
+    text, vision = model.config.text_config, model.config.vision_config
+    facts = {"the text tower's activation": (text.hidden_act, "quick_gelu"),
+             "the number of text heads": (text.num_attention_heads, _heads(text.hidden_size))}
     if kind == "clip":
-        return from_hf_clip(transformers.CLIPModel.from_pretrained(folder, local_files_only=True).state_dict())
-    if kind != "vision-text-dual-encoder":
-        raise UserError(f"{folder} is a transformers model of the type {kind!r}; {REMEDY}")
+        _require(folder, facts | {"the vision tower's activation": (vision.hidden_act, "quick_gelu"),
+                                  "the number of vision heads": (vision.num_attention_heads,
+                                                                 _heads(vision.hidden_size))})
+        return from_hf_clip(model.state_dict())
+    _require(folder, {"the vision tower": (vision.model_type, "dinov3_vit"),
+                      "the text tower": (text.model_type, "clip_text_model")} | facts)
     from dinov3_adapter.convert import from_huggingface
 
-    model = transformers.VisionTextDualEncoderModel.from_pretrained(folder, local_files_only=True)
     state = from_hf_clip({key: value for key, value in model.state_dict().items() if not key.startswith("vis")})
     trunk = from_huggingface(model.vision_model.state_dict())
     trunk.pop("mask_token", None)  # pretraining's; no forward pass of ours reads it
     state.update({f"visual.trunk.{key}": value for key, value in trunk.items()})
     state["visual.head.proj.weight"] = model.visual_projection.weight.detach()
-    state["visual.image_resolution"] = torch.tensor(model.config.vision_config.image_size)
+    state["visual.image_resolution"] = torch.tensor(vision.image_size)
     return state

@@ -50,5 +50,5 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> ChestCL
     Raises `UserError` for anything else.
     """
     path = Path(path)
-    is_run = path.is_dir() and (path / "selection.json").is_file()
+    is_run = any((path / name).is_file() for name in ("selection.json", "train_log.csv"))
     return ChestCLIP(load_model(read_run(path).selected() if is_run else path, device))

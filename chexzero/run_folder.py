@@ -29,6 +29,12 @@ class RunFolder:
         found = self.config.get("settings")
         return found if isinstance(found, dict) else {}
 
+    @property
+    def drawn(self) -> bool:
+        """Whether the run recorded that its data were drawn."""
+        data = self.config.get("data")
+        return isinstance(data, dict) and bool(data.get("drawn"))
+
     def data_dir(self) -> Path | None:
         """The folder whose validation set the run used, if its record names one that exists."""
         for name in ("valid", "cxr_filepath"):

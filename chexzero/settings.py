@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import shtab
 import yaml
 
-from chexzero.errors import UserError
+from chexzero.errors import EXIT_CODES, UserError
 from chexzero.files import require_file
+
+PATHS = {"FILE", "DIR", "FOLDER"}
 
 
 def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -18,13 +20,24 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
     Values pass through the same types and choices as on the command line. An unknown key, a file that is
     not a mapping, or a value the flag would refuse raises `UserError`.
     """
-    parser.add_argument("--config", metavar="FILE", help="YAML file with flags as keys, or a run's config.json; "
-                                                         "flags given here win")
-    shtab.add_argument_to(parser, "--print-completion", help="print a completion script for a shell, and leave")
+    group = parser.add_argument_group("settings file and shell completion")
+    group.add_argument("--config", metavar="FILE", help="YAML file with flags as keys, or a run's config.json; "
+                                                        "flags given here win")
+    shtab.add_argument_to(group, "--print-completion", parent=parser,
+                          help="print a completion script for a shell, and leave")
+    complete_paths(parser)
+    parser.epilog = EXIT_CODES
     known, _ = parser.parse_known_args(argv)
     if known.config:
         parser.set_defaults(**_read_config(parser, known.config))
     return parser.parse_args(argv)
+
+
+def complete_paths(parser: argparse.ArgumentParser) -> None:
+    """Let shell completion offer paths for the flags whose value is called FILE, DIR or FOLDER in the help."""
+    for action in parser._actions:
+        if PATHS & set(str(action.metavar).split("|")):
+            action.complete = shtab.FILE  # folders too
 
 
 def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:

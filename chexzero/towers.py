@@ -16,6 +16,7 @@ import dinov3_adapter
 from chexzero.checkpoints import describe, read_state_dict
 from chexzero.clip import weights_file
 from chexzero.errors import UserError
+from chexzero.foreign import is_model_folder
 from chexzero.model import CLIP, compare_keys
 
 RANDOM = "random"
@@ -71,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="a file or folder, a name on the Hugging Face hub, or random "
                             "(default: OpenAI's weights for vit_b_*, Meta's for dinov3_*)")
     group.add_argument("--text_weights", metavar="FILE|NAME|random",
-                       help="a CheXzero or CLIP checkpoint, openai, open_clip:MODEL/TAG, or random (default: openai)")
+                       help="a CheXzero or CLIP checkpoint, the folder of an exported model, openai, "
+                            "open_clip:MODEL/TAG, or random (default: openai)")
     group.add_argument("--image_resolution", type=int, metavar="PIXELS",
                        help="side of the images the tower sees (default: 224)")
     group.add_argument("--drop_path", type=float, default=0.0, metavar="P",
@@ -152,11 +154,13 @@ def _lookup(table: Mapping, name: str, what: str):
 
 def _dinov3_model(name: str, weights: str | os.PathLike | None, embed_dim: int, resolution: int, drop_path: float,
                   text: dict[str, int]) -> CLIP:
+    is_export = weights is not None and is_model_folder(weights)
+    tensors = read_state_dict(weights) if is_export else weights
     try:
-        tower = dinov3_adapter.build_vision_tower(name, weights, image_resolution=resolution, embed_dim=embed_dim,
+        tower = dinov3_adapter.build_vision_tower(name, tensors, image_resolution=resolution, embed_dim=embed_dim,
                                                   drop_path=drop_path)
     except dinov3_adapter.AdapterError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{weights}: {error}" if is_export else str(error)) from error
     return CLIP(embed_dim, resolution, 0, 0, None, **text, visual=tower)
 
 
@@ -176,9 +180,9 @@ def _read_clip(source: str, openai_name: str, flag: str) -> dict[str, torch.Tens
             raise UserError(f"{error}, or name a file with {flag} FILE (or {flag} {RANDOM})") from error
     if source.startswith(OPEN_CLIP_PREFIX):
         return read_state_dict(_open_clip_file(source.removeprefix(OPEN_CLIP_PREFIX), flag))
-    if not Path(source).is_file():
-        raise UserError(f"{flag} {source} is no file; name a checkpoint, {OPENAI}, {OPEN_CLIP_PREFIX}MODEL/TAG or "
-                        f"{RANDOM}")
+    if not Path(source).exists():
+        raise UserError(f"{flag} {source} is no file or folder; name a checkpoint, an exported model, {OPENAI}, "
+                        f"{OPEN_CLIP_PREFIX}MODEL/TAG or {RANDOM}")
     return read_state_dict(source)
 
 

@@ -3,8 +3,12 @@
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
-from chexzero.errors import run_command
+import shtab
+
+from chexzero.errors import EXIT_CODES, run_command
+from chexzero.settings import complete_paths
 
 #: step -> (module with `add_arguments(parser)` and `run(args)`, what it does)
 STEPS = {
@@ -31,18 +35,28 @@ def main(argv: list[str] | None = None) -> int | None:
         return _overview().parse_args(argv).step
     module_name, purpose = STEPS[name]
     module = importlib.import_module(module_name)
-    parser = argparse.ArgumentParser(prog=f"python -m data_prep {name}", description=purpose,
+    parser = argparse.ArgumentParser(prog=f"{_program()} {name}", description=purpose, epilog=EXIT_CODES,
                                      formatter_class=_Help)
     module.add_arguments(parser)
     return module.run(parser.parse_args(argv[1:]))
 
 
+def _program() -> str:
+    """How this command was called: by its installed name, or as a module."""
+    name = Path(sys.argv[0]).name
+    return name if name == "chexzero-data" else "python -m data_prep"
+
+
 def _overview() -> argparse.ArgumentParser:
-    steps = "\n".join(f"  {name:14} {purpose}" for name, (_, purpose) in STEPS.items())
-    parser = argparse.ArgumentParser(prog="python -m data_prep", formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     description=f"Prepare the data.\n\nsteps:\n{steps}",
-                                     epilog="python -m data_prep <step> --help shows a step's flags")
-    parser.add_argument("step", choices=list(STEPS), metavar="step")
+    """All steps with their flags: for the list of steps, for a step that is misspelt, and for shell completion."""
+    parser = argparse.ArgumentParser(prog=_program(), description="Prepare the data. `<step> --help` shows a step's "
+                                                                  "flags.", epilog=EXIT_CODES)
+    shtab.add_argument_to(parser, "--print-completion", help="print a completion script for a shell, and leave")
+    steps = parser.add_subparsers(title="steps", dest="step", metavar="step", required=True)
+    for name, (module_name, purpose) in STEPS.items():
+        step = steps.add_parser(name, help=purpose)
+        importlib.import_module(module_name).add_arguments(step)
+        complete_paths(step)
     return parser
 
 

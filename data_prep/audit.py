@@ -87,14 +87,16 @@ def _checked(name: str, role: Role) -> Role:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `python -m data_prep audit`."""
-    parser.add_argument("--data", default="data", metavar="DIR", help="folder with the finished files of a build")
-    parser.add_argument("--splits", default="splits", metavar="DIR",
-                        help="folder with the manifests: file hashes, patients of the table")
-    parser.add_argument("--out", metavar="DIR", help="where the report goes; default: the --data folder")
-    parser.add_argument("--on_overlap", choices=ACTIONS, default="drop",
-                        help="finished files are never changed: stop ends with exit code 2, drop and keep report")
-    parser.add_argument("--seed", type=int, default=1234, help="of the planted copies")
-    parser.add_argument("--workers", type=int, default=signatures.workers_available(), help="threads")
+    files = parser.add_argument_group("what is read and written")
+    files.add_argument("--data", default="data", metavar="DIR", help="folder with the finished files of a build")
+    files.add_argument("--splits", default="splits", metavar="DIR",
+                       help="folder with the manifests: file hashes, patients of the table")
+    files.add_argument("--out", metavar="DIR", help="where the report goes; default: the --data folder")
+    how = parser.add_argument_group("what follows, and how it runs")
+    how.add_argument("--on_overlap", choices=ACTIONS, default="drop",
+                     help="finished files are never changed: stop ends with exit code 2, drop and keep report")
+    how.add_argument("--seed", type=int, default=1234, help="of the planted copies")
+    how.add_argument("--workers", type=int, default=signatures.workers_available(), metavar="N", help="threads")
 
 
 def run(args: argparse.Namespace) -> int | None:

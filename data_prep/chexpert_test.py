@@ -13,8 +13,10 @@ N_STUDIES = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--csv_out_path", default="data/test_cxr_paths.csv", help="CSV of the images' paths, written")
-    parser.add_argument("--cxr_out_path", default="data/test_cxr.h5", help="HDF5 of the prepared images, written")
+    parser.add_argument("--csv_out_path", default="data/test_cxr_paths.csv", metavar="FILE",
+                        help="CSV of the images' paths, written")
+    parser.add_argument("--cxr_out_path", default="data/test_cxr.h5", metavar="FILE",
+                        help="HDF5 of the prepared images, written")
     parser.add_argument("--chest_x_ray_path", required=True, metavar="DIR", help="`test` folder of CheXpert")
     parser.add_argument("--n_images", type=int, default=N_STUDIES, metavar="N",
                         help="how many first views there must be")

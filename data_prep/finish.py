@@ -26,8 +26,10 @@ AUDIT_COLUMNS = ("id", "source", "split", "patient_id", "patient_id_column", "st
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("data"), help="the folder that `build --shard` was given")
-    parser.add_argument("--workers", type=positive, default=cpu_count(), help="processes of the overlap audit")
+    parser.add_argument("--out", type=Path, default=Path("data"), metavar="DIR",
+                        help="the folder that `build --shard` was given")
+    parser.add_argument("--workers", type=positive, default=cpu_count(), metavar="N",
+                        help="processes of the overlap audit")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -49,14 +49,16 @@ class VisionTower(nn.Module):
         self.trunk.set_grad_checkpointing(enable)
 
 
-def build_vision_tower(name: str = "dinov3_vitb", weights: str | os.PathLike | None = None, *,
+def build_vision_tower(name: str = "dinov3_vitb",
+                       weights: str | os.PathLike | Mapping[str, torch.Tensor] | None = None, *,
                        image_resolution: int = 224, embed_dim: int | None = None, drop_path: float = 0.0,
                        grad_checkpointing: bool = False) -> VisionTower:
     """Build a tower with its weights.
 
     name: a key of `SIZES`.
-    weights: a file or folder in any layout of `dinov3_adapter.convert`, a name on the Hugging Face hub, "random", or
-        None for the size's recommended published weights (random where none are published: `dinov3_tiny`).
+    weights: a file, folder or state dict in any layout of `dinov3_adapter.convert`, a name on the Hugging Face hub,
+        "random", or None for the size's recommended published weights (random where none are published:
+        `dinov3_tiny`).
     image_resolution: side of the images in pixels, a multiple of 16.
     embed_dim: length of the projected feature; None leaves the projection out and gives the CLS feature.
     drop_path: probability of dropping the last block's branches while training; blocks before it rise to it from 0.
@@ -67,7 +69,7 @@ def build_vision_tower(name: str = "dinov3_vitb", weights: str | os.PathLike | N
     size = find_size(name)
     if weights is None:
         weights = size.published[0] if size.published else weight_files.RANDOM
-    is_random = str(weights) == weight_files.RANDOM
+    is_random = not isinstance(weights, Mapping) and str(weights) == weight_files.RANDOM
     trunk, projection = ({}, None) if is_random else weight_files.read_weights(weights, name)
     tower = VisionTower(size, image_resolution=image_resolution, embed_dim=embed_dim, drop_path=drop_path)
     tower.set_grad_checkpointing(grad_checkpointing)
@@ -75,7 +77,7 @@ def build_vision_tower(name: str = "dinov3_vitb", weights: str | os.PathLike | N
         draw_weights(tower.trunk)
     else:
         tower.trunk.load_state_dict(trunk, strict=True)
-        _load_projection(tower, projection, weights)
+        _load_projection(tower, projection, "the state dict" if isinstance(weights, Mapping) else weights)
     return tower
 
 

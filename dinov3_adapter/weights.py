@@ -31,22 +31,25 @@ _WRAPPERS = ("model", "state_dict")  # a training state keeps the weights under 
 log = logging.getLogger(__name__)
 
 
-def read_weights(weights: str | os.PathLike, name: str) -> tuple[convert.State, torch.Tensor | None]:
+def read_weights(weights: str | os.PathLike | Mapping, name: str) -> tuple[convert.State, torch.Tensor | None]:
     """Read a trunk's weights for the size `name`: all of timm's names to float32 tensors, and the projection or None.
 
     weights: a file (.pth, .pt, .safetensors; the content decides, not the ending), a folder of `save_pretrained`,
-    or a name on the hub (`owner/name`, optionally `@revision`). A projection comes with a checkpoint of this
-    project. Raises `WeightsError` for anything that is not exactly the weights of this size.
+    a name on the hub (`owner/name`, optionally `@revision`), or a state dict. A projection comes with a checkpoint
+    of this project. Raises `WeightsError` for anything that is not exactly the weights of this size.
     """
-    path = _locate(weights, name)
-    state = read_tensors(path)
+    if isinstance(weights, Mapping):
+        source, state = "the state dict", dict(weights)
+    else:
+        source = _locate(weights, name)
+        state = read_tensors(source)
     try:
-        return _fit(state, name, path)
+        return _fit(state, name, source)
     except WeightsError as error:
-        raise WeightsError(f"{path} does not fit --vision {name}: {error}") from error
+        raise WeightsError(f"{source} does not fit --vision {name}: {error}") from error
 
 
-def _fit(state: convert.State, name: str, path: Path) -> tuple[convert.State, torch.Tensor | None]:
+def _fit(state: convert.State, name: str, source: Path | str) -> tuple[convert.State, torch.Tensor | None]:
     layout = convert.recognise(state)
     if layout is None:
         raise WeightsError(f"it holds no DINOv3 vision transformer (its {len(state)} tensors are "
@@ -64,12 +67,12 @@ def _fit(state: convert.State, name: str, path: Path) -> tuple[convert.State, to
                            f"{differences}; name the weights of this size, or fetch the file again")
     if problems:
         raise WeightsError(f"{_some(problems)}; name a file of the published weights")
-    if path.is_dir():
-        _check_config(path / "config.json", name)
+    if isinstance(source, Path) and source.is_dir():
+        _check_config(source / "config.json", name)
     projection = state.get("visual.head.proj.weight")
     is_ours = layout.to_timm is convert.from_ours
     outside = sum(not key.startswith("visual.") for key in state) if is_ours else 0
-    log.info("%s: %d tensors for %s (layout: %s)%s%s%s", path, len(trunk), name, layout.title,
+    log.info("%s: %d tensors for %s (layout: %s)%s%s%s", source, len(trunk), name, layout.title,
              f"; left out, as no forward pass reads them: {_some(dropped)}" if dropped else "",
              f"; {len(filled)} query and value biases the file does not have are zero" if filled else "",
              f"; the {outside} tensors of its text side are not taken" if outside else "")

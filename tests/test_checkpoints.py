@@ -13,6 +13,7 @@ from small_clip import state_dict
 
 from chexzero.checkpoints import describe, load_model, read_state_dict
 from chexzero.errors import UserError
+from chexzero.files import sha256_of
 
 
 def _same(path):
@@ -115,6 +116,14 @@ def test_damaged_files(tmp_path, content):
         read_state_dict(tmp_path / "bad.pt")
     with pytest.raises(UserError, match="does not exist"):
         read_state_dict(tmp_path / "absent.pt")
+
+
+def test_a_folder_is_hashed_by_its_files(tmp_path):
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("same" if name != "three" else "other")
+    one, two, three = (sha256_of(tmp_path / name) for name in ("one", "two", "three"))
+    assert one == two != three
 
 
 def test_half_written_file(tmp_path):

@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from chexzero.checkpoints import load_model
 from chexzero.clip import tokenize
@@ -16,7 +18,12 @@ from chexzero.convert import from_hf_clip, to_hf_clip
 from chexzero.errors import UserError
 from chexzero.export import export, main
 from chexzero.images import prepare
+from chexzero.labels import LABELS
+from chexzero.library import ChestCLIP
 from chexzero.model import CLIP
+from chexzero.model_card import MEANS, model_card
+from chexzero.run_folder import RunFolder
+from chexzero.towers import TEXT_SIZES, TextSize, create_model
 
 TEXTS = ["pleural effusion", "No acute cardiopulmonary process.", "a 3.5 cm mass; rib fracture?"]
 
@@ -49,7 +56,7 @@ logits = scale * tower("vision", images=data["images"].astype(np.float32)) @ tow
 """,
 }
 HEAD = "import json, sys, numpy as np, torch\nfolder, data, texts = sys.argv[1], np.load(sys.argv[2]), sys.argv[4:]\n"
-TAIL = "\nassert 'chexzero' not in sys.modules\nnp.save(sys.argv[3], logits)"
+TAIL = "\nassert 'chexzero' not in sys.modules\nnp.save(sys.argv[3], logits)\n"
 
 
 def small_model(kind: str, size: str = "dinov3_tiny") -> CLIP:
@@ -80,17 +87,56 @@ def test_another_library_gives_our_logits(tmp_path, kind, target):
     prepared, tokens = prepare(torch.from_numpy(images), model.image_resolution), tokenize(TEXTS)
     with torch.no_grad():
         expected = model(prepared, tokens)[0].numpy()
-    export(model, target, tmp_path / "out")
+    card = model_card(model, target, tmp_path / "out", RunFolder(tmp_path), Path("checkpoint.pt"), tmp_path)
+    export(model, target, tmp_path / "out", card)
     np.savez(tmp_path / "data.npz", images=images, prepared=prepared.numpy(), tokens=tokens.long().numpy())
-    subprocess.run([sys.executable, "-c", HEAD + LOADERS[target] + TAIL, tmp_path / "out", tmp_path / "data.npz",
-                    tmp_path / "logits.npy", *TEXTS], check=True, cwd=tmp_path, capture_output=True,
-                   env=os.environ | {"HF_HUB_OFFLINE": "1"})  # the folder holds all that is needed
+    Image.fromarray(np.tile(images[0], (2, 1))[:500]).save(tmp_path / "chest.png")
+    lines = (tmp_path / "out" / "README.md").read_text().split("```python")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", HEAD + LOADERS[target] + TAIL + lines, tmp_path / "out",
+                           tmp_path / "data.npz", tmp_path / "logits.npy", *TEXTS], check=True, cwd=tmp_path,
+                          capture_output=True, text=True,
+                          env=os.environ | {"HF_HUB_OFFLINE": "1"})  # the folder holds all that is needed
     assert np.abs(np.load(tmp_path / "logits.npy") - expected).max() < 1e-4
+    assert float(done.stdout.split("edema:")[1]) == pytest.approx(
+        ChestCLIP(model).probabilities([tmp_path / "chest.png"], ["Edema"]).item(), abs=1e-5)
     if target != "onnx":
         ours, again = model.state_dict(), load_model(tmp_path / "out").state_dict()
         assert ours.keys() == again.keys()
         same = torch.allclose if kind == "narrow" else torch.equal  # weights divided by three and multiplied again
         assert all(same(ours[key], again[key]) for key in ours)
+
+
+@pytest.mark.parametrize("target", ["hf", "open_clip"])
+def test_training_goes_on_from_an_export(tmp_path, monkeypatch, target):
+    monkeypatch.setitem(TEXT_SIZES, "small", TextSize(width=128, heads=2, layers=2, weights="random"))
+    model = small_model("dinov3")
+    export(model, target, tmp_path / "out")
+    again = create_model("dinov3_tiny", text_encoder="small", vision_weights=tmp_path / "out",
+                         text_weights=tmp_path / "out", image_resolution=96, embed_dim=64).state_dict()
+    assert all(torch.allclose(value, again[key]) for key, value in model.state_dict().items())
+    with pytest.raises(UserError, match="those of dinov3_tiny; use --vision dinov3_tiny"):
+        create_model("dinov3_vits", text_weights="random", vision_weights=tmp_path / "out")
+
+
+@pytest.mark.parametrize("target, part, key, value, word", [
+    ("open_clip", None, "quick_gelu", False, "quick_gelu is False"),
+    ("open_clip", "vision_cfg", "head_width", 80, "vision head is 80"),
+    ("open_clip", "text_cfg", "heads", 4, "text heads is 4"),
+    ("hf", "text_config", "hidden_act", "gelu", "activation is 'gelu'"),
+    ("hf", "vision_config", "num_attention_heads", 4, "vision heads is 4"),
+    ("hf", "vision_config", "num_hidden_layers", 3, "lacks weights"),
+    ("hf", None, "model_type", "siglip", "holds no CLIP"),
+])
+def test_what_the_shapes_do_not_show_is_compared(tmp_path, target, part, key, value, word):
+    """Weights that load but were trained for another function would give other features without a word."""
+    export(small_model("vit"), target, tmp_path / "out")
+    path = tmp_path / "out" / {"hf": "config.json", "open_clip": "open_clip_config.json"}[target]
+    config = json.loads(path.read_text())
+    inner = config["model_cfg"] if target == "open_clip" else config
+    (inner[part] if part else inner)[key] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=word):
+        load_model(tmp_path / "out")
 
 
 def test_names_go_there_and_back():
@@ -131,20 +177,23 @@ def test_the_card_says_what_is_on_record_and_what_is_not(tmp_path, monkeypatch):
     assert "Highest." in card and "Not evaluated yet" in card and "was not found beside the run" in card
 
     label = {"auroc": 0.75, "lower": 0.7, "upper": 0.8, "n_pos": 3, "n": 9}
-    from chexzero.labels import LABELS
-    values = {"labels": dict.fromkeys(LABELS, label), "mean_5": 0.75, "mean_14": None}
+    values = {"labels": dict.fromkeys(LABELS, label)} | {
+        key: value for mean in MEANS for key, value in [(mean, 0.75), (f"{mean}_interval", [0.7, 0.8])]}
+    values |= {"mean_14": None, "mean_14_interval": [None, None]}
     results = tmp_path / "results" / "run"
     results.mkdir(parents=True)
     (results / "metrics.json").write_text(json.dumps(
         {"valid": values, "test": values, "selected": {"checkpoint": "checkpoint_20.pt"}}))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "build.json").write_text(json.dumps({
-        "drawn": True, "sources": {"train": {"rexgradient/train": {"images": 7, "studies": 5, "patients": 4}}},
-        "overlap": {"status": "none found"}}))
+        "drawn": True, "counts": {"train": {"rexgradient/train": {"images": 7, "studies": 5, "patients": 4}}},
+        "overlap": {"sentence": "None found.", "dropped": 2, "recall": 0.99, "recall_lower_95": 0.95}}))
     main(["--run", str(run), "--to", "open_clip", "second"])
     card = (tmp_path / "second" / "README.md").read_text()
-    assert "| Edema | 0.750 | 0.750 (0.700 to 0.800) | 3 of 9 |" in card and "n/a" in card
-    assert "drawn phantoms" in card and "| train | rexgradient/train | 7 | 5 | 4 |" in card and "none found" in card
+    assert "| Edema | 0.750 (0.700 to 0.800) | 0.750 (0.700 to 0.800) | 3 of 9 |\n| Enlarged" in card
+    assert "| **mean of all 14** | n/a | n/a | |" in card
+    assert "drawn phantoms" in card and "| train | rexgradient/train | 7 | 5 | 4 |" in card
+    assert "None found.\nOf copies that it planted in disguise it found 99.0 % (95 % lower bound 95.0 %)." in card
 
 
 def test_a_run_without_a_selection_is_one_sentence(tmp_path):

@@ -14,7 +14,9 @@ import pytest
 from evaluation_run import change_labels, metrics_of, write_run
 
 import run_zero_shot
+from chexzero.checkpoints import load_model
 from chexzero.errors import UserError
+from chexzero.export import export
 from chexzero.labels import FINDINGS, LABELS
 from chexzero.sanity import sanity_section
 from chexzero.statistics import auroc, bootstrap_auroc, percentile_interval
@@ -60,6 +62,15 @@ def copy(place, tmp_path) -> Path:
     config = tmp_path / "copy" / "checkpoints" / "small" / "config.json"
     config.write_text(config.read_text().replace(str(place), str(tmp_path / "copy")))
     return tmp_path / "copy"
+
+
+def test_an_exported_folder_is_a_checkpoint(place, tmp_path):
+    export(load_model(place / "checkpoints" / "small" / "checkpoint_20.pt"), "open_clip", tmp_path / "exported")
+    found = measure(place, "--checkpoint", str(tmp_path / "exported"))
+    np.testing.assert_allclose(found.by_image[1], measure(place).by_image[1], atol=1e-6)
+    assert found.predictors[0].checkpoint.name == "exported"
+    with pytest.raises(UserError, match="a run's folder goes with --run"):
+        measure(place, "--checkpoint", str(place / "checkpoints" / "small"))
 
 
 def test_metrics_json_keeps_the_contract(place):

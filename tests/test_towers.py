@@ -184,7 +184,7 @@ def test_without_a_connection(monkeypatch):
     (dict(vision="vit_b_32", vision_weights="random", image_resolution=230), "multiple of the patch size 32"),
     (dict(vision="vit_b_32", drop_path=0.1), "for the DINOv3 towers"),
     (dict(vision_weights="nowhere.pth"), "no such file"),
-    (dict(text_weights="nowhere.pt"), "is no file; name a checkpoint"),
+    (dict(text_weights="nowhere.pt"), "is no file or folder; name a checkpoint"),
 ])
 def test_wrong_settings(options, message):
     with pytest.raises(UserError, match=message):
