@@ -39,7 +39,8 @@ def model_card(model: CLIP, target: str, folder: Path, run: RunFolder, checkpoin
     dinov3 = hasattr(model.visual, "trunk")
     return environment.get_template("model_card.md").render(
         name=run.path.resolve().name, run=run.path, target=target, library=LIBRARIES[target], folder=folder,
-        dinov3=dinov3, model_class="VisionTextDualEncoderModel" if dinov3 else "CLIPModel",
+        vision=run.settings.get("vision", "unknown"), dinov3=dinov3,
+        model_class="VisionTextDualEncoderModel" if dinov3 else "CLIPModel",
         drawn=run.drawn or bool(build.get("drawn")), settings=settings, resolution=model.image_resolution,
         context_length=model.context_length, mean=MEAN, std=STD, counts=build.get("counts") or {},
         overlap=build.get("overlap") or {}, labels=LABELS, means=MEANS, checkpoint=checkpoint.name,

@@ -26,7 +26,7 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
     shtab.add_argument_to(group, "--print-completion", parent=parser,
                           help="print a completion script for a shell, and leave")
     complete_paths(parser)
-    parser.epilog = EXIT_CODES
+    parser.usage, parser.epilog = "%(prog)s [flags]", EXIT_CODES
     known, _ = parser.parse_known_args(argv)
     if known.config:
         parser.set_defaults(**_read_config(parser, known.config))
