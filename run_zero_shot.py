@@ -264,7 +264,7 @@ def predict_images(args: argparse.Namespace) -> Path:
     from chexzero.folder import images_in, predict_folder
 
     choice, folder = choose(args), Path(args.images)
-    images_in(folder)
+    found = len(images_in(folder))
     if len(choice.checkpoints) > 1:
         raise UserError("--images takes one checkpoint; name one with --checkpoint")
     device = pick_device(args.device)
@@ -273,7 +273,8 @@ def predict_images(args: argparse.Namespace) -> Path:
     path = Path(args.out) / choice.name / f"images_{re.sub('[^A-Za-z0-9._-]+', '_', folder.resolve().name)}.csv"
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
     print(table.head(20).to_string(index=False, float_format="{:.4f}".format))
-    print(f"{len(table)} images with {choice.checkpoints[0].name}: {path}")
+    left_out = f"; {found - len(table)} that cannot be read are left out" if len(table) < found else ""
+    print(f"{len(table)} images with {choice.checkpoints[0].name}: {path}{left_out}")
     print("Probabilities compare “finding” with “no finding”; they rank images and are no diagnosis.")
     return path
 

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-INSTALL = "DICOM files need pydicom; install it with `pip install .[dicom]`"
+INSTALL = "DICOM files need pydicom; install it with `pip install pydicom`"
 DECODERS = "for JPEG, JPEG-LS and JPEG 2000 install `pylibjpeg[all]` or `python-gdcm`"
 
 

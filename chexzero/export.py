@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from chexzero import convert
 from chexzero.checkpoints import load_model
 from chexzero.errors import EXIT_CODES, UserError, run_command
+from chexzero.foreign import ONNX_ABOUT
 from chexzero.images import MEAN, STD, prepare
 from chexzero.model import CLIP, HEAD_WIDTH, count_blocks
 from chexzero.model_card import model_card
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 STORED_SIZE = 320  # side of the images that data_prep stores
 OPSET = 18
+LARGEST_ONNX = 2**31 - 2**24  # bytes of weights; protobuf ends at 2 GiB
 
 
 def to_hf(model: CLIP, folder: Path) -> str:
@@ -65,6 +67,7 @@ def to_hf(model: CLIP, folder: Path) -> str:
         state = convert.to_hf_clip(state)
         processor_class, model_class = transformers.VisionTextDualEncoderProcessor, "CLIPModel"
     theirs.load_state_dict(state, strict=True)
+    transformers.utils.logging.disable_progress_bar()
     theirs.save_pretrained(folder)
     processor_class(_hf_image_processor(model), _hf_tokenizer(model)).save_pretrained(folder)
     return (f'transformers.{model_class}.from_pretrained("{folder}") with '
@@ -194,7 +197,12 @@ def to_onnx(model: CLIP, folder: Path) -> str:
     try:
         import onnxscript  # noqa: F401  (torch.onnx needs it and says so only deep inside)
     except ImportError as error:
-        raise UserError("the ONNX export needs onnxscript; install it with `pip install .[onnx]`") from error
+        raise UserError("the ONNX export needs onnxscript; install it with `pip install onnx onnxscript`") from error
+    size = max(sum(value.numel() for key, value in model.state_dict().items() if key.startswith("visual.") == vision)
+               for vision in (True, False)) * 4
+    if size > LARGEST_ONNX:
+        raise UserError(f"an ONNX file holds at most {LARGEST_ONNX >> 20} MiB and a tower of this model has "
+                        f"{size >> 20} MiB of weights; export it with `--to hf` or `--to open_clip`")
     for name in ("onnxscript", "onnx_ir"):  # a line for every node they touch
         logging.getLogger(name).setLevel(logging.WARNING)
     images, tokens = torch.rand(2, STORED_SIZE, STORED_SIZE) * 255, torch.randint(1, 100, (2, model.context_length))
@@ -203,17 +211,19 @@ def to_onnx(model: CLIP, folder: Path) -> str:
     for name, (tower, example, given, result) in towers.items():
         torch.onnx.export(tower.eval(), (example,), folder / name, dynamo=True, opset_version=OPSET, verbose=False,
                           input_names=[given], output_names=[result], external_data=False,
+                          optimize=False,  # onnxruntime optimises; here the weights keep their names
                           dynamic_shapes=({0: torch.export.Dim("batch")},))
     tokenizer = _hf_tokenizer(model).backend_tokenizer
     tokenizer.enable_truncation(model.context_length)
     tokenizer.enable_padding(length=model.context_length, pad_id=0, pad_token="!")
     tokenizer.save(str(folder / "tokenizer.json"))
-    about = {"logit_scale": model.logit_scale.exp().item(), "context_length": model.context_length,
+    about = {"logit_scale": model.logit_scale.exp().item(), "log_logit_scale": model.logit_scale.item(),
+             "context_length": model.context_length, "image_resolution": model.image_resolution,
              "images": f"float32 (batch, {STORED_SIZE}, {STORED_SIZE}), grey, 0..255, as data_prep stores them",
              "tokens": f"int64 (batch, {model.context_length}), CLIP's byte-pair tokens padded with 0, which "
                        "tokenizers.Tokenizer.from_file('tokenizer.json') gives",
              "logits": "logit_scale * image_features @ text_features.T"}
-    (folder / "clip.json").write_text(json.dumps(about, indent=1))
+    (folder / ONNX_ABOUT).write_text(json.dumps(about, indent=1))
     return f'onnxruntime.InferenceSession("{folder}/vision.onnx") and the same of text.onnx (see {folder}/clip.json)'
 
 
@@ -243,6 +253,8 @@ def export(model: CLIP, target: str, folder: Path, card: str = "") -> str:
         how = WRITERS[target](model, partial).replace(str(partial), str(folder))
         if card:
             (partial / "README.md").write_text(card, encoding="utf-8")
+        for file in partial.iterdir():
+            file.chmod(partial.stat().st_mode & 0o666)  # safetensors' are its owner's alone
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

@@ -10,32 +10,40 @@ from chexzero.errors import UserError
 from chexzero.files import read_json
 from chexzero.model import HEAD_WIDTH
 
-REMEDY = ("name a folder of transformers (CLIPModel, VisionTextDualEncoderModel) or open_clip, or a checkpoint file; "
-          "a run's folder goes with --run")
+REMEDY = ("name a folder of transformers (CLIPModel, VisionTextDualEncoderModel), of open_clip or of an ONNX "
+          "export, or a checkpoint file; a run's folder goes with --run")
 
-OPEN_CLIP_CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
+OPEN_CLIP_CONFIG, HF_CONFIG, ONNX_ABOUT = "open_clip_config.json", "config.json", "clip.json"
+#: Ends of the names of a graph's constants that a model computes itself.
+COMPUTED = ("attn_mask", ".attn.k_bias", ".rope.periods")
 HF_KINDS = ("clip", "vision-text-dual-encoder")
 
 
 def is_model_folder(path: str | Path) -> bool:
-    """Whether a path is a folder that holds a whole CLIP of transformers or open_clip."""
-    folder = Path(path)
-    return (folder / OPEN_CLIP_CONFIG).is_file() or _hf_kind(folder) in HF_KINDS
+    """Whether a path is a folder that holds a whole CLIP of transformers or open_clip, or our ONNX export of one."""
+    return _reader(Path(path)) is not None
 
 
 def read_folder(folder: Path) -> State:
-    """The state dict, under our names, of a transformers or open_clip folder. Raises `UserError` for any other."""
-    if not is_model_folder(folder):
-        onnx = " (an ONNX export holds graphs, not a checkpoint)" if list(folder.glob("*.onnx")) else ""
-        raise UserError(f"{folder} holds no CLIP of transformers or open_clip{onnx}; {REMEDY}")
-    reader: Callable[[Path], State] = _read_open_clip if (folder / OPEN_CLIP_CONFIG).is_file() else _read_hf
+    """The state dict, under our names, of such a folder. Raises `UserError` for any other."""
+    reader = _reader(folder)
+    if reader is None:
+        raise UserError(f"{folder} holds no CLIP of transformers, open_clip or ONNX; {REMEDY}")
     try:
         return reader(folder)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = str(error).strip().splitlines()[0][:200]
+    except UserError:
+        raise
+    except Exception as error:  # each of the readers has its own exceptions for a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{folder} does not load ({reason}); {REMEDY}") from error
+
+
+def _reader(folder: Path) -> Callable[[Path], State] | None:
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return _read_open_clip
+    if (folder / ONNX_ABOUT).is_file():
+        return _read_onnx
+    return _read_hf if _hf_kind(folder) in HF_KINDS else None
 
 
 def _hf_kind(folder: Path) -> str | None:
@@ -117,4 +125,22 @@ def _read_hf(folder: Path) -> State:
     state.update({f"visual.trunk.{key}": value for key, value in trunk.items()})
     state["visual.head.proj.weight"] = model.visual_projection.weight.detach()
     state["visual.image_resolution"] = torch.tensor(vision.image_size)
+    return state
+
+
+def _read_onnx(folder: Path) -> State:
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError(f"{folder} is an ONNX export; to read it, type `pip install onnx`") from error
+    state = {}
+    for name in ("vision.onnx", "text.onnx"):
+        for tensor in onnx.load(folder / name, load_external_data=False).graph.initializer:
+            key = tensor.name.removeprefix("model.")
+            if key != tensor.name and not key.endswith(COMPUTED):
+                state[key] = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+    about = read_json(folder / ONNX_ABOUT)
+    state["logit_scale"] = torch.tensor(about["log_logit_scale"])
+    if any(key.startswith("visual.trunk.") for key in state):
+        state["visual.image_resolution"] = torch.tensor(about["image_resolution"])
     return state

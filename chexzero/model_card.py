@@ -36,7 +36,8 @@ def model_card(model: CLIP, target: str, folder: Path, run: RunFolder, checkpoin
     environment.filters["interval"] = _interval
     settings = {name: value for name, value in run.settings.items()
                 if name not in NOT_THE_MODEL and value is not None}
-    dinov3 = hasattr(model.visual, "trunk")
+    dinov3, metrics = hasattr(model.visual, "trunk"), _metrics(results, checkpoint)
+    cases = "the first frontal view of a study" if metrics.get("level") == "image" else "a study with all its views"
     return environment.get_template("model_card.md").render(
         name=run.path.resolve().name, run=run.path, target=target, library=LIBRARIES[target], folder=folder,
         vision=run.settings.get("vision", "unknown"), dinov3=dinov3,
@@ -44,8 +45,8 @@ def model_card(model: CLIP, target: str, folder: Path, run: RunFolder, checkpoin
         drawn=run.drawn or bool(build.get("drawn")), settings=settings, resolution=model.image_resolution,
         context_length=model.context_length, mean=MEAN, std=STD, counts=build.get("counts") or {},
         overlap=build.get("overlap") or {}, labels=LABELS, means=MEANS, checkpoint=checkpoint.name,
-        selection=run.selection if run.selection.get("checkpoint") == checkpoint.name else {},
-        metrics=_metrics(results, checkpoint))
+        cases=cases, selection=run.selection if run.selection.get("checkpoint") == checkpoint.name else {},
+        metrics=metrics)
 
 
 def _metrics(results: Path, checkpoint: Path) -> dict[str, Any]:
