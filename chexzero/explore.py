@@ -59,7 +59,7 @@ class Explorer:
     def analyse(self, data: bytes, filename: str, labels: list[str]) -> dict:
         """Probabilities, heat maps and nearest reports for one image file's bytes."""
         try:
-            image = prepare_pixels(decode(data))
+            image = prepare_pixels(decode(data)).copy()  # Pillow's memory is read-only
         except UNREADABLE as error:
             raise UserError(f"{filename}: {reason(error)}; choose a radiograph as PNG, JPEG or DICOM") from error
         with self.lock:
@@ -113,6 +113,7 @@ def create_app(explorer: Explorer) -> Flask:
     def page():
         nonce = secrets.token_urlsafe(16)
         html = render_template("explore.html", name=explorer.name, drawn=explorer.drawn, labels=FINDINGS, nonce=nonce,
+                               n_reports=len(explorer.reports),
                                most=MAX_UPLOAD, too_large=TOO_LARGE,
                                dicom=importlib.util.find_spec("pydicom") is not None,
                                no_reports="No reports were given; name a CSV with --reports.")
@@ -134,7 +135,7 @@ def create_app(explorer: Explorer) -> Flask:
 
     @app.errorhandler(HTTPException)
     def refused(error):
-        message = TOO_LARGE if error.code == 413 else error.description
+        message = f"{TOO_LARGE} (or shorten the list of findings)" if error.code == 413 else error.description
         return jsonify(error=message), error.code
 
     @app.after_request

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -12,6 +13,8 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe")
+
+ANSWER_WITHIN = 60  # seconds
 
 
 class Browser:
@@ -59,9 +62,10 @@ class Browser:
 
     def _receive(self) -> dict:
         while b"\0" not in self.pending:
-            data = os.read(self.from_them, 1 << 20)
+            ready, _, _ = select.select([self.from_them], [], [], ANSWER_WITHIN)
+            data = os.read(self.from_them, 1 << 20) if ready else b""
             if not data:
-                raise RuntimeError("Chromium has gone")
+                raise RuntimeError("Chromium has gone, or does not answer")
             self.pending += data
         message, _, self.pending = self.pending.partition(b"\0")
         return json.loads(message)
@@ -87,7 +91,7 @@ class Browser:
     def choose_file(self, selector: str, path: Path) -> None:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve())])
 
     def screenshot(self, path: Path) -> None:
         """The whole page as PNG."""
