@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             "(default: OpenAI's weights for vit_b_*, Meta's for dinov3_*)")
     group.add_argument("--text_weights", metavar="FILE|NAME|random",
                        help="a CheXzero or CLIP checkpoint, the folder of an exported model, openai, "
-                            "open_clip:MODEL/TAG, or random (default: openai)")
+                            "open_clip:MODEL/TAG, or random (default: openai; random beside a random vision tower)")
     group.add_argument("--image_resolution", type=int, metavar="PIXELS",
                        help="side of the images the tower sees (default: 224)")
     group.add_argument("--drop_path", type=float, default=0.0, metavar="P",
