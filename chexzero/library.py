@@ -3,6 +3,8 @@
     import chexzero
     model = chexzero.load("checkpoints/pt-imp")
     model.embed_images(["chest.png"]) @ model.embed_texts(["pleural effusion"]).T
+
+gives the cosines. Both names are offered by `chexzero` itself.
 """
 
 import os

@@ -1,5 +1,6 @@
 """Exports give the same logits in the library they are made for, loaded in a process that has none of our code."""
 
+import html
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from chexzero.checkpoints import load_model, read_state_dict
 from chexzero.clip import tokenize
 from chexzero.convert import from_hf_clip, to_hf_clip
 from chexzero.errors import UserError
-from chexzero.export import export, main
+from chexzero.export import _hf_tokenizer, export, main
 from chexzero.images import prepare
 from chexzero.labels import LABELS
 from chexzero.library import ChestCLIP
@@ -136,6 +137,17 @@ def test_what_the_shapes_do_not_show_is_compared(tmp_path, target, part, key, va
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=word):
         load_model(tmp_path / "out")
+
+
+def test_the_exported_tokenizer_needs_what_the_card_says():
+    import ftfy
+
+    tokenizer = _hf_tokenizer(small_model("vit"))
+    for text, plain in [("Heart &amp; lungs; nodule &lt; 3 cm.", False), ("the patient’s “old” ﬁbrosis", False),
+                        ("T1-2 naïve café\n\n  STABLE, 3.5cm", True)]:
+        wanted = [token for token in tokenize(text)[0].tolist() if token]
+        assert tokenizer(html.unescape(ftfy.fix_text(text))).input_ids == wanted
+        assert (tokenizer(text).input_ids == wanted) == plain
 
 
 def test_names_go_there_and_back():

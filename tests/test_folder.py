@@ -1,5 +1,8 @@
 """Features for a folder of images are those of the images prepared one by one."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,10 @@ from PIL import Image
 
 from chexzero.data_process import preprocess
 from chexzero.errors import UserError
-from chexzero.folder import folder_features, images_in
+from chexzero.folder import ImageFiles, folder_features, images_in, predict_folder
 from chexzero.images import prepare
+from chexzero.model import CLIP
+from chexzero.pixels import read_file
 from dinov3_adapter import build_vision_tower
 
 
@@ -38,6 +43,47 @@ def test_image_that_cannot_be_decoded(folder):
     (folder / "b.png").write_bytes(b"broken")
     with pytest.raises(UserError, match="b.png: the file is cut short"):
         folder_features(build_vision_tower("dinov3_tiny"), folder)
+
+
+def dicom(pixels: np.ndarray, photometric: str, path, compress: bool = False) -> None:
+    """A 12-bit radiograph as one DICOM file."""
+    pydicom = pytest.importorskip("pydicom")
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3"
+    file = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    file.Rows, file.Columns, file.SamplesPerPixel, file.PixelRepresentation = *pixels.shape, 1, 0
+    file.PhotometricInterpretation, file.BitsAllocated, file.BitsStored, file.HighBit = photometric, 16, 12, 11
+    file.PixelData = pixels.astype("<u2").tobytes()
+    if compress:
+        file.compress(pydicom.uid.RLELossless)
+    file.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_files(tmp_path):
+    """Inverted and compressed files show the same; what cannot be read is left out with a reason."""
+    pixels = np.random.default_rng(0).integers(0, 4096, (200, 150))
+    pixels[0, :2] = 0, 4095
+    dicom(pixels, "MONOCHROME2", tmp_path / "a.dcm")
+    dicom(4095 - pixels, "MONOCHROME1", tmp_path / "b.dcm")
+    dicom(pixels, "MONOCHROME2", tmp_path / "c.dcm", compress=True)
+    one, two, three = (read_file(tmp_path / f"{name}.dcm").astype(int) for name in "abc")
+    assert abs(one - two).max() <= 1 and np.array_equal(one, three)  # rounding of the inverted values
+    whole = (tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "half.dcm").write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(UserError, match=r"half.dcm: the DICOM file cannot be decoded \(.*less than expected"):
+        ImageFiles([tmp_path / "half.dcm"])[:1]
+
+
+def test_what_cannot_be_read_is_left_out(folder, caplog):
+    header = bytearray((folder / "b.png").read_bytes())
+    header[16:24] = struct.pack(">II", 60_000, 60_000)  # more pixels than OpenCV takes
+    header[29:33] = struct.pack(">I", zlib.crc32(bytes(header[12:29])))
+    (folder / "bomb.png").write_bytes(header)
+    model = CLIP(32, 64, 1, 64, 16, 77, 49408, 64, 1, 1).eval()
+    assert list(predict_folder(model, folder, ["edema"])["image"]) == ["a/x.JPG", "a/y.png", "b.png"]
+    assert "bomb.png is left out: OpenCV refuses the file" in caplog.text
 
 
 def test_folder_without_images(tmp_path):

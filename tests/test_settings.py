@@ -1,6 +1,7 @@
 """Flags from a file and from the command line meet in one parser."""
 
 import argparse
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from chexzero.errors import UserError
 from chexzero.settings import parse_with_config
+from data_prep.__main__ import main as data_prep
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +49,26 @@ def test_every_settings_file_of_ours_is_understood(name, tmp_path):
     done = subprocess.run([*command, "--cxr_filepath", tmp_path / "none.h5"], capture_output=True, text=True,
                           cwd=tmp_path)
     assert done.returncode == 2 and "data_prep build" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("module, argv, first", [
+    ("run_train", ["--help"], "CheXzero's flags"), ("run_zero_shot", ["--help"], "what is evaluated"),
+    ("data_prep.__main__", ["build", "--help"], "where the releases are"),
+    ("chexzero.export", ["--help"], "what is exported"), ("chexzero.explore", ["--help"], "what is shown")])
+def test_help_is_grouped_and_says_the_exit_codes(module, argv, first, capsys):
+    command = importlib.import_module(module)
+    with pytest.raises(SystemExit) as stopped:
+        (command.main if module == "data_prep.__main__" else command.parse_args)(argv)
+    text = capsys.readouterr().out
+    alone = text.split("options:\n")[1].split(first)[0].split()
+    assert stopped.value.code == 0 and alone[:2] == ["-h,", "--help"] and len(alone) < 12  # no other flag
+    assert "exit codes: 0 done; 2 a wrong input" in text
+
+
+def test_every_step_of_data_prep_is_completed(capsys):
+    with pytest.raises(SystemExit):
+        data_prep(["--print-completion", "bash"])
+    assert "--on_overlap" in (script := capsys.readouterr().out) and "chexpert-test" in script
 
 
 def test_completion_is_printed():
