@@ -193,9 +193,9 @@ def measure_memory(folder: Path, channels: int, dtype: type) -> int:
     path = folder / "noise.png"
     shape = (2320, 2828, channels)
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, shape, dtype))
-    code = ("import resource, sys, data_prep.blocks\nfrom chexzero.pixels import prepare_image\n"
+    code = ("import sys, data_prep.blocks\nfrom chexzero.pixels import prepare_image\n"
             "for _ in range(3): prepare_image(*sys.argv[1:])\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+            "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")  # KiB; ru_maxrss is the parent's
     run = subprocess.run([sys.executable, "-c", code, str(folder), path.name], stdout=subprocess.PIPE, check=True)
     return int(run.stdout) >> 10
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -22,8 +21,8 @@ from chexzero.prompts import pair, probabilities
 
 log = logging.getLogger(__name__)
 
-#: What reading a file as an image may raise; OpenCV's own error is for headers of more pixels than it takes.
-UNREADABLE = (OSError, ValueError, MemoryError, cv2.error)
+#: What reading a file as an image may raise.
+UNREADABLE = (OSError, ValueError, MemoryError)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
 
 
@@ -41,8 +40,6 @@ def images_in(folder: str | os.PathLike) -> list[Path]:
 
 def reason(error: Exception) -> str:
     """Why a file cannot be read, in a few words."""
-    if isinstance(error, cv2.error):  # its text begins with a path on the machine where OpenCV was built
-        return f"OpenCV refuses the file ({' '.join(error.err.split())})"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

@@ -53,8 +53,6 @@ def prepare_image(root: str, path: str, depth16: str = "stretch") -> Prepared:
         raise
     except OSError as error:
         raise UnreadableImage(error.strerror or str(error)) from error
-    except cv2.error as error:  # its text begins with a path on the machine where OpenCV was built
-        raise UnreadableImage(f"OpenCV refuses the file ({' '.join(error.err.split())})") from error
     except (ValueError, MemoryError) as error:
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -69,14 +67,18 @@ def decode(data: bytes) -> np.ndarray:
     """Decode a PNG, JPEG or DICOM file: grey (H, W) or RGB (H, W, 3), uint8 or uint16, without alpha.
 
     A file whose three channels are equal is grey: resizing one channel gives upstream's bytes in a third of the time.
+    Raises `UnreadableImage`, a `ValueError`, for what is none of these, damaged, or larger than OpenCV takes.
     """
     if not data:
         raise UnreadableImage("the file is empty")
     if is_dicom(data):
         return decode_dicom(data)
     if not _is_whole(data):
-        raise UnreadableImage("the file is cut short or is neither PNG nor JPEG")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+        raise UnreadableImage("the file is cut short or is neither PNG, JPEG nor DICOM")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:  # its text begins with a path on the machine where OpenCV was built
+        raise UnreadableImage(f"OpenCV refuses the file ({' '.join(error.err.split())})") from error
     if image is None:
         raise UnreadableImage("the file is damaged and cannot be decoded")
     if image.ndim == 2:

@@ -135,19 +135,17 @@ class Picture:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `python -m data_prep demo`."""
-    parser.add_argument("--out", required=True, help="folder for chexpert_plus/, chexpert/ and rexgradient/")
-    parser.add_argument(
-        "--train",
-        type=int,
-        default=3000,
-        help="training images: half in CheXpert-Plus's train, half in ReXGradient's three splits",
-    )
-    parser.add_argument(
-        "--valid", type=int, default=200, help="images of CheXpert-Plus's valid, some of them lateral"
-    )
-    parser.add_argument("--test", type=int, default=200, help="studies of CheXpert's test set")
-    parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same bytes")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+    sizes = parser.add_argument_group("how much is drawn")
+    sizes.add_argument("--train", type=int, default=3000, metavar="N",
+                       help="training images: half in CheXpert-Plus's train, half in ReXGradient's three splits")
+    sizes.add_argument("--valid", type=int, default=200, metavar="N",
+                       help="images of CheXpert-Plus's valid, some of them lateral")
+    sizes.add_argument("--test", type=int, default=200, metavar="N", help="studies of CheXpert's test set")
+    sizes.add_argument("--seed", type=int, default=1234, help="the same seed gives the same bytes")
+    where = parser.add_argument_group("where and how")
+    where.add_argument("--out", required=True, metavar="DIR",
+                       help="folder for chexpert_plus/, chexpert/ and rexgradient/")
+    where.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
 
 
 def run(args: argparse.Namespace) -> None:

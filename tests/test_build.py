@@ -326,7 +326,7 @@ def test_unreadable_images_stop_the_build_and_are_listed(corpus, built, tmp_path
     corpus.build(out, "--max_failures", "0.1")
     assert len(pd.read_csv(out / "impressions.csv")) == 23
     assert json.loads((out / "build.json").read_text())["counts"]["train"]["chexpert_plus/train"]["left_out"] == {
-        "the file is cut short or is neither PNG nor JPEG": 1}
+        "the file is cut short or is neither PNG, JPEG nor DICOM": 1}
     again = tmp_path / "again" / "data"
     with pytest.raises(UserError):
         corpus.build(again)

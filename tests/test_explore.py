@@ -177,7 +177,7 @@ def test_the_page_works_in_a_browser(explorer, address, tmp_path):
         (tmp_path / "notes.png").write_text("no image")
         page.choose_file("#file", tmp_path / "notes.png")
         page.run("$('go').click()")
-        page.wait("$('error').textContent.includes('neither PNG nor JPEG')")
+        page.wait("$('error').textContent.includes('neither PNG, JPEG nor DICOM')")
         assert page.run("document.title") == "Explore run <b>"
         assert [one for one in page.problems if "400" not in one] == []  # the refusal's status is logged too
 
