@@ -5,6 +5,7 @@ them this is a run of one process and nothing here communicates.
 """
 
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -15,6 +16,7 @@ from chexzero.errors import UserError
 #: How long a rank waits for another. Long, for rank 0 validates and writes while the others wait; a rank that dies
 #: ends the job at once all the same, because torchrun and srun then end the rest.
 TIMEOUT = timedelta(hours=1)
+GRACE = 0.5  # seconds
 
 
 def start() -> torch.device:
@@ -39,6 +41,9 @@ def start() -> torch.device:
 def finish() -> None:
     """Leave the group of ranks."""
     if dist.is_initialized():
+        # gloo's threads need Python's lock to let go of what they sent. A process that ends before they have had it
+        # waits for them and keeps the lock from them: it would sometimes hang.
+        time.sleep(GRACE)
         dist.destroy_process_group()
 
 
