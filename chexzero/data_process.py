@@ -22,7 +22,6 @@ from chexzero.resample import lanczos
 if TYPE_CHECKING:
     import pandas as pd
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 RESOLUTION = 320
 NO_IMPRESSION = "NO IMPRESSION"
 
