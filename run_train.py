@@ -17,18 +17,18 @@ from torch import nn, optim
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
 
-from chexzero import distributed, finetune
-from chexzero.arguments import add_training_arguments, check, resolve
-from chexzero.engine import Updates, backward, bare, for_training
-from chexzero.errors import run_command
-from chexzero.loader import load_pairs
-from chexzero.loss import ContrastiveLoss, matches
-from chexzero.resume import leave_when_told, save_file
-from chexzero.run_files import open_folder, run_folder
-from chexzero.settings import parse_with_config
-from chexzero.towers import add_arguments as add_model_arguments
-from chexzero.towers import model_from_args
-from chexzero.training import Run
+from chexzero.common.errors import run_command
+from chexzero.common.settings import parse_with_config
+from chexzero.runs.run_folder import open_folder, run_folder
+from chexzero.training import distributed, finetune
+from chexzero.training.arguments import add_training_arguments, check, resolve
+from chexzero.training.batches import load_pairs
+from chexzero.training.loss import ContrastiveLoss, matches
+from chexzero.training.resume import leave_when_told, save_file
+from chexzero.training.run import Run
+from chexzero.training.step import Updates, backward, bare, for_training
+from chexzero.training.towers import add_arguments as add_model_arguments
+from chexzero.training.towers import model_from_args
 
 log = logging.getLogger(__name__)
 

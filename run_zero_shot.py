@@ -17,26 +17,34 @@ from typing import Any
 
 import numpy as np
 
-from chexzero import charts, comparison, provenance, readers, result_sections, sanity
-from chexzero.baseline import baseline_section, checkpoints_in
-from chexzero.calibration import platt
-from chexzero.choice import Choice, choose
-from chexzero.cover import banner, facts, print_table, summary
-from chexzero.data import read_build
-from chexzero.errors import UserError, run_command
-from chexzero.evaluation import SetResult, evaluate_set
-from chexzero.files import write_json, write_text
-from chexzero.labels import LABELS
-from chexzero.operating_points import thresholds
-from chexzero.predictions import LEVELS, EvaluationSet, Predictor, check_predictions, ensemble, read_set, units
-from chexzero.prompts import Prompt, read_alternatives, upstream_prompts
-from chexzero.report import Report, write_report
-from chexzero.sections import Section
-from chexzero.settings import parse_with_config
+from chexzero.common.errors import UserError, run_command
+from chexzero.common.files import write_json, write_text
+from chexzero.common.formats import read_build
+from chexzero.common.labels import LABELS
+from chexzero.common.settings import parse_with_config
+from chexzero.evaluation.calibration import platt
+from chexzero.evaluation.checkpoint_choice import Choice, choose
+from chexzero.evaluation.operating_points import thresholds
+from chexzero.evaluation.predictions import (
+    LEVELS,
+    EvaluationSet,
+    Predictor,
+    check_predictions,
+    ensemble,
+    read_set,
+    units,
+)
+from chexzero.evaluation.prompts import Prompt, read_alternatives, upstream_prompts
+from chexzero.evaluation.results import SetResult, evaluate_set
+from chexzero.evaluation.test_set_ledger import record_test_read
+from chexzero.report import charts, paper, provenance, readers, sanity, scores
+from chexzero.report.baseline import baseline_section, checkpoints_in
+from chexzero.report.cases import thumbnails_section
+from chexzero.report.sections import Section
+from chexzero.report.summary import banner, facts, print_table, summary
+from chexzero.report.write import Report, write_report
 from chexzero.suites import SUITES, EvaluationContext
 from chexzero.suites import add_arguments as add_suite_arguments
-from chexzero.test_reads import record_test_read
-from chexzero.thumbnails import thumbnails_section
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -210,8 +218,8 @@ def main_sections(args: argparse.Namespace, choice: Choice, found: Measured, oth
     recorded = run.recorded(choice.selected["step"]) if run and len(choice.checkpoints) == 1 else {}
     scaled = platt(valid.truth, valid.probability, test.probability)
     sections = [
-        comparison.paper_section(test, bool(found.build.get("drawn")), charts.beside_paper(test, figures)),
-        result_sections.areas_section(valid, test, [charts.roc(valid, test, others.radiologists, figures),
+        paper.paper_section(test, bool(found.build.get("drawn")), charts.beside_paper(test, figures)),
+        scores.areas_section(valid, test, [charts.roc(valid, test, others.radiologists, figures),
                                                     charts.precision_recall(valid, test, figures)]),
         provenance.selection_section(run, choice.selected, [curve for curve in curves if curve], reads, valid,
                                      len(found.by_image[0])),
@@ -226,9 +234,9 @@ def main_sections(args: argparse.Namespace, choice: Choice, found: Measured, oth
         sections.append(readers.radiologist_section(test, others.radiologists, args.n_bootstrap))
     if others.supervised:
         sections.append(readers.supervised_section(test, others.supervised))
-    return [*sections, result_sections.operating_section(valid, test),
-            result_sections.calibration_section(valid, test, scaled, charts.calibration(test, scaled, figures)),
-            result_sections.prompts_section(found.prompts, valid, test, *found.scores, args.n_bootstrap)]
+    return [*sections, scores.operating_section(valid, test),
+            scores.calibration_section(valid, test, scaled, charts.calibration(test, scaled, figures)),
+            scores.prompts_section(found.prompts, valid, test, *found.scores, args.n_bootstrap)]
 
 
 def closing_sections(args: argparse.Namespace, choice: Choice, found: Measured, figures: Path) -> list[Section]:
@@ -243,7 +251,7 @@ def run_suites(args: argparse.Namespace, choice: Choice, data_dir: Path, out: Pa
     wanted = [name for name in dict.fromkeys(args.suite) if name in SUITES]
     if not wanted:
         return []
-    from chexzero.checkpoints import load_model
+    from chexzero.models.checkpoints import load_model
 
     context = EvaluationContext(load_model(choice.checkpoints[0], device), device, data_dir, Path(args.splits), out,
                                 args.batch_size, args.seed, vars(args))
@@ -260,8 +268,9 @@ def write_predictions(path: Path, result: SetResult) -> None:
 
 def predict_images(args: argparse.Namespace) -> Path:
     """Probabilities for a folder of images, to `<out>/<name>/images_<folder>.csv`."""
-    from chexzero.checkpoints import load_model
-    from chexzero.folder import images_in, predict_folder
+    from chexzero.folder import predict_folder
+    from chexzero.imaging.image_files import images_in
+    from chexzero.models.checkpoints import load_model
 
     choice, folder = choose(args), Path(args.images)
     found = len(images_in(folder))

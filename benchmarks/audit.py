@@ -25,10 +25,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from chexzero.errors import run_command
-from chexzero.files import write_json, write_text
+from chexzero.common.errors import run_command
+from chexzero.common.files import write_json, write_text
 from data_prep.overlap import checks, disguise, nominate, signatures, verify
-from data_prep.roles import Role
+from data_prep.overlap.contract import Role
 
 EVALUATION = 734
 SIZES = (50_000, 100_000, 200_000, 300_000, 400_000, 500_000)

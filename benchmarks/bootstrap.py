@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.metrics import auc, roc_curve
 from sklearn.utils import resample
 
-from chexzero.statistics import bootstrap_auroc, percentile_interval
+from chexzero.common.statistics import bootstrap_auroc, percentile_interval
 
 
 def plain_loop(truth: np.ndarray, scores: np.ndarray, n_samples: int) -> np.ndarray:

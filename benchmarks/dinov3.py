@@ -19,8 +19,8 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from chexzero.errors import run_command
-from chexzero.files import write_json
+from chexzero.common.errors import run_command
+from chexzero.common.files import write_json
 from dinov3_adapter import SIZES, build_vision_tower
 
 #: Dense tensor-core rates in TFLOP/s from NVIDIA's data sheets; fp32 is the rate without TF32, torch's default.

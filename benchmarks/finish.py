@@ -22,11 +22,11 @@ import numpy as np
 
 from benchmarks.audit import pictures
 from benchmarks.preprocess import machine
-from chexzero.errors import run_command
-from chexzero.files import write_text
+from chexzero.common.errors import run_command
+from chexzero.common.files import write_text
 from data_prep import blocks
 from data_prep.failures import LEFT_OUT_COLUMNS
-from data_prep.rows import Row, write_rows
+from data_prep.releases.rows import Row, write_rows
 from data_prep.work import Plan, Work, cpu_count, positive
 
 EVALUATION = {"valid": 234, "test": 500}

@@ -27,10 +27,10 @@ import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from chexzero.common.errors import UserError, run_command
+from chexzero.common.files import write_json
 from chexzero.data_process import RESOLUTION, preprocess
-from chexzero.errors import UserError, run_command
-from chexzero.files import write_json
-from chexzero.pixels import decode, prepare_image
+from chexzero.imaging.decode import decode, prepare_image
 from data_prep import blocks
 from data_prep.prepare import run_tasks
 from data_prep.sets import new_images
@@ -78,7 +78,7 @@ def write_files(folder: Path, pictures: Path | None, count: int) -> list[Path]:
     """Grey PNG and JPEG files of 2,000 to 2,900 pixels, grown from small pictures, with a detector's noise added."""
     folder.mkdir()
     if pictures is None:
-        from data_prep.demo import write_corpus  # here, because the processes of ours import this module too
+        from data_prep.demo.corpus import write_corpus  # here, because the processes of ours import this module too
 
         pictures = folder / "drawn"
         write_corpus(pictures, train=12, valid=1, test=1, seed=1)
@@ -206,7 +206,7 @@ def measure_memory(folder: Path, channels: int, dtype: type) -> int:
     path = folder / "noise.png"
     shape = (2320, 2828, channels)
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, shape, dtype))
-    code = ("import sys, data_prep.blocks\nfrom chexzero.pixels import prepare_image\n"
+    code = ("import sys, data_prep.blocks\nfrom chexzero.imaging.decode import prepare_image\n"
             "for _ in range(3): prepare_image(*sys.argv[1:])\n"
             "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")  # KiB; ru_maxrss is the parent's
     run = subprocess.run([sys.executable, "-c", code, str(folder), path.name], stdout=subprocess.PIPE, check=True)

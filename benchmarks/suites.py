@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from chexzero.labels import LABELS
+from chexzero.common.labels import LABELS
 from chexzero.suites import cxr_lt, retrieval, subgroups
 
 

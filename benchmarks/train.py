@@ -28,15 +28,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import run_train
 from benchmarks.audit import machine
-from chexzero.engine import Towers, Updates, bare
-from chexzero.errors import run_command
-from chexzero.images import MEAN, STD
-from chexzero.inference import PRECISIONS
-from chexzero.loader import Batches, PairDataset, default_workers, make_loader
-from chexzero.loss import ContrastiveLoss
+from chexzero.common.errors import run_command
+from chexzero.evaluation.inference import PRECISIONS
+from chexzero.imaging.normalise import MEAN, STD
 from chexzero.simple_tokenizer import END, START, SimpleTokenizer
-from chexzero.texts import prepare_texts
-from chexzero.towers import VISION_CHOICES, create_model
+from chexzero.training.batches import Batches, PairDataset, default_workers, make_loader
+from chexzero.training.loss import ContrastiveLoss
+from chexzero.training.step import Towers, Updates, bare
+from chexzero.training.texts import prepare_texts
+from chexzero.training.towers import VISION_CHOICES, create_model
 
 RESULTS = Path(__file__).parent / "results"
 WORDS = ["no", "acute", "cardiopulmonary", "process", "small", "left", "pleural", "effusion", "with", "adjacent",

@@ -4,7 +4,7 @@
 
 Each implementation runs in a process of its own, the two in turn, job by job, on the same files: the functions that
 both have, called with the same arguments. Weights are random, ViT-B/32 at full size; speed does not depend on
-them. CheXzero is run with today's libraries, bent where it needs that (`chexzero.compare_upstream` says how).
+them. CheXzero is run with today's libraries, bent where it needs that (`tests.parity` says how).
 """
 
 import argparse
@@ -24,11 +24,11 @@ import h5py
 import numpy as np
 
 from benchmarks.preprocess import machine, write_files
-from chexzero.compare_child import import_side
-from chexzero.errors import UserError, run_command
-from chexzero.files import write_json
-from chexzero.labels import LABELS
+from chexzero.common.errors import UserError, run_command
+from chexzero.common.files import write_json
+from chexzero.common.labels import LABELS
 from data_prep.work import positive
+from tests.parity.child import import_side
 
 PICTURES, TEXTS, IMAGES, BATCH, CASES, RESAMPLES = 24, 64, 8, 16, 500, 1000
 VIT_B_32 = (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)

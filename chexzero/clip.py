@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from open_clip.pretrained import download_pretrained_from_url, get_pretrained_url
 
-from chexzero.checkpoints import load_model
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
 from chexzero.model import CLIP
+from chexzero.models.checkpoints import load_model
 from chexzero.simple_tokenizer import END, START, default_tokenizer
 
 CONTEXT_LENGTH = 77
@@ -76,7 +76,7 @@ def load(name: str, device: str | torch.device = _BEST_DEVICE,
     """Load a published model by name, or any checkpoint by path.
 
     Returns the model (float32, eval mode, on `device`) and OpenAI's transform, which takes a PIL image to a float
-    tensor (3, R, R) in CLIP's own colours; CheXzero prepares its radiographs with `chexzero.images.prepare`
+    tensor (3, R, R) in CLIP's own colours; CheXzero prepares its radiographs with `imaging.normalise.prepare`
     instead. `jit` is upstream's and changes nothing: code from a weight file is never run, with either value the
     module is ours.
     """

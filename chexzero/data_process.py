@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from chexzero.errors import UserError
-from chexzero.files import atomic_path, read_table, require_file, write_text
-from chexzero.resample import lanczos
+from chexzero.common.errors import UserError
+from chexzero.common.files import atomic_path, read_table, require_file, write_text
+from chexzero.common.resample import lanczos
 
 if TYPE_CHECKING:
     import pandas as pd

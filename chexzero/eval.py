@@ -1,7 +1,7 @@
 """Upstream's evaluation functions: ROC and PR curves, areas per label, bootstrap intervals.
 
 Predictions and labels are arrays (N, L), column i belonging to `cxr_labels[i]`. Read them from files by column name
-(`chexzero.metrics.y_true_csv_to_np`), never by position. The numbers are scikit-learn's; `chexzero.statistics`
+(`chexzero.metrics.y_true_csv_to_np`), never by position. The numbers are scikit-learn's; `chexzero.common.statistics`
 computes all labels and resamples at once.
 """
 
@@ -15,9 +15,9 @@ import pandas as pd
 from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
 
-from chexzero.errors import UserError
-from chexzero.labels import COMPETITION_LABELS
-from chexzero.statistics import auroc, bootstrap_auroc, percentile_interval
+from chexzero.common.errors import UserError
+from chexzero.common.labels import COMPETITION_LABELS
+from chexzero.common.statistics import auroc, bootstrap_auroc, percentile_interval
 
 
 def compute_mean(stats: pd.DataFrame | Mapping[str, Any], is_df: bool = True,

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chexzero.checkpoints import load_model
-from chexzero.folder import ImageFiles
-from chexzero.inference import class_embeddings, embed_images, embed_texts, pair_probabilities
-from chexzero.labels import LABELS
+from chexzero.common.labels import LABELS
+from chexzero.evaluation.inference import class_embeddings, embed_images, embed_texts, pair_probabilities
+from chexzero.imaging.image_files import ImageFiles
 from chexzero.model import CLIP
-from chexzero.run_folder import read_run
+from chexzero.models.checkpoints import load_model
+from chexzero.runs.run_folder import read_run
 
 Paths = Sequence[str | os.PathLike]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import matthews_corrcoef, roc_curve
 
-from chexzero.data import read_labels
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
+from chexzero.common.formats import read_labels
+from chexzero.common.labels import COMPETITION_LABELS, LABELS
+from chexzero.common.statistics import check_arrays, resample_counts
 from chexzero.eval import compute_cis, true_columns
-from chexzero.labels import COMPETITION_LABELS, LABELS
-from chexzero.statistics import check_arrays, resample_counts
 
 MEAN = "Mean"
 

@@ -9,7 +9,7 @@ from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
 from torch import nn
 from torch.nn import functional
 
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
 
 HEAD_WIDTH = 64  # every OpenAI tower has heads of this width, so the number of heads follows from the width
 
@@ -58,7 +58,7 @@ class CLIP(nn.Module):
         self.transformer.grad_checkpointing = enable
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Prepared images (`chexzero.images.prepare`), float (B, 3, R, R), to features (B, embed_dim)."""
+        """Prepared images (`chexzero.imaging.normalise.prepare`), float (B, 3, R, R), to features (B, embed_dim)."""
         return self.visual(image.to(self.dtype))
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:

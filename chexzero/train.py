@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from chexzero import clip
-from chexzero.checkpoints import load_model
-from chexzero.data import check_rows, open_images
-from chexzero.errors import UserError
-from chexzero.files import atomic_path, read_table
-from chexzero.images import prepare
+from chexzero.common.errors import UserError
+from chexzero.common.files import atomic_path, read_table
+from chexzero.common.formats import check_rows, open_images
+from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
+from chexzero.models.checkpoints import load_model
 
 
 class ImageRows:
@@ -68,7 +68,7 @@ class CXRDataset(Dataset):
 
 
 def image_transform(resolution: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Normalise and resize one image (3, H, W), 0..255, to (3, R, R), by `chexzero.images.prepare` on one channel."""
+    """Normalise and resize one image (3, H, W), 0..255, to (3, R, R), by `imaging.normalise.prepare` on one channel."""
     return lambda image: prepare(image[:1], resolution)[0]
 
 

@@ -16,16 +16,16 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from chexzero.checkpoints import load_model
 from chexzero.clip import CONTEXT_LENGTH
-from chexzero.data import check_rows, read_labels
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
+from chexzero.common.files import atomic_path, read_json, read_table, safe_name, write_json
+from chexzero.common.formats import check_rows, read_labels
+from chexzero.common.labels import LABELS
 from chexzero.eval import bootstrap, evaluate, sigmoid
-from chexzero.files import atomic_path, read_json, read_table, safe_name, write_json
-from chexzero.inference import class_embeddings, pair_probabilities
-from chexzero.labels import LABELS
+from chexzero.evaluation.inference import class_embeddings, pair_probabilities
+from chexzero.evaluation.predictions import check_images
 from chexzero.model import CLIP
-from chexzero.predictions import check_images
+from chexzero.models.checkpoints import load_model
 from chexzero.train import ImageRows, best_device, check_context, image_transform
 
 log = logging.getLogger(__name__)

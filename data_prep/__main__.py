@@ -7,15 +7,15 @@ from pathlib import Path
 
 import shtab
 
-from chexzero.errors import EXIT_CODES, run_command
-from chexzero.settings import complete_paths
+from chexzero.common.errors import EXIT_CODES, run_command
+from chexzero.common.settings import complete_paths
 
 #: step -> (module with `add_arguments(parser)` and `run(args)`, what it does)
 STEPS = {
     "build": ("data_prep.build", "make the training, validation and test sets from the releases"),
     "finish": ("data_prep.finish", "check and join what the jobs of a SLURM array prepared"),
-    "audit": ("data_prep.audit", "look for patients, reports and images that are in two sets"),
-    "demo": ("data_prep.demo", "draw a small corpus in the releases' layouts"),
+    "audit": ("data_prep.overlap.audit", "look for patients, reports and images that are in two sets"),
+    "demo": ("data_prep.demo.corpus", "draw a small corpus in the releases' layouts"),
     "mimic": ("data_prep.mimic", "CheXzero's own training set, from MIMIC-CXR"),
     "chexpert-test": ("data_prep.chexpert_test", "CheXzero's own test set file"),
 }

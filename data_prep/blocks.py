@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from chexzero.common.errors import UserError
+from chexzero.common.files import atomic_path
 from chexzero.data_process import RESOLUTION
-from chexzero.errors import UserError
-from chexzero.files import atomic_path
-from chexzero.pixels import UnreadableImage, prepare_image
+from chexzero.imaging.decode import UnreadableImage, prepare_image
 
 SIZE = 64
 REASON_LENGTH = 200

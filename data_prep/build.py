@@ -5,13 +5,13 @@ import logging
 import re
 from pathlib import Path
 
-from chexzero.errors import UserError
-from chexzero.pixels import DEPTH16
-from data_prep import chexpert, chexpert_plus, rexgradient
+from chexzero.common.errors import UserError
+from chexzero.imaging.decode import DEPTH16
 from data_prep.finish import OUTPUTS, SETS, finish
 from data_prep.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, describe, make_plan
 from data_prep.prepare import prepare
 from data_prep.record import REDO, is_finished
+from data_prep.releases import chexpert, chexpert_plus, rexgradient
 from data_prep.roles import ROLES_FILE
 from data_prep.work import Work, cpu_count, positive, remove_remains, require_writable
 

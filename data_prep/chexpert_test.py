@@ -4,9 +4,9 @@ import argparse
 
 import pandas as pd
 
+from chexzero.common.errors import UserError
+from chexzero.common.files import atomic_path
 from chexzero.data_process import get_cxr_path_csv, get_cxr_paths_list, img_to_hdf5
-from chexzero.errors import UserError
-from chexzero.files import atomic_path
 
 FIRST_VIEW = "view1"
 N_STUDIES = 500

@@ -4,11 +4,11 @@ import csv
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from chexzero.errors import UserError
-from chexzero.files import atomic_path
+from chexzero.common.errors import UserError
+from chexzero.common.files import atomic_path
 from data_prep import blocks
+from data_prep.releases.rows import Row, read_rows
 from data_prep.roles import ROLES
-from data_prep.rows import Row, read_rows
 from data_prep.work import Plan, Work
 
 LEFT_OUT_COLUMNS = ["id", "source", "split", "path", "reason"]

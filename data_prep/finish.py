@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexzero.errors import UserError
-from chexzero.files import write_json
+from chexzero.common.errors import UserError
+from chexzero.common.files import write_json
 from data_prep import blocks
 from data_prep.failures import Tally, write_left_out
+from data_prep.overlap.contract import Audit, Role
 from data_prep.prepare import IMAGE_BYTES
 from data_prep.record import Counts, build_record, summary
-from data_prep.roles import ROLES, Audit, Role
+from data_prep.roles import ROLES
 from data_prep.sets import FILES, MANIFESTS, good_blocks, write_role
 from data_prep.work import Plan, Work, cpu_count, positive, remove_remains, require_space
 
@@ -87,7 +88,7 @@ def _check_blocks(work: Work, plan: Plan) -> None:
 
 
 def _audit(work: Work, plan: Plan, workers: int) -> Audit:
-    from data_prep.audit import AuditOptions, run_audit  # heavy; a shard does without it
+    from data_prep.overlap.audit import AuditOptions, run_audit  # heavy; a shard does without it
 
     roles = {role: Role(blocks.GoodImages(work.blocks(role), plan.rows[role]), _audit_rows(work, plan, role))
              for role in ROLES}

@@ -15,16 +15,16 @@ import h5py
 import numpy as np
 import PIL
 
-from chexzero.errors import UserError
-from chexzero.files import atomic_path, sha256_of
-from data_prep.chexpert import Chexpert, view_number
-from data_prep.chexpert_plus import ChexpertPlus
+from chexzero.common.errors import UserError
+from chexzero.common.files import atomic_path, sha256_of
 from data_prep.failures import LEFT_OUT_COLUMNS, Tally, left_out
-from data_prep.locate import find_images
 from data_prep.record import REDO, difference
-from data_prep.rexgradient import Rexgradient
+from data_prep.releases.chexpert import Chexpert, view_number
+from data_prep.releases.chexpert_plus import ChexpertPlus
+from data_prep.releases.locate import find_images
+from data_prep.releases.rexgradient import Rexgradient
+from data_prep.releases.rows import Row, write_rows
 from data_prep.roles import read_roles
-from data_prep.rows import Row, write_rows
 from data_prep.work import Plan, Work
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import cv2
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from chexzero.common.errors import UserError
 from chexzero.data_process import RESOLUTION
-from chexzero.errors import UserError
 from data_prep import blocks
 from data_prep.failures import Tally, row_blocks
 from data_prep.roles import ROLES

@@ -4,11 +4,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from chexzero.errors import UserError
-from chexzero.files import read_json, sha256_of
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_json, sha256_of
 from data_prep.failures import LEFT_OUT_COLUMNS
-from data_prep.roles import ROLES, Audit
-from data_prep.rows import Row, read_records
+from data_prep.overlap.contract import Audit
+from data_prep.releases.rows import Row, read_records
+from data_prep.roles import ROLES
 from data_prep.sets import MANIFESTS
 from data_prep.work import Plan
 

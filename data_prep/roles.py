@@ -1,16 +1,15 @@
 """Which release's split plays which role, and what the overlap audit is given and gives back."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
-from chexzero.errors import UserError
-from chexzero.files import require_file
+from chexzero.common.errors import UserError
+from chexzero.common.files import require_file
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 ROLES = ("train", "valid", "test")
 ROLES_FILE = Path(__file__).with_name("roles.yaml")  # a link to splits/roles.yaml; a package carries its own copy
@@ -21,29 +20,6 @@ RELEASES = {
     "chexpert": ("valid", "test"),
     "rexgradient": ("train", "valid", "test"),
 }
-
-
-@dataclass
-class Role:
-    """The images of one role as the audit sees them.
-
-    `images[a:b]` gives uint8 (b - a, 320, 320); `rows` has one row an image, in the same order, with the columns
-    `id, source, split, patient_id, patient_id_column, study_id, view, report, file_sha256, pixel_sha256`.
-    `patient_id` comes from the image's path, `patient_id_column` from the release's table, both spelled as in
-    the ids; `report` is the text that is trained with, or in an evaluation set that would be ("" if unknown).
-    """
-
-    images: Any
-    rows: "pd.DataFrame"
-
-
-@dataclass
-class Audit:
-    """What the audit found: the training images to leave out, why, and the summary for `build.json`."""
-
-    drop_ids: set[str]
-    summary: dict[str, Any]
-    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def read_roles(path: str | Path = ROLES_FILE) -> dict[str, dict[str, list[str]]]:

@@ -11,15 +11,15 @@ from typing import Any
 import h5py
 import numpy as np
 
+from chexzero.common.errors import UserError
+from chexzero.common.files import atomic_path
+from chexzero.common.labels import LABELS
 from chexzero.data_process import RESOLUTION
-from chexzero.errors import UserError
-from chexzero.files import atomic_path
-from chexzero.labels import LABELS
 from data_prep import blocks
 from data_prep.failures import row_blocks
 from data_prep.prepare import progress
+from data_prep.releases.rows import Row
 from data_prep.roles import ROLES
-from data_prep.rows import Row
 from data_prep.work import Plan, Work
 
 #: role -> its image file and the table beside it

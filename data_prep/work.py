@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chexzero.errors import UserError
-from chexzero.files import read_json, write_json
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_json, write_json
 from data_prep.roles import ROLES
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from dinov3_adapter.registry import PATCH_SIZE, Size, build_trunk, draw_weights,
 class VisionTower(nn.Module):
     """DINOv3 as the `visual` of a CLIP.
 
-    Takes normalised images (B, 3, H, W), float, sides multiples of 16 (`chexzero.images.prepare` makes them with the
+    Takes normalised images (B, 3, H, W), float, sides multiples of 16 (`imaging.normalise.prepare` makes them with the
     `image_resolution` that the tower was trained at); returns features (B, embed_dim), not normalised, or the CLS
     feature itself (B, width) where `embed_dim` is None.
 

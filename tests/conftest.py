@@ -29,7 +29,7 @@ def demo_releases(tmp_path_factory) -> Path:
 
     36 training images (18 in each release), 30 validation images, 28 test studies.
     """
-    from data_prep.demo import write_corpus
+    from data_prep.demo.corpus import write_corpus
 
     root = tmp_path_factory.mktemp("demo_releases")
     write_corpus(root, train=36, valid=30, test=28, seed=11, workers=1)

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from chexzero.files import write_json
-from chexzero.images import prepare
-from chexzero.inference import embed_texts
-from chexzero.labels import FINDINGS, LABELS, NO_FINDING
+from chexzero.common.files import write_json
+from chexzero.common.labels import FINDINGS, LABELS, NO_FINDING
+from chexzero.evaluation.inference import embed_texts
+from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
 
 SIDE = 320

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from chexzero.labels import LABELS
+from chexzero.common.labels import LABELS
 from chexzero.suites import EvaluationContext, add_arguments
 from chexzero.suites.finding_prompts import read_prompts
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from chexzero.labels import LABELS
+from chexzero.common.labels import LABELS
 from data_prep.__main__ import main
 
 PLUS_TRAIN, PLUS_VALID, TEST = 14, 4, 3

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chexzero import compare_inputs
+from tests.parity import inputs
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def state_dict(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return {key: torch.from_numpy(value).to(dtype) for key, value in compare_inputs.weights().items()}
+    return {key: torch.from_numpy(value).to(dtype) for key, value in inputs.weights().items()}
 
 
 def recorded() -> dict[str, np.ndarray]:

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
 from data_prep.__main__ import main as data_prep
-from data_prep.audit import AuditOptions, run_audit
 from data_prep.overlap import disguise, near, verify
-from data_prep.overlap.reports import equal_reports, normalise
+from data_prep.overlap.audit import AuditOptions, run_audit
+from data_prep.overlap.contract import Role
+from data_prep.overlap.equal_reports import equal_reports, normalise
 from data_prep.overlap.signatures import content_mask
-from data_prep.roles import Role
 
 FEW = {"workers": 1, "copies": 9, "unrelated": 12}
 TELLING = ("1. Large right hilar mass with volume loss of the upper lobe, suspicious for malignancy.\n"

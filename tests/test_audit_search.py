@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
 from data_prep.__main__ import main as data_prep
 from data_prep.overlap import nominate, signatures
 

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from release_corpus import QUICK_AUDIT, Corpus, copy_releases, picture, save, write_releases
 
-from chexzero.data import check_rows, image_ids, open_images, read_labels
+from chexzero.common.errors import UserError
+from chexzero.common.formats import check_rows, image_ids, open_images, read_labels
+from chexzero.common.labels import LABELS
 from chexzero.data_process import preprocess
-from chexzero.errors import UserError
-from chexzero.labels import LABELS
-from chexzero.pixels import UnreadableImage, decode, prepare_image, prepare_pixels
+from chexzero.imaging.decode import UnreadableImage, decode, prepare_image, prepare_pixels
 from data_prep import blocks, work
 from data_prep.__main__ import main
 
@@ -512,7 +512,7 @@ def test_planning_memory_does_not_grow_with_the_rows(tmp_path):
         writer = csv.writer(handle)
         writer.writerow(["path_to_image", "split", "section_impression"])
         writer.writerows(["train/a/b/c.jpg", "train", f"{i} " + 8000 * "x"] for i in range(5_000))
-    code = ("import sys, resource; from pathlib import Path; from data_prep.rows import read_records\n"
+    code = ("import sys, resource; from pathlib import Path; from data_prep.releases.rows import read_records\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             f"n = sum(1 for _ in read_records(Path({str(path)!r}), ['split', 'section_impression'], ''))\n"
             "assert n == 5000\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")

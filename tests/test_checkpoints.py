@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from small_clip import state_dict
 
-from chexzero.checkpoints import describe, load_model, read_state_dict
-from chexzero.errors import UserError
-from chexzero.files import sha256_of
+from chexzero.common.errors import UserError
+from chexzero.common.files import sha256_of
+from chexzero.models.checkpoints import describe, load_model, read_state_dict
 
 
 def _same(path):

@@ -9,7 +9,7 @@ from PIL import Image
 from small_clip import state_dict
 
 from chexzero import clip
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
 
 
 def test_available_models():

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from small_clip import GOLDEN, recorded
 
-from chexzero import compare_child, compare_interface, compare_upstream, zero_shot
-from chexzero.errors import UserError
+from chexzero import zero_shot
+from chexzero.common.errors import UserError
+from tests.parity import __main__ as compare_upstream
+from tests.parity import child, interface
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,14 +25,14 @@ def signatures():
 
 @pytest.fixture(scope="module")
 def differences(signatures):
-    return compare_interface.compare(signatures)
+    return interface.compare(signatures)
 
 
 def test_our_half_agrees_with_the_recorded_half(tmp_path, monkeypatch):
     monkeypatch.setattr(zero_shot, "load_clip", zero_shot.load_clip)  # the checks put another in its place
-    monkeypatch.setattr(compare_child.sys, "path", list(compare_child.sys.path))
-    compare_upstream.compare_inputs.write(tmp_path)
-    ours, errors = compare_child.run("ours", tmp_path)
+    monkeypatch.setattr(child.sys, "path", list(child.sys.path))
+    compare_upstream.inputs.write(tmp_path)
+    ours, errors = child.run("ours", tmp_path)
     assert errors == {}
     theirs = recorded()
     hashes = compare_upstream.image_hashes(ours["preprocessing/cxr"])
@@ -67,7 +69,7 @@ def test_sizes_of_differences():
 
 
 def test_every_function_of_the_interface_is_kept_or_explained(differences):
-    assert compare_interface.unexplained(differences) == []
+    assert interface.unexplained(differences) == []
     status = {(one.file, one.name): one.status for one in differences}
     for file, names in KEPT.items():
         for name in names.split():
@@ -94,19 +96,19 @@ def test_changed_signatures_only_add_optional_arguments(signatures, differences)
     for one in differences:
         if one.status == "changed":
             theirs = signatures[one.file][one.name]
-            module = importlib.import_module(compare_interface.MODULES[one.file])
-            ours = compare_interface.our_signature(module, one.name)
-            assert compare_interface._same(theirs, ours[:len(theirs)]), one
+            module = importlib.import_module(interface.MODULES[one.file])
+            ours = interface.our_signature(module, one.name)
+            assert interface._same(theirs, ours[:len(theirs)]), one
             assert all(len(argument) == 2 for argument in ours[len(theirs):]), one
 
 
 def test_the_document_is_up_to_date(differences):
     written = (ROOT / "docs" / "UPSTREAM.md").read_text(encoding="utf-8")
-    assert written == compare_interface.markdown(differences), "write it again: see its second line"
+    assert written == interface.markdown(differences), "write it again: see its second line"
 
 
 def test_reasons_name_functions_that_exist(signatures):
-    stale = [key for key in compare_interface.REASONS if key[1] not in signatures[key[0]]]
+    stale = [key for key in interface.REASONS if key[1] not in signatures[key[0]]]
     assert stale == []
 
 
@@ -114,17 +116,17 @@ def test_a_change_without_a_reason_is_found(signatures):
     changed = json.loads(json.dumps(signatures))
     changed["eval.py"]["new_curve"] = [["x"]]
     changed["eval.py"]["sigmoid"] = [["y"]]
-    found = compare_interface.unexplained(compare_interface.compare(changed))
+    found = interface.unexplained(interface.compare(changed))
     assert [(one.name, one.status) for one in found] == [("sigmoid", "changed"), ("new_curve", "left out")]
 
 
 def test_signatures_are_read_without_running_the_file():
     code = ("raise SystemExit\ndef f(a, b=2, c=print): pass\nclass CLIP:\n def __init__(self, d, e=None): pass\n"
             " def forward(self, x): pass\ndef _hidden(): pass\n")
-    found = dict(compare_interface._definitions(ast.parse(code).body))
+    found = dict(interface._definitions(ast.parse(code).body))
     assert found == {"f": [["a"], ["b", 2], ["c", {"code": "print"}]], "CLIP": [["d"], ["e", None]],
                      "CLIP.forward": [["x"]]}
-    assert compare_interface.text(found["f"]) == "(a, b=2, c=print)"
+    assert interface.text(found["f"]) == "(a, b=2, c=print)"
 
 
 def test_a_folder_that_is_no_checkout(tmp_path):
@@ -133,7 +135,7 @@ def test_a_folder_that_is_no_checkout(tmp_path):
 
 
 def test_code_that_cannot_be_run_is_named(tmp_path):
-    for file in compare_interface.MODULES:
+    for file in interface.MODULES:
         (tmp_path / file).write_text("import a_package_nobody_has\nassert False, 'broken'\n")
     (tmp_path / "inputs").mkdir()
     with pytest.raises(UserError, match="upstream's code in .* cannot be run: AssertionError: broken"):

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 from small_clip import GOLDEN, recorded
 
-from chexzero import compare_inputs
-from chexzero.compare_upstream import image_hashes
+from chexzero.common.errors import UserError
 from chexzero.data_process import (
     extract_impression,
     get_cxr_path_csv,
@@ -23,14 +22,15 @@ from chexzero.data_process import (
     read_image,
     write_report_csv,
 )
-from chexzero.errors import UserError
 from data_prep.__main__ import main as data_prep
+from tests.parity import inputs
+from tests.parity.__main__ import image_hashes
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    for name, pixels in compare_inputs.images().items():
+    for name, pixels in inputs.images().items():
         cv2.imwrite(str(folder / name), pixels)
     return folder
 
@@ -58,7 +58,7 @@ def test_a_grey_source_takes_one_channel_and_gives_the_same_bytes(pictures):
 
 
 def test_grey_stored_in_three_channels_is_read_as_one(tmp_path):
-    pixels = compare_inputs.images()["grey.png"]
+    pixels = inputs.images()["grey.png"]
     cv2.imwrite(str(tmp_path / "three.png"), cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR))
     assert read_image(tmp_path / "three.png").mode == "L"
 
@@ -100,7 +100,7 @@ def test_impressions_are_upstreams():
 def test_recorded_impressions(tmp_path):
     folder = tmp_path / "p10" / "p10000001"
     folder.mkdir(parents=True)
-    for i, report in enumerate(compare_inputs.reports()):
+    for i, report in enumerate(inputs.reports()):
         (folder / f"s{i}.txt").write_text(report, encoding="utf-8")
     names = [name.removesuffix(".txt") for name in recorded()["impressions/filename"]]
     write_report_csv([f"files/p10/p10000001/{name}/x.jpg" for name in names], tmp_path, tmp_path / "out.csv")

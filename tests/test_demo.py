@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexzero.errors import UserError
-from chexzero.labels import FINDINGS, LABELS, NO_FINDING
-from data_prep import demo
-from data_prep.demo_cases import PARENTS, Finding, Patient, Study, labels_of, sample_patient, sample_study
-from data_prep.demo_draw import draw_view
-from data_prep.demo_reports import ABSENT, write_report
+from chexzero.common.errors import UserError
+from chexzero.common.labels import FINDINGS, LABELS, NO_FINDING
+from data_prep.demo import corpus
+from data_prep.demo.cases import PARENTS, Finding, Patient, Study, labels_of, sample_patient, sample_study
+from data_prep.demo.draw import draw_view
+from data_prep.demo.reports import ABSENT, write_report
 
 MAN = Patient("Male", 50, "White", build=5)
 
@@ -27,11 +27,11 @@ def hashes(root: Path) -> dict[str, str]:
 
 def test_same_seed_same_bytes_on_any_number_of_processes(tmp_path, monkeypatch):
     sizes = dict(train=9, valid=2, test=2, seed=3)
-    demo.write_corpus(tmp_path / "one", **sizes, workers=1)
-    monkeypatch.setattr(demo, "FEW", 0)
-    demo.write_corpus(tmp_path / "two", **sizes, workers=2)
+    corpus.write_corpus(tmp_path / "one", **sizes, workers=1)
+    monkeypatch.setattr(corpus, "FEW", 0)
+    corpus.write_corpus(tmp_path / "two", **sizes, workers=2)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
-    demo.write_corpus(tmp_path / "other", **sizes | {"seed": 4}, workers=1)
+    corpus.write_corpus(tmp_path / "other", **sizes | {"seed": 4}, workers=1)
     same = hashes(tmp_path / "one").items() & hashes(tmp_path / "other").items()
     assert not [name for name, _ in same if name.endswith((".png", ".jpg"))]
 
@@ -39,7 +39,7 @@ def test_same_seed_same_bytes_on_any_number_of_processes(tmp_path, monkeypatch):
 def test_layout_of_chexpert_plus_and_chexpert(demo_releases):
     plus = demo_releases / "chexpert_plus"
     table = pd.read_csv(plus / "df_chexpert_plus_240401.csv", keep_default_na=False)
-    assert list(table.columns) == demo.PLUS_COLUMNS
+    assert list(table.columns) == corpus.PLUS_COLUMNS
     assert table["split"].value_counts().to_dict() == {"train": 18, "valid": 30}
     for row in table.itertuples():
         assert re.fullmatch(rf"{row.split}/{row.deid_patient_id}/study\d+/view\d_(frontal|lateral)\.jpg",
@@ -89,7 +89,7 @@ def test_layout_of_rexgradient(demo_releases):
 
 
 def test_says_that_it_is_drawn(demo_releases, capsys, tmp_path):
-    for release in demo.RELEASES:
+    for release in corpus.RELEASES:
         assert "drawn by code" in (demo_releases / release / "DRAWN.txt").read_text()
     assert json.loads((demo_releases / "demo.json").read_text())["drawn"] is True
 
@@ -97,10 +97,10 @@ def test_says_that_it_is_drawn(demo_releases, capsys, tmp_path):
 def test_a_second_call_does_nothing_and_other_settings_are_refused(demo_releases):
     before = hashes(demo_releases)
     sizes = dict(train=36, valid=30, test=28, seed=11)
-    assert demo.write_corpus(demo_releases, **sizes) is False
+    assert corpus.write_corpus(demo_releases, **sizes) is False
     assert hashes(demo_releases) == before
     with pytest.raises(UserError, match="other settings"):
-        demo.write_corpus(demo_releases, **sizes | {"seed": 12})
+        corpus.write_corpus(demo_releases, **sizes | {"seed": 12})
 
 
 def test_never_writes_over_a_real_release(tmp_path):
@@ -108,7 +108,7 @@ def test_never_writes_over_a_real_release(tmp_path):
     csv.parent.mkdir()
     csv.write_text("real")
     with pytest.raises(UserError, match="chexpert_plus"):
-        demo.write_corpus(tmp_path, 1, 1, 1, 0)
+        corpus.write_corpus(tmp_path, 1, 1, 1, 0)
     assert csv.read_text() == "real" and not (tmp_path / "chexpert").exists()
 
 
@@ -116,28 +116,28 @@ def test_an_interrupted_drawing_is_not_taken_for_whole(tmp_path, monkeypatch):
     def stop(pictures, workers):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "_draw_all", stop)
+        patch.setattr(corpus, "_draw_all", stop)
         with pytest.raises(KeyboardInterrupt):
-            demo.write_corpus(tmp_path, 2, 1, 1, 0)
+            corpus.write_corpus(tmp_path, 2, 1, 1, 0)
     assert not (tmp_path / "chexpert_plus").exists() and not (tmp_path / "demo.json").exists()
-    assert demo.write_corpus(tmp_path, 2, 1, 1, 0, workers=1) is True
+    assert corpus.write_corpus(tmp_path, 2, 1, 1, 0, workers=1) is True
     assert not (tmp_path / ".unfinished").exists()
 
 
 @pytest.mark.parametrize("sizes", [dict(train=0), dict(valid=0), dict(test=-1), dict(seed=-1), dict(train=10**6)])
 def test_wrong_sizes_are_refused(tmp_path, sizes):
     with pytest.raises(UserError, match="--" + next(iter(sizes))):
-        demo.write_corpus(tmp_path / "out", **dict(train=1, valid=1, test=1, seed=0) | sizes)
+        corpus.write_corpus(tmp_path / "out", **dict(train=1, valid=1, test=1, seed=0) | sizes)
 
 
 @pytest.mark.parametrize("train, valid, test", [(1, 1, 1), (7, 3, 2), (101, 450, 30)])
 def test_counts_are_exact(train, valid, test):
     parts = {"plus_train": train - train // 2, "plus_valid": valid}
     for part, count in parts.items():
-        cases = list(demo.plan(part, count, 0))
+        cases = list(corpus.plan(part, count, 0))
         assert sum(len(case.study.views) for case in cases) == count
-        assert max(case.patient for case in cases) < demo.PATIENTS[part]
-    studies = list(demo.plan("chexpert_test", test, 0))
+        assert max(case.patient for case in cases) < corpus.PATIENTS[part]
+    studies = list(corpus.plan("chexpert_test", test, 0))
     assert len(studies) == test and all(case.study.views[0] != "LATERAL" for case in studies)
 
 

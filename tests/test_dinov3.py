@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import DINOv3ViTModel
 
 from benchmarks import dinov3 as benchmark
-from chexzero.files import read_json
+from chexzero.common.files import read_json
 from dinov3_adapter import SIZES, AdapterError, build_vision_tower, to_huggingface, tower_from_state_dict
 from dinov3_adapter.convert import from_huggingface
 from dinov3_adapter.registry import trunk_shapes

@@ -16,11 +16,11 @@ import torch
 import training_corpus
 from training_corpus import flags, forked, process, ranks, run_to_end, write_corpus
 
-from chexzero import distributed
-from chexzero.engine import bare, for_training
-from chexzero.errors import UserError
-from chexzero.loss import ContrastiveLoss, matches
+from chexzero.common.errors import UserError
 from chexzero.model import CLIP
+from chexzero.training import distributed
+from chexzero.training.loss import ContrastiveLoss, matches
+from chexzero.training.step import bare, for_training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -152,8 +152,8 @@ def test_a_rank_that_dies_ends_the_job_with_its_message(corpus, tmp_path):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import run_train
-from chexzero import distributed
-from chexzero.errors import UserError, run_command
+from chexzero.training import distributed
+from chexzero.common.errors import UserError, run_command
 real = run_train.train_batch
 def dies(*arguments):
     if distributed.rank() == 1:

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from small_clip import GOLDEN, recorded
 
-from chexzero import compare_inputs
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
+from chexzero.common.labels import COMPETITION_LABELS, LABELS
 from chexzero.eval import (
     bootstrap,
     choose_operating_point,
@@ -18,8 +18,8 @@ from chexzero.eval import (
     plot_roc,
     sigmoid,
 )
-from chexzero.labels import COMPETITION_LABELS, LABELS
 from chexzero.metrics import y_true_csv_to_np
+from tests.parity import inputs
 
 matplotlib.use("agg")
 
@@ -42,7 +42,7 @@ def test_golden_areas_and_intervals(golden):
 
 def test_recorded_areas_curves_and_operating_points():
     theirs = recorded()
-    y_true, y_pred = compare_inputs.evaluation()
+    y_true, y_pred = inputs.evaluation()
     samples, intervals = bootstrap(y_pred, y_true, LABELS, n_samples=200)
     np.testing.assert_allclose(evaluate(y_pred, y_true, LABELS), theirs["areas/areas"], atol=1e-9)
     np.testing.assert_allclose(samples, theirs["areas/samples"], atol=1e-9)

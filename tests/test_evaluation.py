@@ -8,20 +8,21 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 
-from chexzero import operating_points, readers, sanity
-from chexzero.baseline import baseline_section
-from chexzero.calibration import platt, reliability
-from chexzero.comparison import paper_section
-from chexzero.errors import UserError
-from chexzero.evaluation import SetResult, evaluate_set
-from chexzero.labels import COMPETITION_LABELS, FINDINGS, LABELS, NO_FINDING
-from chexzero.predictions import EvaluationSet, Units, check_images, check_predictions, read_set, units
-from chexzero.prompts import UPSTREAM, best_on_validation, read_alternatives, upstream_prompts
-from chexzero.readers import mean_rates, read_reader, study_key
-from chexzero.reported import reported_figures
-from chexzero.run_folder import RunFolder, read_run, step_of
-from chexzero.sections import Figure
-from chexzero.statistics import auroc, mean_over_labels
+from chexzero.common.errors import UserError
+from chexzero.common.labels import COMPETITION_LABELS, FINDINGS, LABELS, NO_FINDING
+from chexzero.common.statistics import auroc, mean_over_labels
+from chexzero.evaluation import operating_points
+from chexzero.evaluation.calibration import platt, reliability
+from chexzero.evaluation.predictions import EvaluationSet, Units, check_images, check_predictions, read_set, units
+from chexzero.evaluation.prompts import UPSTREAM, best_on_validation, read_alternatives, upstream_prompts
+from chexzero.evaluation.readers import mean_rates, read_reader, study_key
+from chexzero.evaluation.results import SetResult, evaluate_set
+from chexzero.report import readers, sanity
+from chexzero.report.baseline import baseline_section
+from chexzero.report.paper import paper_section
+from chexzero.report.published import reported_figures
+from chexzero.report.sections import Figure
+from chexzero.runs.run_folder import RunFolder, read_run, step_of
 
 
 def table_of(n: int) -> pd.DataFrame:

@@ -15,11 +15,11 @@ import torch
 from browser import CHROMIUM, Browser
 from werkzeug.serving import make_server
 
-from chexzero.errors import UserError
-from chexzero.explore import MAX_LABELS, Explorer, create_app, load_explorer, parse_labels
-from chexzero.heatmap import patch_features
-from chexzero.images import prepare
-from chexzero.inference import embed_texts, predict_labels
+from chexzero.common.errors import UserError
+from chexzero.evaluation.inference import embed_texts, predict_labels
+from chexzero.explore.app import MAX_LABELS, Explorer, create_app, load_explorer, parse_labels
+from chexzero.explore.heatmap import patch_features
+from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
 
 TEXT = dict(context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=1)
@@ -89,7 +89,7 @@ def test_a_picture_of_50_megapixels_is_answered(explorer):
 
 def test_nothing_else_is_served(explorer):
     client = create_app(explorer).test_client()
-    for path in ("/static/explore.html", "/../chexzero/explore.py", "/%2e%2e/etc/passwd", "/templates/explore.html",
+    for path in ("/static/explore.html", "/../chexzero/explore/app.py", "/%2e%2e/etc/passwd", "/templates/explore.html",
                  "/analyse"):
         assert client.get(path).status_code in (404, 405)
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400

@@ -13,18 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from chexzero.checkpoints import load_model, read_state_dict
 from chexzero.clip import tokenize
-from chexzero.convert import from_hf_clip, to_hf_clip
-from chexzero.errors import UserError
-from chexzero.export import _hf_tokenizer, export, main
-from chexzero.images import prepare
-from chexzero.labels import LABELS
+from chexzero.common.errors import UserError
+from chexzero.common.labels import LABELS
+from chexzero.export.__main__ import main
+from chexzero.export.model_card import MEANS, model_card
+from chexzero.export.write import _hf_tokenizer, export
+from chexzero.imaging.normalise import prepare
 from chexzero.library import ChestCLIP
 from chexzero.model import CLIP
-from chexzero.model_card import MEANS, model_card
-from chexzero.run_folder import RunFolder
-from chexzero.towers import TEXT_SIZES, TextSize, create_model
+from chexzero.models.checkpoints import load_model, read_state_dict
+from chexzero.models.key_names import from_hf_clip, to_hf_clip
+from chexzero.runs.run_folder import RunFolder
+from chexzero.training.towers import TEXT_SIZES, TextSize, create_model
 
 TEXTS = ["pleural effusion", "No acute cardiopulmonary process.", "a 3.5 cm mass; rib fracture?"]
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from chexzero.errors import UserError
-from chexzero.files import atomic_path, inside, read_json, read_table, safe_name, write_json
+from chexzero.common.errors import UserError
+from chexzero.common.files import atomic_path, inside, read_json, read_table, safe_name, write_json
 
 
 def test_a_path_must_stay_inside_its_root(tmp_path):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from chexzero import finetune, towers
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
 from chexzero.model import build_model
-from chexzero.towers import TextSize, create_model
+from chexzero.training import finetune, towers
+from chexzero.training.towers import TextSize, create_model
 from dinov3_adapter import SIZES
 from dinov3_adapter.registry import Size
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from chexzero.common.errors import UserError
 from chexzero.data_process import preprocess
-from chexzero.errors import UserError
-from chexzero.folder import ImageFiles, folder_features, images_in, predict_folder
-from chexzero.images import prepare
+from chexzero.folder import folder_features, predict_folder
+from chexzero.imaging.decode import read_file
+from chexzero.imaging.image_files import ImageFiles, images_in
+from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
-from chexzero.pixels import read_file
 from dinov3_adapter import build_vision_tower
 
 

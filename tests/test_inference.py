@@ -6,17 +6,17 @@ import pytest
 import torch
 from small_clip import recorded, state_dict
 
-from chexzero.compare_inputs import TEMPLATES, radiographs
-from chexzero.errors import UserError
-from chexzero.inference import (
+from chexzero.common.errors import UserError
+from chexzero.common.labels import LABELS
+from chexzero.evaluation.inference import (
     class_embeddings,
     embed_images,
     embed_texts,
     pair_probabilities,
     predict_labels,
 )
-from chexzero.labels import LABELS
 from chexzero.model import build_model
+from tests.parity.inputs import TEMPLATES, radiographs
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import torch
 from training_corpus import write_corpus
 
 from chexzero.clip import tokenize
-from chexzero.errors import UserError
-from chexzero.loader import Batches, PairDataset, hold_out, make_loader, one_per_study
-from chexzero.texts import CACHE, load_texts, prepare_texts
+from chexzero.common.errors import UserError
+from chexzero.training.batches import Batches, PairDataset, hold_out, make_loader, one_per_study
+from chexzero.training.texts import CACHE, load_texts, prepare_texts
 
 CPU = torch.device("cpu")
 
@@ -98,7 +98,7 @@ def test_texts_are_tokenised_once_and_again_when_they_change(corpus, monkeypatch
     data = corpus / "data"
     folder = prepare_texts(data / "impressions.csv", data / "cxr.h5", 77, tmp_path)
     assert folder.parent == data / CACHE
-    monkeypatch.setattr("chexzero.texts.tokenize", None)  # a second call must not need it
+    monkeypatch.setattr("chexzero.training.texts.tokenize", None)  # a second call must not need it
     assert prepare_texts(data / "impressions.csv", data / "cxr.h5", 77, tmp_path) == folder
     texts = load_texts(folder)
     assert texts.tokens.dtype == np.uint16 and texts.tokens.shape == (30, 77)

@@ -7,9 +7,8 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from sklearn.utils import resample
 from small_clip import recorded
 
-from chexzero import compare_inputs
-from chexzero.errors import UserError
-from chexzero.labels import COMPETITION_LABELS, LABELS
+from chexzero.common.errors import UserError
+from chexzero.common.labels import COMPETITION_LABELS, LABELS
 from chexzero.metrics import (
     compute_f1,
     compute_mcc,
@@ -20,13 +19,14 @@ from chexzero.metrics import (
     mcc_at,
     y_true_csv_to_np,
 )
+from tests.parity import inputs
 
 HALF = dict.fromkeys(LABELS, 0.5)
 
 
 @pytest.fixture(scope="module")
 def arrays():
-    return compare_inputs.evaluation()
+    return inputs.evaluation()
 
 
 def test_radiologists_whose_columns_stand_in_another_order(shared):

@@ -8,10 +8,10 @@ import torch
 from small_clip import GOLDEN, recorded, state_dict
 
 from chexzero.clip import tokenize, trim_padding
-from chexzero.compare_inputs import SMALL_MODEL, radiographs, texts
-from chexzero.errors import UserError
-from chexzero.images import MEAN, STD, prepare
+from chexzero.common.errors import UserError
+from chexzero.imaging.normalise import MEAN, STD, prepare
 from chexzero.model import CLIP, build_model
+from tests.parity.inputs import SMALL_MODEL, radiographs, texts
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from chexzero.labels import LABELS
+from chexzero.common.labels import LABELS
 from chexzero.model import CLIP
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "zero_shot.ipynb"

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from release_corpus import Corpus, copy_releases, write_releases
 
-from chexzero.errors import UserError
-from data_prep import build, locate, rexgradient
-from data_prep.chexpert import Chexpert, image_key, study_key
-from data_prep.chexpert_plus import ChexpertPlus
+from chexzero.common.errors import UserError
+from data_prep import build
 from data_prep.failures import read_left_out
 from data_prep.plan import describe, make_plan
+from data_prep.releases import locate, rexgradient
+from data_prep.releases.chexpert import Chexpert, image_key, study_key
+from data_prep.releases.chexpert_plus import ChexpertPlus
+from data_prep.releases.rows import checked_path, read_rows
 from data_prep.roles import read_roles
-from data_prep.rows import checked_path, read_rows
 from data_prep.work import Work
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from chexzero.charts import save
-from chexzero.report import Report, as_csv, as_latex, cell_text, markdown_text, number_columns, write_report
-from chexzero.sections import Section, Table
+from chexzero.report.charts import save
+from chexzero.report.sections import Section, Table
+from chexzero.report.write import Report, as_csv, as_latex, cell_text, markdown_text, number_columns, write_report
 
 EVIL = "<script>alert('x')</script>"
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from chexzero import resample
+from chexzero.common import resample
 from chexzero.data_process import preprocess
 
 LANCZOS = Image.Resampling.LANCZOS

@@ -13,9 +13,9 @@ import pytest
 import torch
 from training_corpus import flags, process, run_to_end, write_corpus
 
-from chexzero import resume
-from chexzero.errors import UserError
-from chexzero.runlog import CsvLog
+from chexzero.common.errors import UserError
+from chexzero.training import resume
+from chexzero.training.logs import CsvLog
 
 STEPS = ["--max_steps", "60", "--val_interval", "7", "--save_last_interval", "3", "--log_interval", "2",
          "--lr", "1e-3", "--batch_size", "8", "--save_interval", "0", "--drop_path", "0.2", "--one_per_study",

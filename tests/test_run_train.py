@@ -18,13 +18,13 @@ from torch import nn
 from training_corpus import flags, shrink, write_corpus, write_validation
 
 import run_train
-from chexzero import runlog
-from chexzero.checkpoints import load_model
 from chexzero.clip import tokenize
-from chexzero.errors import UserError
-from chexzero.images import prepare
-from chexzero.labels import COMPETITION_LABELS, LABELS
-from chexzero.runlog import METRIC_COLUMNS, TRAIN_COLUMNS
+from chexzero.common.errors import UserError
+from chexzero.common.labels import COMPETITION_LABELS, LABELS
+from chexzero.imaging.normalise import prepare
+from chexzero.models.checkpoints import load_model
+from chexzero.training import logs
+from chexzero.training.logs import METRIC_COLUMNS, TRAIN_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCKED = ["seconds", "pairs_per_second", "data_wait"]  # columns that a clock fills
@@ -167,9 +167,9 @@ def test_files_of_a_run(finished):
 
 
 def test_checkpoints_are_bare_and_measure_what_the_record_says(finished, corpus):
-    from chexzero.data import open_images, read_labels
-    from chexzero.inference import predict_labels
-    from chexzero.statistics import auroc
+    from chexzero.common.formats import open_images, read_labels
+    from chexzero.common.statistics import auroc
+    from chexzero.evaluation.inference import predict_labels
 
     state = torch.load(finished / "checkpoint_10.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values()) and "logit_scale" in state
@@ -204,7 +204,7 @@ def test_the_recorded_hash_of_the_build_is_taken(tmp_path):
     build = {"drawn": True, "files": {"cxr.h5": {"sha256": "ab", "rows": 3}}}
     (tmp_path / "build.json").write_text(json.dumps(build))
     (tmp_path / "impressions.csv").write_text("text")
-    found = runlog.describe_data([tmp_path / "cxr.h5", tmp_path / "impressions.csv"])
+    found = logs.describe_data([tmp_path / "cxr.h5", tmp_path / "impressions.csv"])
     assert found["drawn"] is True
     assert [entry["sha256"][:2] for entry in found["files"].values()] == ["ab", "98"]
 
@@ -322,7 +322,7 @@ def test_a_row_that_cannot_be_read_ends_the_run_in_one_sentence(corpus, workers,
     def unreadable(self, rows):
         raise UserError(f"row {rows[0]} of cxr.h5 cannot be read; build it again")
 
-    monkeypatch.setattr("chexzero.loader.PairDataset.__getitems__", unreadable)
+    monkeypatch.setattr("chexzero.training.batches.PairDataset.__getitems__", unreadable)
     with pytest.raises(UserError, match=r"^row \d+ of cxr.h5 cannot be read; build it again$"):
         train(*flags(corpus, "unreadable", "--num_workers", workers, "--val_interval", 0, "--overwrite"))
 

@@ -14,12 +14,12 @@ import pytest
 from evaluation_run import change_labels, metrics_of, write_run
 
 import run_zero_shot
-from chexzero.checkpoints import load_model
-from chexzero.errors import UserError
-from chexzero.export import export
-from chexzero.labels import FINDINGS, LABELS
-from chexzero.sanity import sanity_section
-from chexzero.statistics import auroc, bootstrap_auroc, percentile_interval
+from chexzero.common.errors import UserError
+from chexzero.common.labels import FINDINGS, LABELS
+from chexzero.common.statistics import auroc, bootstrap_auroc, percentile_interval
+from chexzero.export.write import export
+from chexzero.models.checkpoints import load_model
+from chexzero.report.sanity import sanity_section
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -126,7 +126,7 @@ def test_report_has_what_a_reader_needs(place):
 
 
 def test_second_evaluation_reads_predictions_from_the_cache(place, monkeypatch):
-    monkeypatch.setattr("chexzero.checkpoints.load_model", lambda *_: pytest.fail("the model was loaded again"))
+    monkeypatch.setattr("chexzero.models.checkpoints.load_model", lambda *_: pytest.fail("the model was loaded again"))
     first = metrics_of(place / "results" / "small")["test"]["mean_14"]
     assert measure(place).test.mean("mean_14").value == pytest.approx(first, abs=1e-12)
     reads = json.loads((place / "results" / "small" / "test_reads.json").read_text())

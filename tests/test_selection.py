@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from chexzero import selection
-from chexzero.labels import COMPETITION_LABELS, LABELS
-from chexzero.run_files import checkpoint_name, checkpoint_steps, remove_checkpoints
-from chexzero.validation import bootstrap_interval, labels_with_both_classes, zero_shot_row
+from chexzero.common.labels import COMPETITION_LABELS, LABELS
+from chexzero.runs import selection
+from chexzero.runs.run_folder import checkpoint_name, checkpoint_steps, remove_checkpoints
+from chexzero.training.validation import bootstrap_interval, labels_with_both_classes, zero_shot_row
 
 ROWS = [{"step": step, "mean_5": value, "val_loss": loss} for step, value, loss in [
     (0, 0.5, 3.0), (100, 0.7, 2.0), (200, None, 1.5), (300, 0.8, 1.0), (400, 0.8, 2.5), (500, 0.6, 2.6)]]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chexzero.errors import UserError
-from chexzero.settings import parse_with_config
+from chexzero.common.errors import UserError
+from chexzero.common.settings import parse_with_config
 from data_prep.__main__ import main as data_prep
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from sklearn.utils import resample
 
-from chexzero.errors import UserError
-from chexzero.labels import COMPETITION_LABELS, LABELS
-from chexzero.statistics import (
+from chexzero.common.errors import UserError
+from chexzero.common.labels import COMPETITION_LABELS, LABELS
+from chexzero.common.statistics import (
     auroc,
     bootstrap_auroc,
     mean_of_samples,
@@ -73,7 +73,7 @@ def test_blocks_change_nothing(monkeypatch):
     random = np.random.default_rng(0)
     truth, scores = random.integers(0, 2, (40, 2)), random.random((40, 2))
     whole = bootstrap_auroc(truth, scores, 50)
-    monkeypatch.setattr("chexzero.statistics.BLOCK", 40 * 7)
+    monkeypatch.setattr("chexzero.common.statistics.BLOCK", 40 * 7)
     np.testing.assert_array_equal(bootstrap_auroc(truth, scores, 50), whole)
 
 

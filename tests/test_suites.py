@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from planted_suites import Corpus
 
-from chexzero.labels import LABELS
+from chexzero.common.labels import LABELS
 from chexzero.suites import SUITES, cxr_lt
 from chexzero.suites.finding_prompts import read_prompts
 from chexzero.suites.questions import exchange, read_questions

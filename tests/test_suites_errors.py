@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from planted_suites import Corpus
 
-from chexzero.errors import UserError
-from chexzero.labels import LABELS
+from chexzero.common.errors import UserError
+from chexzero.common.labels import LABELS
 from chexzero.suites import SUITES
 from chexzero.suites.finding_prompts import PROMPTS
 

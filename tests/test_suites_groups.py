@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from planted_suites import Corpus
 
-from chexzero.labels import LABELS
+from chexzero.common.labels import LABELS
 from chexzero.suites import SUITES, subgroups
 from chexzero.suites.groups import assign, read_groups
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 from small_clip import GOLDEN, recorded
 
-from chexzero import compare_inputs
 from chexzero.clip import tokenize
 from chexzero.simple_tokenizer import SimpleTokenizer, default_tokenizer
+from tests.parity import inputs
 
 
 def test_golden_tokens():
@@ -17,7 +17,7 @@ def test_golden_tokens():
 
 
 def test_recorded_tokens():
-    np.testing.assert_array_equal(tokenize(compare_inputs.texts(), truncate=True), recorded()["tokens/tokens"])
+    np.testing.assert_array_equal(tokenize(inputs.texts(), truncate=True), recorded()["tokens/tokens"])
 
 
 def test_special_tokens_and_round_trip():

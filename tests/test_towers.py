@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from chexzero import towers
-from chexzero.checkpoints import load_model
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
 from chexzero.model import CLIP, build_model
-from chexzero.towers import TEXT_SIZES, VISION_CHOICES, TextSize, create_model
+from chexzero.models.checkpoints import load_model
+from chexzero.training import towers
+from chexzero.training.towers import TEXT_SIZES, VISION_CHOICES, TextSize, create_model
 from dinov3_adapter import SIZES
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

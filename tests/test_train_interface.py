@@ -12,10 +12,10 @@ from small_clip import GOLDEN, recorded, state_dict
 from torch.utils.data import DataLoader
 
 from chexzero import train
-from chexzero.compare_inputs import RATES, STEPS, radiographs, texts
-from chexzero.errors import UserError
-from chexzero.images import prepare
+from chexzero.common.errors import UserError
+from chexzero.imaging.normalise import prepare
 from chexzero.model import build_model
+from tests.parity.inputs import RATES, STEPS, radiographs, texts
 
 
 @pytest.fixture(scope="module")

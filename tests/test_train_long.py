@@ -16,7 +16,7 @@ import pytest
 import torch
 from training_corpus import flags, write_corpus
 
-from chexzero.resume import load_last
+from chexzero.training.resume import load_last
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from chexzero.engine import Towers, Updates, bare, lr_factor
-from chexzero.images import prepare
-from chexzero.loader import cut
-from chexzero.loss import ContrastiveLoss, equal_pairs, matches, text_codes
+from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
+from chexzero.training.batches import cut
+from chexzero.training.loss import ContrastiveLoss, equal_pairs, matches, text_codes
+from chexzero.training.step import Towers, Updates, bare, lr_factor
 from run_train import train_batch
 
 DEFAULTS = dict(precision="fp32", clip_grad_norm=None, clip_logit_scale=None, warmup_steps=0, lr_schedule="constant",

@@ -8,9 +8,9 @@ import torch
 from small_clip import GOLDEN, recorded, state_dict
 
 from chexzero import zero_shot
-from chexzero.compare_inputs import ALTERNATIVES, TEMPLATES, radiographs
-from chexzero.errors import UserError
-from chexzero.labels import LABELS
+from chexzero.common.errors import UserError
+from chexzero.common.labels import LABELS
+from tests.parity.inputs import ALTERNATIVES, TEMPLATES, radiographs
 
 PAIR = ("{}", "no {}")
 

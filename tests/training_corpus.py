@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import torch
 
-from chexzero.labels import LABELS
+from chexzero.common.labels import LABELS
 
 #: Flags for the smallest model; `shrink` makes it smaller still.
 TINY = ["--vision", "dinov3_tiny", "--text_encoder", "tiny", "--image_resolution", "32", "--no-tensorboard"]
@@ -86,7 +86,7 @@ def process(argv: list[str], environment: dict[str, str] | None = None) -> multi
 
 def _run_train(argv: list[str], environment: dict[str, str]) -> None:
     import run_train
-    from chexzero.errors import run_command
+    from chexzero.common.errors import run_command
 
     os.setpgrp()  # a group of its own, as torchrun and SLURM start it
     os.environ.update(environment)
@@ -99,7 +99,7 @@ def _run_train(argv: list[str], environment: dict[str, str]) -> None:
 def shrink(set_item: Callable[[dict, str, object], None]) -> None:
     """One vision block and a narrow text encoder: 0.8 instead of 3.7 million weights to write at each save."""
     import dinov3_adapter
-    from chexzero import towers
+    from chexzero.training import towers
 
     tiny = dinov3_adapter.SIZES["dinov3_tiny"]
     set_item(dinov3_adapter.SIZES, "dinov3_tiny", replace(tiny, overrides={**tiny.overrides, "depth": 1}))

@@ -1,7 +1,7 @@
 """Evaluation beyond the 14 labels. A suite is a module with two functions and a description file beside it:
 
 `add_arguments(parser)` adds its flags (every suite's, grouped, whichever is asked for), and
-`run(context) -> chexzero.sections.Section` evaluates. Importing a suite imports no torch.
+`run(context) -> chexzero.report.sections.Section` evaluates. Importing a suite imports no torch.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 
-from chexzero.sections import Section
+from chexzero.report.sections import Section
 from chexzero.suites.context import EvaluationContext, file_flag
 
 __all__ = ["SUITES", "EvaluationContext", "Suite", "add_arguments"]

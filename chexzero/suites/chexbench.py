@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from chexzero.errors import UserError
-from chexzero.files import read_table
-from chexzero.reported import reported_figures
-from chexzero.sections import Section, Table
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_table
+from chexzero.report.format import interval
+from chexzero.report.published import reported_figures
+from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.questions import Maker, Question, read_questions, write_questions
 from chexzero.suites.tables import LabelledImages, join, read_description, read_labelled, read_reports
-from chexzero.wording import interval
 
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
 KEYS = ("tasks", "views", "binary", "not_diseases", "swaps", "skip")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from chexzero.data import image_ids, open_images
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
+from chexzero.common.formats import image_ids, open_images
 
 
 @dataclass
@@ -62,8 +62,8 @@ class EvaluationContext:
         With `rows` (ascending) only these are embedded. Raises `UserError` for a file that cannot be read and for
         images the model cannot tell apart at all.
         """
-        from chexzero.folder import ImageFiles  # torch is only needed where something is embedded
-        from chexzero.inference import embed_images
+        from chexzero.evaluation.inference import embed_images
+        from chexzero.imaging.image_files import ImageFiles
 
         path = self.images_path(images)
         key = (path.resolve(), None if rows is None else rows.tobytes())
@@ -91,7 +91,7 @@ class EvaluationContext:
         return self.image_features(images, wanted if len(wanted) < n else None)[place]
 
     def _files(self, folder: Path) -> list[Path]:
-        from chexzero.folder import images_in
+        from chexzero.imaging.image_files import images_in
 
         if folder not in self._folders:
             self._folders[folder] = images_in(folder)
@@ -99,7 +99,7 @@ class EvaluationContext:
 
     def text_features(self, texts: list[str]) -> np.ndarray:
         """Features (T, D) float32 of `texts`, L2-normalised; each distinct text is encoded once a run."""
-        from chexzero.inference import embed_texts
+        from chexzero.evaluation.inference import embed_texts
 
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:

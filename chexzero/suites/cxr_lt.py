@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from chexzero.calibration import N_BINS
-from chexzero.errors import UserError
-from chexzero.files import read_table
-from chexzero.reported import reported_figures
-from chexzero.sections import Section, Table
-from chexzero.statistics import auroc, percentile_interval
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_table
+from chexzero.common.statistics import auroc, percentile_interval
+from chexzero.evaluation.calibration import N_BINS
+from chexzero.report.format import interval
+from chexzero.report.published import reported_figures
+from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.finding_prompts import PROMPTS, canonical, predict, read_prompts, spelled
@@ -28,7 +29,6 @@ from chexzero.suites.tables import (
     labels_file,
     read_labelled,
 )
-from chexzero.wording import interval
 
 GROUPS = ("head", "medium", "tail")
 

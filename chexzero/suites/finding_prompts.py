@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
 from chexzero.suites.context import EvaluationContext
 from chexzero.suites.tables import read_description
 
@@ -78,7 +78,7 @@ def canonical(columns: list[str], prompts: dict[str, Any], path: str | Path) -> 
 def predict(context: EvaluationContext, features: np.ndarray, findings: list[str],
             prompts: dict[str, Any]) -> np.ndarray:
     """Probabilities (N, L) of the findings: exp(p) / (exp(p) + exp(n)) of the cosines with averaged prompts."""
-    from chexzero.inference import pair_probabilities
+    from chexzero.evaluation.inference import pair_probabilities
 
     def embed(name: str, sign: str) -> np.ndarray:
         entry = prompts["findings"][name]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from chexzero.errors import UserError
-from chexzero.files import read_table
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_table
 from chexzero.suites.tables import join, read_description
 
 KEYS = ("attributes", "unknown", "ages", "min_cases")

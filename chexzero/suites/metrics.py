@@ -14,8 +14,8 @@ from scipy.sparse import csr_matrix
 from scipy.special import gammaln
 from scipy.stats import norm, t
 
-from chexzero.calibration import reliability
-from chexzero.statistics import BLOCK, check_arrays, resample_counts
+from chexzero.common.statistics import BLOCK, check_arrays, resample_counts
+from chexzero.evaluation.calibration import reliability
 
 Floats = NDArray[np.float64]
 
@@ -131,7 +131,7 @@ def best_f1_thresholds(y_true: ArrayLike, y_score: ArrayLike) -> Floats:
 
 
 def expected_calibration_error(y_true: ArrayLike, probability: ArrayLike) -> Floats:
-    """Expected calibration error of each column of (N, L): (L,), each 0..1; bins as in `chexzero.calibration`."""
+    """Expected calibration error of each column of (N, L): (L,), each 0..1; bins as in `evaluation.calibration`."""
     truth, probability = check_arrays(y_true, probability)
     return np.array([reliability(truth[:, j], probability[:, j]).ece for j in range(truth.shape[1])])
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from chexzero.errors import UserError
-from chexzero.files import read_json, write_json
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_json, write_json
 
 N_OPTIONS = 4
 N_CANDIDATES = 200  # images whose sets of diseases are looked at for three that are wrong here

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from chexzero.errors import UserError
-from chexzero.sections import Section, Table
+from chexzero.common.errors import UserError
+from chexzero.report.format import interval
+from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.tables import join, read_description, read_reports
-from chexzero.wording import interval
 
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
 BLOCK = 4_000_000  # similarities held at a time

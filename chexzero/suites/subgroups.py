@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from chexzero.errors import UserError
-from chexzero.sections import Section, Table
-from chexzero.statistics import BLOCK, auroc, percentile_interval, weighted_auroc
+from chexzero.common.errors import UserError
+from chexzero.common.statistics import BLOCK, auroc, percentile_interval, weighted_auroc
+from chexzero.report.format import interval, signed, signed_interval
+from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.groups import assign, read_demographics, read_groups
 from chexzero.suites.tables import LABELS_REMEDY, header, labels_file, read_labelled
-from chexzero.wording import interval, signed, signed_interval
 
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
 N_SAMPLES = 2000
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: EvaluationContext) -> Section:
     """Score every group on every label and compare them; see the module."""
-    from chexzero.inference import pair_probabilities
+    from chexzero.evaluation.inference import pair_probabilities
 
     description = read_groups(DESCRIPTION)
     images = context.option("subgroups_images", "valid")

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from chexzero.data import read_build, read_labels
-from chexzero.errors import UserError
-from chexzero.files import read_table, require_file
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_table, require_file
+from chexzero.common.formats import read_build, read_labels
 from chexzero.suites.context import EvaluationContext
 
 #: Columns that name a row rather than a finding; `dicom_id` ... `ViewPosition` stand in MIMIC-CXR-LT's tables.

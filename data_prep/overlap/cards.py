@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.overlap import near, verify
 from data_prep.overlap.checks import IMAGE_KINDS, NAMES, Check, ImageResults
-from data_prep.roles import Role
+from data_prep.overlap.contract import Role
 
 MAX_FOUND = 200
 MAX_REJECTED = 8

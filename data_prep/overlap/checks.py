@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from data_prep.overlap import near, nominate, reports, signatures
+from data_prep.overlap import equal_reports, near, nominate, signatures
+from data_prep.overlap.contract import Role
 from data_prep.overlap.identity import Match, disagreeing, hash_keys, patient_keys, shared, study_keys
 from data_prep.prepare import progress
-from data_prep.roles import Role
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def compare_records(roles: dict[str, Role]) -> list[Check]:
             check.matches = shared(kind, a, roles[a].rows, keys[a], b, roles[b].rows, keys[b])
             check.note = _missing(check)
             checks.append(check)
-    n_reports = {name: reports.n_reports(role.rows) for name, role in roles.items()}
+    n_reports = {name: equal_reports.n_reports(role.rows) for name, role in roles.items()}
     return checks + [_compare_reports(a, roles[a].rows, n_reports[a], b, roles[b].rows, n_reports[b])
                      for a, b in combinations(roles, 2)]
 
@@ -70,7 +70,7 @@ def _compare_reports(a: str, a_rows: pd.DataFrame, n_a: int, b: str, b_rows: pd.
     check = Check("report", a, b, n_a, n_b)
     check.note = _missing(check)
     if not check.note:
-        check.matches, common = reports.equal_reports(a, a_rows, b, b_rows)
+        check.matches, common = equal_reports.equal_reports(a, a_rows, b, b_rows)
         check.note = f"{common:,} more pairs of studies share a common report, which tells nothing"
     return check
 
@@ -233,7 +233,7 @@ def facts(role: Role) -> dict[str, Any]:
     hashes = rows["pixel_sha256"].dropna() if "pixel_sha256" in rows else pd.Series(dtype=str)
     return {
         "images": len(rows), "studies": int(rows["study_id"].nunique()),
-        "patients": int(rows["patient_id"].nunique()), "reports": reports.n_reports(rows),
+        "patients": int(rows["patient_id"].nunique()), "reports": equal_reports.n_reports(rows),
         "by_source": {" ".join(name): int(n) for name, n in rows.groupby(["source", "split"]).size().items()},
         "ids_disagree": int(disagreeing(rows).sum()), "patients_in_several_splits": in_both_splits(rows),
         "equal_images_within": int(hashes[hashes != ""].duplicated().sum()),

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from chexzero.data import check_rows, open_images
-from chexzero.errors import UserError
-from chexzero.files import read_json, read_table, sha256_of
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_json, read_table, sha256_of
+from chexzero.common.formats import check_rows, open_images
+from data_prep.overlap.contract import Role
 from data_prep.overlap.signatures import blocks
-from data_prep.roles import Role
 
 log = logging.getLogger(__name__)
 

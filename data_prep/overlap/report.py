@@ -7,8 +7,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from chexzero.files import write_json, write_text
-from data_prep.overlap import disguise, near, nominate, reports, verify
+from chexzero.common.files import write_json, write_text
+from data_prep.overlap import disguise, equal_reports, near, nominate, verify
 from data_prep.overlap.cards import MAX_FOUND, Card, short_hash
 from data_prep.overlap.checks import IMAGE_KINDS, KINDS, NAMES, Check, ImageResults
 
@@ -132,9 +132,9 @@ def method(seed: int) -> list[str]:
         f"near-equal if the median of the tiles is {verify.SAME} or more, {verify.MIN_OVERLAP:.0%} of the picture "
         f"overlap, and no direction is scaled more than {verify.MAX_STRETCH - 1:.0%} beyond another.",
         f"Reports: compared after white space and case are normalised. A shared report counts as telling if at least "
-        f"{reports.TELLING_WORDS} words remain once normal phrases and sentences of {reports.COMMON_STUDIES} or more "
-        f"training studies (or {reports.COMMON_SHARE:.2%} of them, whichever is more) are taken out, and at most "
-        f"{reports.MAX_STUDIES} training studies have it.",
+        f"{equal_reports.TELLING_WORDS} words remain once normal phrases and sentences of {equal_reports.COMMON_STUDIES} or more "
+        f"training studies (or {equal_reports.COMMON_SHARE:.2%} of them, whichever is more) are taken out, and at most "
+        f"{equal_reports.MAX_STUDIES} training studies have it.",
         "What follows from a match: in whichever of these ways it was found, it is taken to mean that the evaluation "
         "patient is that training patient, so all training images of that patient are concerned, not only the one "
         "that matches.",

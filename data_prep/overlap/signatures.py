@@ -13,7 +13,7 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from chexzero.errors import UserError
+from chexzero.common.errors import UserError
 
 MAP_SIZE = 96
 THUMB_SIZE = 32

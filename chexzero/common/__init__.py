@@ -1,0 +1,1 @@
+"""Errors, files, labels, settings, statistics: what every room uses; imports nothing of ours."""

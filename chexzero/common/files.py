@@ -1,0 +1,130 @@
+"""Reading what others wrote without trusting it, and writing so that nothing half-written is taken for whole."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chexzero.common.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def require_file(path: str | os.PathLike, remedy: str) -> Path:
+    """Return `path` if it is a file; else raise a `UserError` that ends with `remedy`."""
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {kind}; {remedy}")
+    return path
+
+
+def inside(root: str | os.PathLike, relative: str) -> Path:
+    """Resolve `relative` under `root` and refuse what leaves it (absolute, `..`, a symbolic link out)."""
+    root = Path(root).resolve()
+    if "\0" in relative:
+        raise UserError(f"the path holds a NUL byte ({relative!r}); correct the entry")
+    try:
+        path = (root / relative).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links
+        raise UserError(f"the path cannot be followed ({relative!r} under {root}: {error}); mend it") from error
+    if not path.is_relative_to(root):
+        raise UserError(f"the path leads out of its root ({relative!r}, out of {root}); correct the entry or name "
+                        f"the right root")
+    return path
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
+
+    A reader sees the old file or the whole new one. On an exception the temporary file is removed.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; check the disk's space and the "
+                        f"folder's permissions") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `value` as JSON (indented, keys in the order given), atomically. NaN is refused: use None."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, remedy: str = "name another file or make it again") -> Any:
+    """Read a JSON file; a missing, damaged or wrongly encoded one raises a `UserError` with the place."""
+    path = require_file(path, remedy)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); {remedy}") from error
+
+
+def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
+               remedy: str = "name another file or make it again",
+               all_columns: bool = True) -> "pd.DataFrame":
+    """Read a CSV as strings (an empty cell is NaN), sure that `columns` are there.
+
+    With `all_columns=False` only `columns` are kept, so that a table with a million reports stays small.
+    Raises `UserError` for a missing file, another encoding, a ragged row or a missing column.
+    """
+    import pandas as pd  # here, because a process that prepares images does without it (40 MiB)
+
+    path = require_file(path, remedy)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            header = next(csv.reader(handle), [])
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise UserError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} "
+                            f"(it has: {', '.join(header[:20])[:300]}); {remedy}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+            return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig",
+                               index_col=False,  # else such rows shift every column by one, and nothing is said
+                               usecols=None if all_columns else list(columns))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with "
+                        f"`iconv -f latin1 -t utf-8`") from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV ({' '.join(str(error).split())}); {remedy}") from error
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces; of a folder: of its files' hashes and names, sorted."""
+    if os.path.isdir(path):
+        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+        return hashlib.sha256("".join(f"{sha256_of(file)}  {file.name}\n" for file in files).encode()).hexdigest()
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def safe_name(name: str, what: str = "name") -> str:
+    """Return `name` if it can be one folder's name (letters, digits, `. _ -`); else raise a `UserError`."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", name):
+        raise UserError(f"the {what} {name!r} must be letters, digits, '.', '_' and '-' only; choose another")
+    return name

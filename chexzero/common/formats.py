@@ -1,0 +1,89 @@
+"""The files between the steps: what `data_prep` writes and training and evaluation read.
+
+`<name>.h5` holds `cxr`, uint8, N x 320 x 320 (upstream's float32 is also taken), and `id`, one string a row; the CSV
+beside it has the same ids in its column `id`, in the same order. Upstream's own files carry no ids; for
+those only the number of rows can be compared, and a warning says so.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_json, read_table, require_file
+from chexzero.common.labels import LABELS
+
+log = logging.getLogger(__name__)
+
+REMEDY = "run `python -m data_prep build` first, or name the file with its flag"
+
+
+def open_images(path: str | os.PathLike) -> h5py.File:
+    """Open an image file read-only, sure that `cxr` is there with the shape (N, H, W) and N > 0."""
+    path = require_file(path, REMEDY)
+    try:
+        handle = h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"{path} is not a whole HDF5 file ({str(error).split(',')[0]}); make it again with "
+                        f"`python -m data_prep build`") from error
+    images = handle.get("cxr")
+    if not isinstance(images, h5py.Dataset):
+        keys = ", ".join(handle) or "nothing"
+        handle.close()
+        raise UserError(f"{path} has no dataset `cxr` (it holds: {keys}); make it with `python -m data_prep build`")
+    if images.ndim != 3 or len(images) == 0 or images.dtype not in (np.uint8, np.float32, np.float64):
+        shape, dtype = images.shape, images.dtype
+        handle.close()
+        raise UserError(f"{path}: `cxr` is {dtype} of shape {shape}, but images of shape (N, height, width), N > 0, "
+                        f"uint8 or float32 are needed; make it with `python -m data_prep build`")
+    return handle
+
+
+def image_ids(handle: h5py.File) -> list[str] | None:
+    """The row ids of an image file, or None for upstream's files, which have none."""
+    return [value.decode() for value in handle["id"][:]] if "id" in handle else None
+
+
+def read_build(data_dir: str | os.PathLike) -> dict:
+    """`build.json` of a data folder, or an empty dict where there is none (upstream's files)."""
+    path = Path(data_dir) / "build.json"
+    return read_json(path, "build the data again with `python -m data_prep build`") if path.is_file() else {}
+
+
+def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, table: pd.DataFrame) -> None:
+    """Raise `UserError` unless row i of the images is row i of the table, by id where both carry one."""
+    with open_images(image_path) as handle:
+        n_images, ids = len(handle["cxr"]), image_ids(handle)
+    if n_images != len(table):
+        raise UserError(f"{image_path} has {n_images} images but {table_path} has {len(table)} rows; build both "
+                        f"again with `python -m data_prep build`")
+    if ids is None or "id" not in table:
+        log.warning("%s and %s carry no ids: that their rows match cannot be checked", image_path, table_path)
+        return
+    wrong = next((i for i, (a, b) in enumerate(zip(ids, table["id"], strict=True)) if a != b), None)
+    if wrong is not None:
+        raise UserError(f"row {wrong} of {image_path} is {ids[wrong]!r} but row {wrong} of {table_path} is "
+                        f"{table['id'][wrong]!r}; build both again with `python -m data_prep build`")
+
+
+def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd.DataFrame, np.ndarray]:
+    """Read a label CSV by column name.
+
+    Returns the whole table (strings) and the labels as float64, N x len(labels), each exactly 0 or 1.
+    A missing column, a blank, NaN or any other value raises `UserError` with the row (counted from 1, header
+    apart) and the column.
+    """
+    table = read_table(path, labels, remedy="name a CSV that has one 0/1 column a label")
+    values = np.full((len(table), len(labels)), np.nan)
+    for j, label in enumerate(labels):
+        values[:, j] = pd.to_numeric(table[label], errors="coerce")
+    wrong = np.argwhere(~np.isin(values, (0.0, 1.0)))
+    if len(wrong):
+        i, j = wrong[0]
+        raise UserError(f"{Path(path)}, row {i + 1}, column {labels[j]}: {table[labels[j]][i]!r} is not 0 or 1 "
+                        f"({len(wrong)} such cells); a label that is uncertain or blank must be decided first")
+    return table, values

@@ -1,0 +1,1 @@
+"""Predictions, results and choices of an evaluation."""

@@ -1,0 +1,145 @@
+"""Prompts: upstream's pair, and alternatives per label from a small YAML file."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from chexzero.common.errors import UserError
+from chexzero.common.files import require_file
+from chexzero.common.labels import LABELS
+from chexzero.common.statistics import auroc
+
+UPSTREAM = "upstream"
+TEMPLATE = ("{}", "no {}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How one label is asked for: `name` says which alternative it is, the texts of one side are averaged."""
+
+    label: str
+    name: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def pair(label: str, name: str, words: str, template: Sequence[str] = TEMPLATE) -> Prompt:
+    """`words` put in a pair of templates."""
+    return Prompt(label, name, (template[0].format(words),), (template[1].format(words),))
+
+
+def upstream_prompts(labels: Sequence[str] = LABELS) -> list[Prompt]:
+    """Upstream's pair for each label, the label's name as it is."""
+    return [pair(label, UPSTREAM, label) for label in labels]
+
+
+def read_alternatives(path: str | Path | None = None) -> list[Prompt]:
+    """The alternatives of a YAML file (default: the one that comes with the package), in label order.
+
+    Raises `UserError` for a file that is not YAML, an unknown key or label, a text that is no string, a template
+    without `{}`, and a pair that lacks a side.
+    """
+    if path is None:
+        with as_file(files("chexzero.evaluation").joinpath("prompts.yaml")) as default:
+            return read_alternatives(default)
+    path = require_file(path, "name a YAML file with --prompts")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold templates, synonyms and pairs; correct it")
+    unknown = sorted(map(str, set(content) - {"templates", "synonyms", "pairs"}))
+    if unknown:
+        raise UserError(f"{path} must hold templates, synonyms and pairs, not {', '.join(unknown)}; "
+                        f"correct it")
+    by_label = {label: [] for label in LABELS}
+    _add_pairs(by_label, path, content.get("pairs") or {})
+    _add_templates(by_label, path, content.get("templates"), skip=set(content.get("pairs") or {}))
+    for label, words in (content.get("synonyms") or {}).items():
+        for word in _texts(path, f"synonyms of {label}", words):
+            _of(by_label, path, label).append(pair(label, word, word))
+    return [prompt for prompts in by_label.values() for prompt in prompts]
+
+
+def _of(by_label: dict[str, list[Prompt]], path: Path, label: str) -> list[Prompt]:
+    if label not in by_label:
+        raise UserError(f"{path}: {label!r} is none of the labels ({', '.join(LABELS)}); correct it")
+    return by_label[label]
+
+
+def _texts(path: Path, what: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) and text.strip() for text in value):
+        raise UserError(f"{path}: the {what} must be a list of texts; correct it")
+    return tuple(value)
+
+
+def _sides(path: Path, what: str, value: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if not isinstance(value, dict) or set(value) != {"positive", "negative"}:
+        raise UserError(f"{path}: {what} must have `positive` and `negative`; correct it")
+    return tuple(_texts(path, f"{side} texts of {what}", value[side]) for side in ("positive", "negative"))
+
+
+def _add_pairs(by_label: dict[str, list[Prompt]], path: Path, pairs: object) -> None:
+    if not isinstance(pairs, dict):
+        raise UserError(f"{path}: pairs must hold labels; correct it")
+    for label, value in pairs.items():
+        _of(by_label, path, label).append(Prompt(label, "pair", *_sides(path, f"the pair of {label}", value)))
+
+
+def _add_templates(by_label: dict[str, list[Prompt]], path: Path, templates: object, skip: set[str]) -> None:
+    if not templates:
+        return
+    positive, negative = _sides(path, "templates", templates)
+    without = [text for text in positive + negative if "{}" not in text]
+    if without:
+        raise UserError(f"{path}: the template {without[0]!r} has no {{}} for the label's name; correct it")
+    for label in set(by_label) - skip:
+        name = label.lower()
+        by_label[label].append(Prompt(label, "templates", tuple(text.replace("{}", name) for text in positive),
+                                      tuple(text.replace("{}", name) for text in negative)))
+
+
+def probabilities(model, image_features: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+    """Probability of each prompt's label for each image: (N, D) unit features -> (N, len(prompts)) in 0..1.
+
+    As upstream: text features are normalised, averaged over a side's texts and normalised again, and the
+    probability is the softmax of the two plain cosines.
+    """
+    from chexzero.evaluation.inference import (  # torch is only needed where something is embedded
+        embed_texts,
+        pair_probabilities,
+    )
+
+    texts = list(dict.fromkeys(text for prompt in prompts for text in prompt.positive + prompt.negative))
+    features = dict(zip(texts, embed_texts(model, texts), strict=True))
+
+    def average(side: tuple[str, ...]) -> np.ndarray:
+        mean = np.mean([features[text] for text in side], axis=0)
+        return mean / np.linalg.norm(mean)
+
+    positive, negative = (np.stack([average(side) for side in sides]) for sides in
+                          ([prompt.positive for prompt in prompts], [prompt.negative for prompt in prompts]))
+    # in float64: a model that has hardly learned separates images by less than float32 can tell apart near 0.5
+    return pair_probabilities(np.asarray(image_features, np.float64), positive, negative)
+
+
+def best_on_validation(prompts: Sequence[Prompt], truth: np.ndarray, scores: np.ndarray) -> dict[str, int]:
+    """Upstream's choice among alternatives: for each label the prompt with the highest validation AUROC.
+
+    truth: (N, 14). scores: (N, len(prompts)). Returns the label's index into `prompts`; labels whose AUROC is
+    undefined keep their first prompt, and ties go to the earlier one.
+    """
+    areas = auroc(truth[:, [LABELS.index(prompt.label) for prompt in prompts]], scores)
+    best: dict[str, int] = {}
+    for index, prompt in enumerate(prompts):
+        if prompt.label not in best or areas[index] > areas[best[prompt.label]]:
+            best[prompt.label] = index
+    return best

@@ -1,0 +1,108 @@
+"""All the numbers of one labelled set."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+from chexzero.common.labels import LABELS, MEANS
+from chexzero.common.statistics import auroc, bootstrap_auroc, mean_of_samples, mean_over_labels, percentile_interval
+from chexzero.evaluation.calibration import reliability
+from chexzero.evaluation.operating_points import Rates, rates_at
+from chexzero.evaluation.predictions import Units
+
+
+def number(value: float) -> float | None:
+    """A float for JSON: None where undefined."""
+    return float(value) if np.isfinite(value) else None
+
+
+def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Average precision of each column of (N, L): (L,), NaN where a class is missing."""
+    return np.array([average_precision_score(t, s) if 0 < t.sum() < len(t) else np.nan
+                     for t, s in zip(truth.T, scores.T, strict=True)])
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over labels: `used` are those whose AUROC is defined, `samples` its value in each resample."""
+
+    value: float
+    lower: float
+    upper: float
+    used: list[str]
+    samples: np.ndarray
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """A set's truth and probabilities (N units, 14) and what follows from them, each (14,) in `LABELS` order.
+
+    `samples` (S, 14) are the bootstrap's areas. `at` are the thresholds that `rates` used (chosen on validation).
+    """
+
+    name: str
+    units: Units
+    probability: np.ndarray
+    auroc: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    samples: np.ndarray
+    average_precision: np.ndarray
+    ece: np.ndarray
+    at: np.ndarray
+    rates: Rates
+
+    @property
+    def title(self) -> str:
+        """The set's name in the report."""
+        return {"valid": "validation"}.get(self.name, self.name)
+
+    @property
+    def truth(self) -> np.ndarray:
+        return self.units.truth
+
+    @property
+    def n_pos(self) -> np.ndarray:
+        return self.truth.sum(0).astype(int)
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def mean(self, key: str, values: np.ndarray | None = None, samples: np.ndarray | None = None) -> Mean:
+        """The mean `key` of `MEANS`, of this set's areas or of those given (another prompt for a label)."""
+        value, used = mean_over_labels(self.auroc if values is None else values, MEANS[key])
+        drawn = mean_of_samples(self.samples if samples is None else samples, used)
+        lower, upper = percentile_interval(drawn)
+        return Mean(value, float(lower), float(upper), used, drawn)
+
+    def metrics(self) -> dict[str, Any]:
+        """What `metrics.json` has for this set; undefined values are None."""
+        columns = {"auroc": self.auroc, "lower": self.lower, "upper": self.upper,
+                   "average_precision": self.average_precision, "ece": self.ece, "threshold": self.at,
+                   "f1": self.rates.f1, "mcc": self.rates.mcc, "sensitivity": self.rates.sensitivity,
+                   "specificity": self.rates.specificity}
+        labels = {label: {name: number(values[i]) for name, values in columns.items()}
+                  | {"n_pos": int(self.n_pos[i]), "n": len(self)} for i, label in enumerate(LABELS)}
+        found: dict[str, Any] = {"labels": labels, "n": len(self), "level": self.units.level,
+                                 "studies_without_frontal_view": self.units.left_out}
+        for key in MEANS:
+            mean = self.mean(key)
+            found[key] = number(mean.value)
+            found[f"{key}_interval"] = [number(mean.lower), number(mean.upper)]
+            found[f"{key}_labels"] = mean.used
+        return found
+
+
+def evaluate_set(name: str, units: Units, probability: np.ndarray, at: np.ndarray,
+                 n_bootstrap: int = 1000) -> SetResult:
+    """Evaluate probabilities (N units, 14) with thresholds `at` (14,)."""
+    samples = bootstrap_auroc(units.truth, probability, n_bootstrap)
+    lower, upper = percentile_interval(samples)
+    areas = auroc(units.truth, probability)
+    undefined = np.isnan(areas)
+    ece = np.array([reliability(t, p).ece for t, p in zip(units.truth.T, probability.T, strict=True)])
+    return SetResult(name, units, probability, areas, np.where(undefined, np.nan, lower),
+                     np.where(undefined, np.nan, upper), samples, average_precision(units.truth, probability),
+                     ece, np.asarray(at), rates_at(units.truth, probability, at))

@@ -1,0 +1,182 @@
+"""A page to try a model on one image: `python -m chexzero.explore --run checkpoints/<name>`.
+
+Flask serves it on the loopback address only; images stay in memory and nothing is written.
+"""
+
+import base64
+import importlib.util
+import io
+import logging
+import secrets
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from flask import Flask, Request, abort, jsonify, render_template, request
+from werkzeug.exceptions import HTTPException
+
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_table
+from chexzero.common.formats import read_build
+from chexzero.common.labels import FINDINGS
+from chexzero.evaluation.inference import embed_images, embed_texts, pair_probabilities
+from chexzero.explore.heatmap import patch_similarity
+from chexzero.imaging.decode import decode, prepare_pixels
+from chexzero.imaging.image_files import UNREADABLE, reason
+from chexzero.imaging.normalise import prepare
+from chexzero.models.checkpoints import load_model
+from chexzero.runs.run_folder import read_run
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+MAX_UPLOAD = 256 * 2**20  # bytes; a 16-bit PNG of 50 megapixels has at most 100 MiB of pixels
+TOO_LARGE = f"the file is too large; choose one of at most {MAX_UPLOAD >> 20} MiB"
+MAX_LABELS = 50
+MAX_LABEL_LENGTH = 200
+N_NEAREST = 5
+
+
+@dataclass
+class Explorer:
+    """A model and the reports it is compared with; one request at a time uses the model."""
+
+    model: torch.nn.Module
+    name: str
+    drawn: bool
+    reports: list[str]
+    report_features: np.ndarray
+
+    def __post_init__(self):
+        self.lock = threading.Lock()
+
+    def analyse(self, data: bytes, filename: str, labels: list[str]) -> dict:
+        """Probabilities, heat maps and nearest reports for one image file's bytes."""
+        try:
+            image = prepare_pixels(decode(data)).copy()  # Pillow's memory is read-only
+        except UNREADABLE as error:
+            raise UserError(f"{filename}: {reason(error)}; choose a radiograph as PNG, JPEG or DICOM") from error
+        with self.lock:
+            features = embed_images(self.model, image[None])
+            texts = embed_texts(self.model, labels + [f"no {label}" for label in labels])
+            maps = patch_similarity(self.model, prepare(torch.from_numpy(image[None]), self.model.image_resolution),
+                                    torch.from_numpy(texts))[0].numpy()
+        n = len(labels)
+        probabilities = pair_probabilities(features, texts[:n], texts[n:])[0]
+        nearest = np.argsort(-(self.report_features @ features[0]))[:N_NEAREST] if self.reports else []
+        return {
+            "image": _data_uri(image),
+            "findings": [{"label": label, "probability": float(p), "heat": _data_uri(_heat(pos - neg))}
+                         for label, p, pos, neg in zip(labels, probabilities, maps[:n], maps[n:], strict=True)],
+            "reports": [self.reports[i] for i in nearest],
+        }
+
+
+def parse_labels(text: str) -> list[str]:
+    """One finding a line, in order, without repeats; `UserError` for none, too many or too long ones."""
+    labels = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not labels:
+        raise UserError("no finding is given; type one a line")
+    if len(labels) > MAX_LABELS:
+        raise UserError(f"{len(labels)} findings are too many; give at most {MAX_LABELS}, one a line")
+    longest = max(map(len, labels))
+    if longest > MAX_LABEL_LENGTH:
+        raise UserError(f"a finding of {longest} characters is too long; give at most {MAX_LABEL_LENGTH} a line")
+    return labels
+
+
+class _InMemory(Request):
+    """An upload never touches the disk (Flask would put a large one into a temporary file)."""
+
+    def _get_file_stream(self, *_: object, **__: object) -> io.BytesIO:
+        return io.BytesIO()
+
+
+def create_app(explorer: Explorer) -> Flask:
+    """The page (`GET /`) and its one service (`POST /analyse`); nothing else is served."""
+    app = Flask(__name__, static_folder=None, template_folder="templates")
+    app.request_class = _InMemory
+    app.config.update(MAX_CONTENT_LENGTH=MAX_UPLOAD, TRUSTED_HOSTS=["127.0.0.1", "localhost"])
+
+    @app.before_request
+    def from_this_page():
+        if request.headers.get("Origin") not in (None, request.host_url.rstrip("/")):
+            abort(403, "the request comes from another page; use this server's own")
+
+    @app.get("/")
+    def page():
+        nonce = secrets.token_urlsafe(16)
+        html = render_template("explore.html", name=explorer.name, drawn=explorer.drawn, labels=FINDINGS, nonce=nonce,
+                               n_reports=len(explorer.reports),
+                               most=MAX_UPLOAD, too_large=TOO_LARGE,
+                               dicom=importlib.util.find_spec("pydicom") is not None,
+                               no_reports="No reports were given; name a CSV with --reports.")
+        policy = (f"default-src 'none'; img-src data:; connect-src 'self'; script-src 'nonce-{nonce}'; "
+                  f"style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+        return html, {"Content-Security-Policy": policy}
+
+    @app.post("/analyse")
+    def analyse():
+        upload = request.files.get("image")
+        if upload is None:
+            raise UserError("no image came with the request; choose one")
+        labels = parse_labels(request.form.get("labels", ""))
+        return jsonify(explorer.analyse(upload.read(), upload.filename or "image", labels))
+
+    @app.errorhandler(UserError)
+    def wrong_input(error):
+        return jsonify(error=str(error)), 400
+
+    @app.errorhandler(HTTPException)
+    def refused(error):
+        message = f"{TOO_LARGE} (or shorten the list of findings)" if error.code == 413 else error.description
+        return jsonify(error=message), error.code
+
+    @app.after_request
+    def harden(response):
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    return app
+
+
+def load_explorer(run: Path, checkpoint: Path | None, reports: Path | None, max_reports: int) -> Explorer:
+    """Load the run's selected checkpoint and embed the reports its image is compared with.
+
+    Without `reports` those of the run's training set are taken if they are drawn; real reports are
+    shown only when their file is named.
+    """
+    folder = read_run(run)
+    model = load_model(checkpoint or folder.selected())
+    training = Path(folder.settings.get("txt_filepath") or "")
+    drawn = folder.drawn or bool(read_build(training.parent).get("drawn"))
+    if reports is None and drawn and training.is_file():
+        reports = training
+    texts = [] if reports is None else _distinct_reports(reports, max_reports)
+    return Explorer(model, run.name, drawn, texts, embed_texts(model, texts) if texts else np.zeros((0, 0)))
+
+
+def _distinct_reports(path: Path, limit: int) -> list[str]:
+    table = read_table(path, ["impression"], all_columns=False)
+    texts = table["impression"].dropna().drop_duplicates()
+    if len(texts) > limit:
+        texts = texts.sample(limit, random_state=0)
+    return pd.Series(texts).tolist()
+
+
+def _heat(difference: np.ndarray) -> np.ndarray:
+    """(h, w) cosine differences -> 320 x 320 BGR heat map, scaled to the map's own range."""
+    low, high = float(difference.min()), float(difference.max())
+    scaled = (255 * (difference - low) / max(high - low, 1e-12)).astype(np.uint8)
+    smooth = cv2.resize(scaled, (320, 320), interpolation=cv2.INTER_CUBIC)
+    colour = cv2.applyColorMap(smooth, cv2.COLORMAP_INFERNO)
+    return (colour * 0.75).astype(np.uint8)
+
+
+def _data_uri(image: np.ndarray) -> str:
+    return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", image)[1].tobytes()).decode()

@@ -1,0 +1,146 @@
+"""Reading models from the folders other libraries write (and `chexzero.export` writes for them)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_json
+from chexzero.model import HEAD_WIDTH
+from chexzero.models.key_names import REPEATED, State, from_hf_clip, narrow
+
+REMEDY = ("name a folder of transformers (CLIPModel, VisionTextDualEncoderModel), of open_clip or of an ONNX "
+          "export, or a checkpoint file; a run's folder goes with --run")
+
+OPEN_CLIP_CONFIG, HF_CONFIG, ONNX_ABOUT = "open_clip_config.json", "config.json", "clip.json"
+#: Ends of the names of a graph's constants that a model computes itself.
+COMPUTED = ("attn_mask", ".attn.k_bias", ".rope.periods")
+HF_KINDS = ("clip", "vision-text-dual-encoder")
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether a path is a folder that holds a whole CLIP of transformers or open_clip, or our ONNX export of one."""
+    return _reader(Path(path)) is not None
+
+
+def read_folder(folder: Path) -> State:
+    """The state dict, under our names, of such a folder. Raises `UserError` for any other."""
+    reader = _reader(folder)
+    if reader is None:
+        raise UserError(f"{folder} holds no CLIP of transformers, open_clip or ONNX; {REMEDY}")
+    try:
+        return reader(folder)
+    except UserError:
+        raise
+    except Exception as error:  # each of the readers has its own exceptions for a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{folder} does not load ({reason}); {REMEDY}") from error
+
+
+def _reader(folder: Path) -> Callable[[Path], State] | None:
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return _read_open_clip
+    if (folder / ONNX_ABOUT).is_file():
+        return _read_onnx
+    return _read_hf if _hf_kind(folder) in HF_KINDS else None
+
+
+def _hf_kind(folder: Path) -> str | None:
+    path = folder / HF_CONFIG
+    config = read_json(path) if path.is_file() else None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def _require(folder: Path, facts: dict[str, tuple[object, object]]) -> None:
+    """Compare what the shapes of the weights do not show: name -> (in the folder, in every model read here)."""
+    for name, (found, wanted) in facts.items():
+        if found != wanted:
+            raise UserError(f"{folder}: {name} is {found!r}, but {wanted!r} in the models read here, so its weights "
+                            f"would give other features; {REMEDY}")
+
+
+def _heads(width: int) -> int:
+    return max(1, width // HEAD_WIDTH)
+
+
+def _read_open_clip(folder: Path) -> State:
+    settings = read_json(folder / OPEN_CLIP_CONFIG)
+    config, times = settings["model_cfg"], settings.get(REPEATED, 1)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    _require(folder, {"quick_gelu": (config.get("quick_gelu", False), True),
+                      "the number of text heads": (text.get("heads", 8), _heads(text.get("width", 512))),
+                      "the width of a vision head": (vision.get("head_width", 64), HEAD_WIDTH),
+                      "no_causal_mask": (text.get("no_causal_mask", False), False),
+                      "pool_type": (vision.get("pool_type", "tok"), "tok"),
+                      "timm_pool": (vision.get("timm_pool", "token"), "token")})
+    state = _open_clip_weights(folder)
+    if not any(key.startswith("visual.trunk.") for key in state):
+        return state
+    state = {key: narrow(key, value, times) if times > 1 and key.startswith("visual.") else value
+             for key, value in state.items() if not _in_empty_block(key, state)}
+    return state | {"visual.image_resolution": torch.tensor(vision["image_size"])}
+
+
+def _open_clip_weights(folder: Path) -> State:
+    safe, pickled = folder / "open_clip_model.safetensors", folder / "open_clip_pytorch_model.bin"
+    if safe.is_file() or not pickled.is_file():
+        from safetensors.torch import load_file
+
+        return load_file(safe)
+    return torch.load(pickled, map_location="cpu", weights_only=True)
+
+
+def _in_empty_block(key: str, state: State) -> bool:
+    """Whether a key belongs to a block that the export added to fill timm's depth: its layer scales are zero."""
+    if not key.startswith("visual.trunk.blocks."):
+        return False
+    block = ".".join(key.split(".")[:4])
+    return not any(state[f"{block}.{scale}"].any() for scale in ("gamma_1", "gamma_2") if f"{block}.{scale}" in state)
+
+
+def _read_hf(folder: Path) -> State:
+    import transformers
+
+    kind = _hf_kind(folder)
+    name = "CLIPModel" if kind == "clip" else "VisionTextDualEncoderModel"
+    model, info = getattr(transformers, name).from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if info["missing_keys"]:  # transformers would go on with random numbers
+        raise UserError(f"{folder} lacks weights ({', '.join(sorted(info['missing_keys'])[:4])}); fetch it again")
+    text, vision = model.config.text_config, model.config.vision_config
+    facts = {"the text tower's activation": (text.hidden_act, "quick_gelu"),
+             "the number of text heads": (text.num_attention_heads, _heads(text.hidden_size))}
+    if kind == "clip":
+        _require(folder, facts | {"the vision tower's activation": (vision.hidden_act, "quick_gelu"),
+                                  "the number of vision heads": (vision.num_attention_heads,
+                                                                 _heads(vision.hidden_size))})
+        return from_hf_clip(model.state_dict())
+    _require(folder, {"the vision tower": (vision.model_type, "dinov3_vit"),
+                      "the text tower": (text.model_type, "clip_text_model")} | facts)
+    from dinov3_adapter.convert import from_huggingface
+
+    state = from_hf_clip({key: value for key, value in model.state_dict().items() if not key.startswith("vis")})
+    trunk = from_huggingface(model.vision_model.state_dict())
+    trunk.pop("mask_token", None)  # pretraining's; no forward pass of ours reads it
+    state.update({f"visual.trunk.{key}": value for key, value in trunk.items()})
+    state["visual.head.proj.weight"] = model.visual_projection.weight.detach()
+    state["visual.image_resolution"] = torch.tensor(vision.image_size)
+    return state
+
+
+def _read_onnx(folder: Path) -> State:
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError(f"{folder} is an ONNX export; to read it, type `pip install onnx`") from error
+    state = {}
+    for name in ("vision.onnx", "text.onnx"):
+        for tensor in onnx.load(folder / name, load_external_data=False).graph.initializer:
+            key = tensor.name.removeprefix("model.")
+            if key != tensor.name and not key.endswith(COMPUTED):
+                state[key] = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+    about = read_json(folder / ONNX_ABOUT)
+    state["logit_scale"] = torch.tensor(about["log_logit_scale"])
+    if any(key.startswith("visual.trunk.") for key in state):
+        state["visual.image_resolution"] = torch.tensor(about["image_resolution"])
+    return state

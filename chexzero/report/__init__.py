@@ -1,0 +1,1 @@
+"""The evaluation's report: sections, charts, HTML and Markdown."""

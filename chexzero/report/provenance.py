@@ -1,0 +1,182 @@
+"""The report's sections about where the numbers come from: run, data, overlap audit, versions and hashes."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from chexzero.common.files import read_json
+from chexzero.common.formats import read_build
+from chexzero.common.statistics import mean_over_labels
+from chexzero.evaluation.predictions import EvaluationSet, Predictor
+from chexzero.evaluation.results import SetResult
+from chexzero.report.format import interval
+from chexzero.report.sections import Figure, Section, Table
+from chexzero.runs.run_folder import RunFolder, is_number
+from chexzero.runs.selection import METRICS, members
+
+PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "scikit-learn", "h5py")
+
+
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested JSON as `(dotted key, cell)`; lists of scalars are joined, longer ones counted."""
+    if isinstance(value, Mapping):
+        return [leaf for key, inner in value.items() for leaf in flatten(inner, f"{prefix}.{key}" if prefix else
+        str(key))]
+    if isinstance(value, list):
+        plain = len(value) <= 12 and all(not isinstance(item, (Mapping, list)) for item in value)
+        return [(prefix, ", ".join(map(str, value)) if plain else f"{len(value)} entries")]
+    return [(prefix, value if value is None else repr(value) if isinstance(value, float) else str(value))]
+
+
+def key_table(caption: str, value: Mapping[str, Any]) -> Table:
+    """Nested JSON as rows; what is not set is left out."""
+    return Table(caption, ["What", "Value"], [[key, cell] for key, cell in flatten(value) if cell not in (None, "")])
+
+
+def selection_section(run: RunFolder | None, selected: Mapping[str, Any], figures: Sequence[Figure],
+                      test_reads: Sequence[Mapping[str, Any]], valid: SetResult, n_images: int) -> Section:
+    """Which checkpoint answers, on what evidence, among how many, and how often the test set was read for it.
+
+    n_images: rows of the validation set, all of which counted while training.
+    """
+    run = run or RunFolder(Path())
+    selection, text, tables = run.selection, [selected["reason"]], []
+    metric = selection.get("metric")
+    if metric and metric in run.metrics and is_number(selection.get("value")):
+        low, high = (selection.get(end) for end in ("lower", "upper"))
+        known = is_number(low) and is_number(high)
+        values = run.metrics[["step", metric]].dropna().sort_values(metric, ascending=metric == "val_loss")
+        if known:
+            close = int(values[metric].between(low, high).sum())
+            rest = (f"{close - 1} of the others lie within its 95 % interval ({interval(low, high)}): the validation "
+                    f"set is too small to tell those apart" if close > 1 else
+                    f"no other lies within its 95 % interval ({interval(low, high)})")
+            text.append(f"{len(values)} validations were compared by {metric}; {rest}.")
+        if selected.get("step") == selection.get("step") and "ensemble" not in selected:
+            text += counted_otherwise(metric, selection["value"], valid, n_images)
+        rows = [[int(row["step"]), float(row[metric]), "selected" if row["step"] == selection.get("step") else ""]
+                for _, row in values.head(5).iterrows()]
+        tables.append(Table(f"The best validations by {metric}", ["Step", metric, "Note"], rows))
+    text.append(f"The test set is read by this command alone, and its predictions are kept, so that it is not read "
+                f"again for the same checkpoint. Evaluated on the test set under this name so far: {len(test_reads)} "
+                f"choice{'s' * (len(test_reads) != 1)} of checkpoints.")
+    if len(test_reads) > 1:
+        text.append("The test set has been looked at more than once. If the better number was then kept, it is no "
+                    "longer an estimate for new patients.")
+        tables.append(Table("Evaluated on the test set under this name", ["Date", "Checkpoints", "Level"],
+                            [[read.get("date"), ", ".join(map(str, read.get("names", []))), read.get("level")]
+                             for read in test_reads]))
+    return Section("selection", "Selected checkpoint", text, tables, list(figures),
+                   {"test_reads": len(test_reads)} | dict(selection))
+
+
+def counted_otherwise(metric: str, value: float, valid: SetResult, n_images: int) -> list[str]:
+    """Why the figure that selected a checkpoint is not the report's own on validation; nothing where it must be."""
+    if metric not in METRICS or metric == "val_loss" or (valid.units.level == "image" and len(valid) == n_images):
+        return []
+    here = mean_over_labels(valid.auroc, members(metric))[0]
+    counts = (f"the first frontal view of each study counts ({len(valid)} of {n_images} images)"
+              if valid.units.level == "image" else
+              f"each study counts once, with all its views ({len(valid)} studies of {n_images} images)")
+    return [f"In training every image of the validation set counted: {metric} {value:.3f}, by which the checkpoint "
+            f"was selected. In all other validation figures of this report {counts}: {metric} {here:.3f} for the "
+            f"same checkpoint."]
+
+
+def data_section(data_dir: Path, sets: Sequence[EvaluationSet]) -> Section:
+    """What the build recorded about the data, and what lies in the two evaluation sets."""
+    rows = [[one.name, len(one.table), one.table["study_id"].nunique(), one.table["patient_id"].nunique(),
+             _views(one.table)] for one in sets]
+    tables = [Table("The evaluation sets as read", ["Set", "Images", "Studies", "Patients", "Views"], rows)]
+    build = read_build(data_dir)
+    text = [] if build else [f"{data_dir} has no build.json: how these files were made is not on record."]
+    tables += [table for table in (_counts(build.get("counts")), _left_out(build.get("left_out"))) if table]
+    rest = {key: value for key, value in build.items() if key not in ("overlap", "files", "counts", "left_out")}
+    if rest:
+        tables.append(key_table("What else the build recorded (build.json)", rest))
+    return Section("data", "Data", text, tables)
+
+
+def _counts(counts: Any) -> Table | None:
+    """The build's counts: role -> release/split -> numbers."""
+    parts = [(role, part, found) for role, inner in counts.items() if isinstance(inner, Mapping)
+             for part, found in inner.items() if isinstance(found, Mapping)] if isinstance(counts, Mapping) else []
+    columns = {"in_tables": "In the tables", "images": "Images", "studies": "Studies", "patients": "Patients",
+               "sixteen_bit": "16-bit", "empty_reports": "Empty reports"}
+    rows = [[role, part, *(found.get(key) for key in columns), ", ".join(f"{n} {v}" for v, n in views.items())]
+            for role, part, found in parts for views in [found.get("views") or {}]]
+    return Table("What was built", ["Role", "Release and split", *columns.values(), "Views"], rows) if rows else None
+
+
+def _left_out(reasons: Any) -> Table | None:
+    if not isinstance(reasons, Mapping) or not reasons:
+        return None
+    return Table("Rows left out by the build (each is listed in left_out.csv)", ["Reason", "Rows"],
+                 [[reason, count] for reason, count in reasons.items()])
+
+
+def _views(table: pd.DataFrame) -> str:
+    return ", ".join(f"{count} {view}" for view, count in table["view"].value_counts().items())
+
+
+def overlap_section(data_dir: Path) -> Section:
+    """The overlap audit's summary, or that there is none."""
+    report = data_dir / "overlap_report.json"
+    summary = read_build(data_dir).get("overlap")
+    if not summary and report.is_file():
+        found = read_json(report)
+        summary = found.get("summary", found) if isinstance(found, dict) else {}
+    if not isinstance(summary, Mapping) or not summary:
+        return Section("overlap", "Overlap of training and evaluation data", [
+            "No overlap audit is on record for these data. Whether an evaluation image or patient was trained on is "
+            "not known; run `python -m data_prep audit`."])
+    text = [str(summary["sentence"])] if summary.get("sentence") else []
+    text += [f"The whole audit is in {report.name} beside the data."] if report.is_file() else []
+    rest = {key: value for key, value in summary.items() if key != "sentence"}
+    return Section("overlap", "Overlap of training and evaluation data", text,
+                   [key_table("Result of the overlap audit", rest)], [], {"summary": dict(summary)})
+
+
+def provenance_section(run: RunFolder | None, settings: Mapping[str, Any], predictors: Sequence[Predictor],
+                       sets: Sequence[EvaluationSet]) -> Section:
+    """Settings, versions and SHA-256 of everything that went in."""
+    from chexzero.common.versions import git_revision
+
+    hashes = {str(one.checkpoint): one.sha256 for one in predictors}
+    for one in sets:
+        hashes |= {str(one.images): one.images_sha256, str(one.labels): one.labels_sha256}
+    versions = {"python": platform.python_version(), "code": git_revision()}
+    versions |= {name: version(name) for name in PACKAGES}
+    tables = [Table("SHA-256", ["File", "SHA-256"], [list(item) for item in hashes.items()]),
+              key_table("Settings of this evaluation", settings), key_table("Versions of this evaluation", versions)]
+    if run and run.config:
+        tables.append(key_table("The training run (config.json)", run.config))
+    return Section("provenance", "Settings, versions, hashes", [], tables, [], {"sha256": hashes, "versions":
+    versions})
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def model_words(run: RunFolder | None) -> str:
+    """The model in a few words, from the run's record: `dinov3_tiny (0.9 million parameters, 160 px)`."""
+    model = run.config.get("model") if run else None
+    if not isinstance(model, Mapping):
+        return "a model without a training record"
+    vision = str(model.get("vision") or "unknown vision tower")
+    facts = []
+    if is_number(model.get("parameters")):
+        facts.append(f"{model['parameters'] / 1e6:.1f} million parameters")
+    if is_number(model.get("image_resolution")):
+        facts.append(f"images of {int(model['image_resolution'])} px")
+    if model.get("vision_weights"):
+        facts.append(f"vision weights: {model['vision_weights']}")
+    return vision + (f" ({', '.join(facts)})" if facts else "")

@@ -1,0 +1,108 @@
+"""Sections to `report.html` (one file, no network), `report.md`, and each table to CSV and LaTeX.
+
+Every string that comes from a file passes through an escaping template; nothing in a section is markup.
+"""
+
+import base64
+import csv
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from chexzero.common.files import write_text
+from chexzero.report.sections import Figure, Section, Table
+
+NOT_DEFINED = "n/a"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report before it is written. `banner` stands above everything else, `facts` are what a reader wants first."""
+
+    title: str
+    summary: list[str]
+    banner: list[str]
+    facts: Mapping[str, str]
+    sections: Sequence[Section]
+
+
+def cell_text(value: Any) -> str:
+    """A table cell: numbers with three decimals, whole numbers as they are, undefined as `n/a`."""
+    if value is None or (isinstance(value, float) and value != value):
+        return NOT_DEFINED
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+    return str(value)
+
+
+def number_columns(table: Table) -> list[bool]:
+    """Which columns hold numbers and intervals alone (they are set right-aligned); `n/a` and blanks do not decide."""
+    columns = [[row[i] for row in table.rows if row[i] not in (None, "")] for i in range(len(table.columns))]
+    return [bool(cells) and all(map(_is_number, cells)) for cells in columns]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or bool(re.fullmatch(r"(< )?[-+]?[\d.]+((–| to )[-+]?[\d.]+)?",
+    str(value)))
+
+
+def markdown_text(value: Any) -> str:
+    """Text that Markdown shows as it is: one line, no markup, no HTML, no new table cell."""
+    text = html.escape(" ".join(cell_text(value).split()), quote=False)
+    return re.sub(r"([\\`*\[\]|~#])", r"\\\1", text)
+
+
+def latex_text(value: Any) -> str:
+    """Text that LaTeX sets as it is."""
+    special = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
+               "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$",
+               "“": "``", "”": "''", "<": r"\textless{}", ">": r"\textgreater{}"}
+    return "".join(special.get(character, character) for character in " ".join(cell_text(value).split()))
+
+
+def data_uri(figure: Figure) -> str:
+    """The PNG itself, so that the page needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(figure.path.read_bytes()).decode("ascii")
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write `report.html`, `report.md` and `tables/*.{csv,tex}` into `folder`; returns the HTML's path."""
+    loader = jinja2.PackageLoader("chexzero.report")
+    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
+    page.filters |= {"cell": cell_text, "data_uri": data_uri, "number_columns": number_columns}
+    plain = jinja2.Environment(loader=loader, autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                               lstrip_blocks=True)  # Markdown: every text goes through the filter `md`
+    plain.filters |= {"md": markdown_text, "path_in": lambda figure: figure.path.relative_to(folder).as_posix()}
+    write_text(folder / "report.md", plain.get_template("report.md").render(report=report))
+    write_text(folder / "report.html", page.get_template("report.html").render(report=report))
+    for section in report.sections:
+        for number, table in enumerate(section.tables, 1):
+            name = section.key if len(section.tables) == 1 else f"{section.key}_{number}"
+            write_text(folder / "tables" / f"{name}.csv", as_csv(table))
+            write_text(folder / "tables" / f"{name}.tex", as_latex(table))
+    return folder / "report.html"
+
+
+def as_csv(table: Table) -> str:
+    """The table with all digits; undefined cells are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows([["" if cell is None else cell for cell in row] for row in table.rows])
+    return text.getvalue()
+
+
+def as_latex(table: Table) -> str:
+    """A `tabular` in booktabs' style."""
+    align = "".join("r" if numbers else "l" for numbers in number_columns(table))
+    lines = [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
+    head = " & ".join(map(latex_text, table.columns)) + r" \\"
+    return "\n".join([f"% {' '.join(table.caption.split())}", rf"\begin{{tabular}}{{{align}}}", r"\toprule", head,
+                      r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -1,0 +1,193 @@
+"""A run's folder: opened for writing, read when finished, and which checkpoint was selected."""
+
+import argparse
+import math
+import re
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from chexzero.common.errors import UserError
+from chexzero.common.files import inside, read_json, read_table, safe_name
+
+REMEDY = "name the folder of a run of run_train.py with --run, or checkpoints with --checkpoint"
+
+LAST, PREVIOUS, DAMAGED = "last.pt", "last.previous.pt", "last.damaged.pt"
+#: What a run writes. `--overwrite` removes these and nothing else.
+WRITTEN = ("checkpoint.pt", "checkpoint_*.pt", LAST, PREVIOUS, DAMAGED, "metrics.csv", "train_log.csv",
+           "config.json", "selection.json", "failed_batch.csv", ".*.tmp", ".*.new", "tensorboard", "wandb")
+#: What a run that was killed before its first `last.pt` may have left.
+BEGUN = ("checkpoint_0.pt", "metrics.csv", "train_log.csv", "config.json", "selection.json", "tensorboard",
+         "wandb")
+
+
+@dataclass
+class RunFolder:
+    """What `run_train.py` left. Tables that are not there are empty, `selection` and `config` are then {}."""
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
+    metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
+    train_log: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        found = self.config.get("settings")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the run recorded that its data were drawn."""
+        data = self.config.get("data")
+        return isinstance(data, dict) and bool(data.get("drawn"))
+
+    def data_dir(self) -> Path | None:
+        """The folder whose validation set the run used, if its record names one that exists."""
+        for name in ("valid", "cxr_filepath"):
+            if isinstance(self.settings.get(name), str):
+                folder = Path(self.settings[name]).parent
+                if (folder / "valid.h5").is_file():
+                    return folder
+        return None
+
+    def checkpoint_of(self, step: int) -> Path:
+        """The checkpoint of a validated step."""
+        return _existing(inside(self.path, f"checkpoint_{step}.pt"))
+
+    def selected(self) -> Path:
+        """The checkpoint that `selection.json` names; it must lie in the run's folder."""
+        name = self.selection.get("checkpoint")
+        if not isinstance(name, str):
+            raise UserError(f"{self.path} has no selected checkpoint (no selection.json: was the run validated?); "
+                            f"name one with --checkpoint")
+        return _existing(inside(self.path, Path(name).name))
+
+    @property
+    def ranking_metric(self) -> str:
+        """The column of `metrics.csv` that checkpoints are ranked by."""
+        return self.selection.get("metric") or "mean_5"
+
+    def best_steps(self, count: int) -> list[int]:
+        """The `count` saved steps that are best by the selection's metric, of equal ones the earlier."""
+        metric = self.ranking_metric
+        if metric not in self.metrics:
+            raise UserError(f"{self.path}/metrics.csv has no column {metric}, so its checkpoints cannot be ranked; "
+                            f"name them with --checkpoint")
+        saved = self.metrics[[(self.path / f"checkpoint_{int(step)}.pt").is_file() for step in self.metrics["step"]]]
+        ranked = saved.dropna(subset=[metric]).sort_values([metric, "step"], ascending=[metric == "val_loss", True])
+        if len(ranked) < count:
+            raise UserError(f"{self.path} has {len(ranked)} validated checkpoints, fewer than the {count} wanted; "
+                            f"ask for fewer with --ensemble")
+        return [int(step) for step in ranked["step"][:count]]
+
+    def recorded(self, step: int | None) -> dict[str, float]:
+        """The validation row of a step: column -> value; {} where there is none."""
+        if step is None or self.metrics.empty:
+            return {}
+        rows = self.metrics[self.metrics["step"] == step]
+        return {} if rows.empty else {str(name): float(value) for name, value in rows.iloc[-1].items()}
+
+
+def read_run(path: str | Path) -> RunFolder:
+    """Read a run's folder. Raises `UserError` where it is none, or where a file in it is damaged."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder; {REMEDY}")
+    run = RunFolder(path, _object(path / "config.json"), _object(path / "selection.json"),
+                    _numbers(path / "metrics.csv", "step"), _numbers(path / "train_log.csv", "step"))
+    if not run.config and not run.selection and not list(path.glob("*.pt")):
+        raise UserError(f"{path} holds no training run (no config.json, no selection.json, no checkpoint); {REMEDY}")
+    return run
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in names like `checkpoint_1200.pt` or `best_64_0.0001_original_17000_0.863.pt`, else None."""
+    match = re.search(r"(?:checkpoint|original)_(\d+)(?:_|$)", checkpoint.stem)
+    return int(match.group(1)) if match else None
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; put it back, or name a checkpoint with --checkpoint")
+    return path
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    value = read_json(path, REMEDY)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object; {REMEDY}")
+    return value
+
+
+def _numbers(path: Path, key: str) -> pd.DataFrame:
+    """A CSV of numbers; what is empty or no number is NaN. Rows without the key are dropped."""
+    if not path.exists():
+        return pd.DataFrame(columns=[key])
+    table = read_table(path, [key], remedy=REMEDY).apply(pd.to_numeric, errors="coerce")
+    table = table.dropna(subset=[key]).drop_duplicates(key, keep="last").sort_values(key).reset_index(drop=True)
+    return table.assign(**{key: table[key].astype(int)})
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def run_folder(config: argparse.Namespace) -> Path:
+    """`<save_dir>/<model_name>`."""
+    return Path(config.save_dir) / safe_name(str(config.model_name), "--model_name")
+
+
+def open_folder(config: argparse.Namespace) -> Path:
+    """Make the run's folder ready: new, resumed (`--resume`) or begun again (`--overwrite`).
+
+    Raises `UserError` where another run's files would be overwritten without being told to, or nothing can be
+    written.
+    """
+    folder = run_folder(config)
+    found = _written(folder)
+    resumable = config.resume and any(path.name in (LAST, PREVIOUS) for path in found)
+    only_begun = config.resume and all(any(path.match(name) for name in (*BEGUN, ".*")) for path in found)
+    if found and not (resumable or config.overwrite or only_begun):
+        raise UserError(f"{folder} already holds a run ({', '.join(sorted(path.name for path in found)[:3])}, ...); "
+                        "go on with it with --resume auto, choose another --model_name, or begin again with "
+                        f"--overwrite")
+    for path in found:
+        if path.name.startswith(".") or not resumable:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe.tmp"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with "
+                        f"--save_dir") from error
+    return folder
+
+
+def checkpoint_name(step: int) -> str:
+    return f"checkpoint_{step}.pt"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a run's folder, in order."""
+    names = (re.fullmatch(r"checkpoint_(\d+)\.pt", path.name) for path in folder.glob("checkpoint_*.pt"))
+    return sorted(int(match.group(1)) for match in names if match)
+
+
+def remove_checkpoints(folder: Path, keep: Collection[int]) -> None:
+    """Remove the step checkpoints that are not in `keep`."""
+    for step in checkpoint_steps(folder):
+        if step not in keep:
+            (folder / checkpoint_name(step)).unlink()
+
+
+def _written(folder: Path) -> list[Path]:
+    return [path for pattern in WRITTEN for path in folder.glob(pattern)]

@@ -1,0 +1,106 @@
+"""One process or many: who this process is, and what the ranks tell each other.
+
+torchrun (or the exports in docs/CLUSTER.md) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without
+them this is a run of one process and nothing here communicates.
+"""
+
+import os
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from chexzero.common.errors import UserError
+
+#: How long a rank waits for another. Long, for rank 0 validates and writes while the others wait; a rank that dies
+#: ends the job at once all the same, because torchrun and srun then end the rest.
+TIMEOUT = timedelta(hours=1)
+GRACE = 0.5  # seconds
+
+
+def start() -> torch.device:
+    """Join the other ranks, if there are any, and return this rank's device."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
+        raise UserError("srun started several tasks, but WORLD_SIZE is not set, so that they do not know each other; "
+                        "export RANK, LOCAL_RANK and WORLD_SIZE as docs/slurm/*.sbatch do, or WORLD_SIZE=1 for "
+                        "runs of their own")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    use_cuda = torch.cuda.is_available()
+    if use_cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(f"local rank {local_rank} has no GPU of its own (this machine has "
+                        f"{torch.cuda.device_count()}); start as many processes on a node as it has GPUs")
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT)
+    return device
+
+
+def finish() -> None:
+    """Leave the group of ranks."""
+    if dist.is_initialized():
+        # gloo's threads need Python's lock to let go of what they sent. A process that ends before they have had it
+        # waits for them and keeps the lock from them: it would sometimes hang.
+        time.sleep(GRACE)
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the files: rank 0."""
+    return rank() == 0
+
+
+def is_first_on_node() -> bool:
+    """Whether this process does what each machine needs once."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def wait_for_main() -> None:
+    """Return when rank 0, and every other rank, has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` over the ranks, on their device; without waiting for the device."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def gather(values: torch.Tensor) -> torch.Tensor:
+    """`values` (b, ...) of every rank in the order of ranks: (b x ranks, ...). No gradient flows through."""
+    if not dist.is_initialized():
+        return values
+    parts = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+def gather_objects(value: object) -> list:
+    """`value` of every rank, in the order of ranks, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: object) -> object:
+    """Rank 0's `value` on every rank."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

@@ -1,0 +1,177 @@
+"""Training choices for a pretrained tower: learning rates, freezing, LoRA. At the defaults all of it does nothing.
+
+In a training script: `add_arguments(parser)`; `prepare(model, args)` once, before the optimiser and before the model
+is wrapped; `parameter_groups(model, args)` for the optimiser; `set_frozen(model, step, args)` between each backward
+pass and the optimiser's step; `merge_lora(model)` where a checkpoint is written.
+"""
+
+import argparse
+import logging
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from chexzero.common.errors import UserError
+
+ALL = "all"
+#: Every matrix of a DINOv3 block: attention in and out, both of the MLP (three where it is gated).
+LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc\w+)"
+
+_BLOCK = re.compile(r"visual\.(?:trunk\.blocks|transformer\.resblocks)\.(\d+)\.")
+_FINAL_NORM = re.compile(r"visual\.(?:trunk\.norm|ln_post)\.")
+_PROJECTION = re.compile(r"visual\.(?:head\.proj\.weight|proj)$")
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags; every default is upstream's way: one learning rate, everything learns."""
+    group = parser.add_argument_group("fine-tuning")
+    group.add_argument("--vision_lr", type=float, metavar="LR",
+                       help="learning rate of the vision tower (default: --lr)")
+    group.add_argument("--projection_lr", type=float, metavar="LR",
+                       help="learning rate of the projection after the vision tower (default: --lr)")
+    group.add_argument("--text_lr", type=float, metavar="LR",
+                       help="learning rate of the text encoder (default: --lr)")
+    group.add_argument("--layer_decay", type=float, default=1.0, metavar="FACTOR",
+                       help="each vision block learns at this factor of the rate of the block after it (default: 1)")
+    group.add_argument("--freeze_blocks", type=_blocks, default=0, metavar="N|all",
+                       help="freeze the vision tower's embeddings and first N blocks, or all of it (default: 0)")
+    group.add_argument("--freeze_steps", type=int, metavar="STEPS",
+                       help="for how many steps --freeze_blocks holds (default: the whole run)")
+    group.add_argument("--lora_rank", type=int, default=0, metavar="R",
+                       help="train low-rank updates of a DINOv3 tower instead of its weights (default: 0, off)")
+    group.add_argument("--lora_alpha", type=float, default=16.0, metavar="A",
+                       help="the updates are scaled by A / R (default: 16)")
+
+
+def _blocks(text: str) -> int | str:
+    return text if text == ALL else int(text)
+
+
+def prepare(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+    """Put LoRA in, and freeze what is frozen for the whole run; changes and returns `model`.
+
+    Raises `UserError` for settings that do not fit together or do not fit the tower.
+    """
+    _check(model, args)
+    if args.lora_rank:
+        _add_lora(model.visual.trunk, args.lora_rank, args.lora_alpha)
+    if args.freeze_blocks and args.freeze_steps is None:
+        for _, parameter in _frozen(model, args.freeze_blocks):
+            parameter.requires_grad = False
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if learning < total:
+        log.info("%.1f of %.1f million parameters learn", learning / 1e6, total / 1e6)
+    return model
+
+
+def _check(model: nn.Module, args: argparse.Namespace) -> None:
+    for flag in ("vision_lr", "projection_lr", "text_lr"):
+        rate = getattr(args, flag)
+        if rate is not None and not 0 <= rate < float("inf"):
+            raise UserError(f"--{flag} {rate:g} is no learning rate; give 0 or more")
+    if not 0 < args.layer_decay <= 1:
+        raise UserError(f"--layer_decay {args.layer_decay:g} is not in 0..1; give for instance 0.75, or 1 for none")
+    depth = _depth(model)
+    if args.freeze_blocks != ALL and not 0 <= args.freeze_blocks <= depth:
+        raise UserError(f"--freeze_blocks {args.freeze_blocks} does not fit a tower of {depth} blocks; give 0 to "
+                        f"{depth}, or {ALL}")
+    if args.freeze_steps is not None and not args.freeze_blocks:
+        raise UserError(f"--freeze_steps needs --freeze_blocks to say what is frozen; add --freeze_blocks N or {ALL}")
+    if args.freeze_steps is not None and args.freeze_steps < 0:
+        raise UserError(f"--freeze_steps {args.freeze_steps} is negative; give 0 or more")
+    if args.lora_rank < 0:
+        raise UserError(f"--lora_rank {args.lora_rank} is negative; give for instance 8, or 0 for none")
+    if args.lora_rank and not hasattr(model.visual, "trunk"):
+        raise UserError("--lora_rank is for the DINOv3 towers; choose one with --vision, or leave it out")
+
+
+def _add_lora(trunk: nn.Module, rank: int, alpha: float) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("--lora_rank needs the package peft; install it with `pip install peft`") from error
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS), trunk)
+    for block in trunk.blocks:  # else timm reads qkv.weight itself and passes the update by
+        block.attn.qkv_bias_separate = True
+
+
+def merge_lora(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's state dict with LoRA's updates added to the weights: the keys are those of a model without LoRA.
+
+    A model without LoRA gives its state dict. The model itself is not changed.
+    """
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                weight = f"{name}.base_layer.weight"
+                state[weight] = state[weight] + sum(map(module.get_delta_weight, module.active_adapters))
+    return {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
+
+
+def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict]:
+    """Groups for a torch optimiser, `{"params": [...], "lr": rate}`: one for each learning rate, `--lr`'s first.
+
+    At the defaults there is one group with every parameter in the model's order, which is what upstream trains.
+    With `--layer_decay` d, block i of n (from 0) learns at d ** (n - i) of the tower's rate, the embeddings at
+    d ** (n + 1), the final norm at the rate itself. Parameters that never learn are left out.
+    """
+    depth = _depth(model)
+    groups: dict[float, list[nn.Parameter]] = {args.lr: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(_rate(name, depth, args), []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]
+
+
+def _rate(name: str, depth: int, args: argparse.Namespace) -> float:
+    if name == "logit_scale":
+        return args.lr
+    if _PROJECTION.match(name):
+        return _first(args.projection_lr, args.lr)
+    if not name.startswith("visual."):
+        return _first(args.text_lr, args.lr)
+    return _first(args.vision_lr, args.lr) * args.layer_decay ** (depth + 1 - _layer(name, depth))
+
+
+def _first(rate: float | None, default: float) -> float:
+    return default if rate is None else rate
+
+
+def set_frozen(model: nn.Module, step: int, args: argparse.Namespace) -> None:
+    """Take the gradients off what is frozen at this step (from 0), so that the optimiser passes it by.
+
+    To be called between the backward pass and the optimiser's step. Only the gradients go: parameters that changed
+    `requires_grad` in the middle of a run would not be kept equal over the ranks by DistributedDataParallel.
+    """
+    if args.freeze_steps is None or step >= args.freeze_steps:
+        return
+    for _, parameter in _frozen(model, args.freeze_blocks):
+        parameter.grad = None
+
+
+def _frozen(model: nn.Module, blocks: int | str) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of the embeddings and the first `blocks` blocks of the vision tower, or of all of the tower."""
+    depth = _depth(model)
+    last = depth + 1 if blocks == ALL else blocks
+    for name, parameter in model.named_parameters():
+        is_tower = name.startswith("visual.") and not _PROJECTION.match(name)
+        if blocks and is_tower and _layer(name, depth) <= last:
+            yield name, parameter
+
+
+def _layer(name: str, depth: int) -> int:
+    """0 for a tower's embeddings, i + 1 for its block i, depth + 1 for its final norm."""
+    block = _BLOCK.match(name)
+    if block:
+        return int(block[1]) + 1
+    return depth + 1 if _FINAL_NORM.match(name) else 0
+
+
+def _depth(model: nn.Module) -> int:
+    return len({match[1] for name, _ in model.named_parameters() if (match := _BLOCK.match(name))})

@@ -1,0 +1,160 @@
+"""What a run writes down: `train_log.csv`, `metrics.csv`, `config.json`, TensorBoard and Weights & Biases."""
+
+import argparse
+import csv
+import io
+import math
+import os
+import platform
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_json, sha256_of, write_text
+from chexzero.common.formats import read_build
+from chexzero.common.labels import LABELS
+from chexzero.common.versions import PACKAGES, git_revision, version
+from chexzero.training import distributed
+
+TRAIN_COLUMNS = ["step", "epoch", "samples", "loss", "lr", "logit_scale", "pairs_per_second", "data_wait",
+                 "same_study_pairs", "same_text_pairs"]
+METRIC_COLUMNS = ["step", "epoch", "samples", "train_loss", "val_loss", "mean_5", "mean_13", "mean_14",
+                  *(f"{label}_auc" for label in LABELS), "seconds"]
+#: Files up to this size are hashed where no build.json gives their hash; a larger one would delay the start by
+#: minutes.
+HASHED_UP_TO = 4 * 2**30
+
+
+class CsvLog:
+    """A CSV with a row a step, appended to; cut back to a step when a run resumes there."""
+
+    def __init__(self, path: Path, columns: Sequence[str]):
+        self.path, self.columns = path, list(columns)
+
+    def begin(self) -> None:
+        """Write the header alone."""
+        write_text(self.path, self._lines([]))
+
+    def cut_after(self, step: int) -> None:
+        """Drop the rows after `step`, and a last line that a kill left incomplete."""
+        write_text(self.path, self._lines([row for row in self.rows() if row["step"] <= step]))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row; what is missing, None or NaN is left empty."""
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as handle:
+                handle.write(self._line(row))
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; check the disk's space and the folder's "
+                            f"permissions; what was saved before is unharmed") from error
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The whole rows there are: whole numbers as int, others as float, an empty cell as None."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_text(encoding="utf-8")
+        lines = text[:text.rfind("\n") + 1].splitlines()
+        return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(lines)]
+
+    def _lines(self, rows: Sequence[dict[str, Any]]) -> str:
+        return self._line(dict(zip(self.columns, self.columns, strict=True))) + "".join(map(self._line, rows))
+
+    def _line(self, row: dict[str, Any]) -> str:
+        text = io.StringIO()
+        cells = [row.get(name) for name in self.columns]
+        csv.writer(text, lineterminator="\n").writerow(
+            ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells])
+        return text.getvalue()
+
+
+class Boards:
+    """TensorBoard files under `<run>/tensorboard`, and Weights & Biases; each only where it was asked for."""
+
+    def __init__(self, folder: Path, config: argparse.Namespace, step: int):
+        self.folder, self.writer, self.wandb = folder, None, None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        if config.wandb:
+            run_id = read_json(folder / "config.json").get("run_id")  # another one after --overwrite
+            self.wandb = import_wandb().init(project=config.wandb_project, name=config.model_name, dir=str(folder),
+                                             id=run_id, resume="allow", config=vars(config))
+
+    def write(self, group: str, row: dict[str, Any]) -> None:
+        values = {f"{group}/{name}": value for name, value in row.items()
+                  if name not in ("step", "epoch") and isinstance(value, (int, float)) and math.isfinite(value)}
+        if self.writer:
+            try:
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, row["step"])
+            except OSError as error:  # of the thread that writes, met a row later
+                raise UserError(f"cannot write {self.folder / 'tensorboard'}: {error.strerror or error}; check the "
+                                f"disk's space; what was saved before is unharmed") from error
+        if self.wandb:
+            self.wandb.log(values, step=row["step"])
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def import_wandb() -> Any:
+    """The wandb package, or a `UserError` that says how to get it."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--wandb needs the package wandb, which is not installed; type `pip install wandb`, or leave "
+                        "--wandb out") from error
+    return wandb
+
+
+def describe_run(config: argparse.Namespace, model: nn.Module, data: dict[str, Any]) -> dict[str, Any]:
+    """The content of `config.json`: enough to run it again and to see that it is the same."""
+    return {"run_id": uuid.uuid4().hex[:12], "settings": vars(config),
+            "model": {"vision": config.vision, "text_encoder": config.text_encoder,
+                      "vision_weights": config.vision_weights, "text_weights": config.text_weights,
+                      "image_resolution": model.image_resolution, "context_length": model.context_length,
+                      "embed_dim": int(model.text_projection.shape[1]),
+                      "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                      "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)},
+            "data": data,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "git": git_revision(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "processes": distributed.world_size(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
+
+
+def describe_data(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
+    """Size and SHA-256 of each data file (as the `build.json` beside it has it), and whether the data are drawn."""
+    files: dict[str, Any] = {}
+    drawn = None
+    for path in map(Path, paths):
+        record = read_build(path.parent)
+        drawn = record.get("drawn", drawn)
+        size = path.stat().st_size
+        known = _recorded_hash(record, path.name)
+        files[str(path)] = {"bytes": size, "sha256": known or (sha256_of(path) if size <= HASHED_UP_TO else None)}
+    return {"files": files, "drawn": drawn}
+
+
+def _recorded_hash(build: dict, name: str) -> str | None:
+    entry = build.get("files", {}).get(name)
+    return entry.get("sha256") if isinstance(entry, dict) else None
+
+
+def _number(cell: str | None) -> int | float | None:
+    if not cell:
+        return None
+    try:
+        return int(cell)
+    except ValueError:
+        return float(cell)

@@ -1,0 +1,151 @@
+"""Saving and finding again everything a stopped run needs, whatever stopped it.
+
+`last.pt` is written beside the old one and renamed into place; the old one stays as `last.previous.pt`. A kill at
+any moment leaves at least one whole file.
+"""
+
+import logging
+import os
+import signal
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chexzero.common.errors import UserError
+from chexzero.common.files import atomic_path
+from chexzero.runs.run_folder import DAMAGED, LAST, PREVIOUS
+
+log = logging.getLogger(__name__)
+
+#: Exit code after SIGTERM or SIGUSR1: saved, run me again (EX_TEMPFAIL of sysexits.h).
+EXIT_REQUEUE = 75
+
+
+def save_file(content: Any, path: Path) -> None:
+    """`torch.save`, atomically: a full disk or a forbidden folder raises `UserError` and leaves what was there."""
+    try:
+        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+            torch.save(content, handle)
+    except RuntimeError as error:  # torch's writer tells of its own trouble after a failed write
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise UserError(f"cannot write {path}: {cause.strerror if cause else str(error).splitlines()[0]}; check the "
+                        f"disk's space; what was saved before is unharmed") from error
+
+
+def save_last(folder: Path, state: dict[str, Any]) -> None:
+    """Write `last.pt`, keeping the one before."""
+    fresh = folder / f".{LAST}.new"
+    save_file(state, fresh)
+    if (folder / LAST).exists():
+        os.replace(folder / LAST, folder / PREVIOUS)
+    os.replace(fresh, folder / LAST)
+
+
+def load_last(folder: Path) -> dict[str, Any] | None:
+    """The newest whole state of a run, or None if it never came to save one.
+
+    A damaged `last.pt` is passed over for the one before, with a warning, and set aside: the next `save_last` would
+    put it in the place of the whole one. Raises `UserError` if all are damaged.
+    """
+    paths = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    for path in paths:
+        try:
+            state = load_state(path)
+        except UserError as error:
+            log.warning("%s", error)
+            continue
+        if path != paths[0]:
+            os.replace(paths[0], folder / DAMAGED)
+        return state
+    if paths:
+        raise UserError(f"no state in {folder} can be read; start again with --overwrite, or from a checkpoint of "
+                        f"it with another --model_name")
+    return None
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read one state. Raises `UserError` for a file that is cut off or altered (every part's CRC is checked)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "step" not in state:
+            raise ValueError("it holds no state of a run")
+        return state
+    except Exception as error:  # zipfile, pickle and torch each have their own
+        first = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"{path} is damaged ({first}); the state saved before it is tried") from error
+
+
+#: Settings that may change when a run goes on: no number of the training depends on them.
+FREE_SETTINGS = {"config", "resume", "overwrite", "save_dir", "model_name", "cxr_filepath", "txt_filepath", "valid",
+                 "valid_labels", "num_workers", "log_interval", "save_interval", "save_last_interval", "keep_top_k",
+                 "patience", "min_delta", "tensorboard", "wandb", "wandb_project"}
+#: A run may become longer where the learning rate does not depend on its length.
+LENGTH_SETTINGS = {"epochs", "max_steps"}
+
+
+def check_same(folder: Path, state: dict[str, Any], settings: dict[str, Any], data: dict[str, Any]) -> None:
+    """Raise `UserError` unless a state was made with these settings and data (their content, not their path)."""
+    free = FREE_SETTINGS | (LENGTH_SETTINGS if settings["lr_schedule"] == "constant" else set())
+    changed = [f"--{name} {state['settings'].get(name)} (now {value})" for name, value in settings.items()
+               if name not in free and state["settings"].get(name) != value]
+    if changed:
+        raise UserError(f"{folder} was trained with {', '.join(changed)}; go on with the same settings, or begin "
+                        f"another run with --model_name")
+    then, now = ({Path(name).name: entry for name, entry in one["files"].items()} for one in (state["data"], data))
+    changed = [name for name in now if name in then and then[name] != now[name]]
+    if changed:
+        raise UserError(f"{folder} was trained on other data ({', '.join(changed)} changed since); put the files "
+                        f"back, or begin another run with --model_name")
+
+
+class StopSignal:
+    """Whether SIGTERM or SIGUSR1 has come (SLURM sends them before the time limit). The loop asks between steps."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, Callable | int | None] = {}
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.received = signal.Signals(number).name
+
+
+def leave_when_told() -> None:
+    """Until a run listens for itself, SIGTERM and SIGUSR1 end the process at once: nothing is lost but the start."""
+    def leave(number: int, _frame: object) -> None:
+        log.warning("told to stop by %s before the first or after the last step: go on with --resume auto",
+                    signal.Signals(number).name)
+        raise SystemExit(EXIT_REQUEUE)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, leave)
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """State of the generators that a training step may use (torch's; nothing here draws from others)."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,310 @@
+"""A training run between its steps: what is counted, written down, validated, saved and resumed.
+
+The loop itself is `run_train.train`. What must survive a kill is in `Progress`, the weights and the optimiser.
+"""
+
+import argparse
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from chexzero.common.errors import EXIT_USER_ERROR, UserError
+from chexzero.common.files import write_json, write_text
+from chexzero.runs.run_folder import checkpoint_name, checkpoint_steps, run_folder
+from chexzero.training import distributed, resume
+from chexzero.training.logs import METRIC_COLUMNS, TRAIN_COLUMNS, Boards, CsvLog, describe_data, describe_run
+from chexzero.training.loss import equal_pairs, text_codes
+from chexzero.training.step import Updates, bare
+from chexzero.training.texts import load_texts
+from chexzero.training.validation import Validator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a run has come, after whole steps."""
+
+    step: int = 0
+    epoch: int = 0  # from 0
+    batch: int = 0  # batches done in this epoch
+    example_ct: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last row of train_log.csv, over all ranks
+    sizes: list[int] = field(default_factory=list)  # pairs in each of these steps
+    equal: list[int] = field(default_factory=lambda: [0, 0])  # pairs of one study, of one text, in these steps
+    losses_since_validation: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sum and number
+    validated: int = -1  # the last step that was validated
+    exhausted: bool = False  # --patience has run out
+
+
+class Run:
+    """The record of one training run, new or resumed. Rank 0 writes, the others follow."""
+
+    def __init__(self, model: nn.Module, loader: DataLoader, device: torch.device, optimizer: Updates,
+                 config: argparse.Namespace):
+        self.model, self.loader, self.optimizer, self.config = model, loader, optimizer, config
+        self.folder, self.is_main = run_folder(config), distributed.is_main()
+        self.progress, self.stop, self.stop_asked = Progress(), resume.StopSignal(), False
+        self.stop.listen()
+        self.texts = load_texts(loader.dataset.texts_folder)
+        self.train_log = CsvLog(self.folder / "train_log.csv", TRAIN_COLUMNS)
+        self.metrics = CsvLog(self.folder / "metrics.csv", METRIC_COLUMNS)
+        self.validator = Validator(config, self.folder, loader.dataset, device) if config.val_interval else None
+        if self.validator and self.is_main:
+            self.validator.announce()
+        self.data = distributed.from_main(self._describe_data() if self.is_main else None)
+        self._pending: tuple[int, np.ndarray, torch.Tensor] | None = None
+        self._waited = self._paused = 0.0  # seconds since the last row of train_log.csv: for data; outside training
+
+        state = distributed.from_main(resume.load_last(self.folder) if config.resume and self.is_main else None)
+        self.is_new = state is None
+        if self.is_new:
+            self._begin_files()
+        else:
+            self._continue_from(state)
+        self.boards = Boards(self.folder, config, self.step) if self.is_main else None
+        self._bar = tqdm(total=optimizer.total_steps, initial=self.step, unit="step", dynamic_ncols=True,
+                         disable=not (self.is_main and sys.stderr.isatty()))
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
+
+    @property
+    def example_ct(self) -> int:
+        return self.progress.example_ct
+
+    @property
+    def finished(self) -> bool:
+        at, config = self.progress, self.config
+        if at.exhausted or config.max_steps is not None:
+            return at.exhausted or at.step >= config.max_steps
+        in_last_epoch = at.epoch == config.epochs - 1
+        return at.epoch >= config.epochs or (in_last_epoch and at.batch >= len(self.loader.batch_sampler))
+
+    # --- the way through the data ---
+
+    def batches(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Yield `(epoch, batch)` from where the run stands to its end."""
+        self._log_begun, self._paused = time.perf_counter(), 0.0
+        at, sampler = self.progress, self.loader.batch_sampler
+        sampler.set_position(at.epoch, at.batch)
+        while not self.finished:
+            feed = iter(self.loader)
+            while not self.finished:
+                asked = time.perf_counter()
+                data = next_batch(feed)
+                self._waited += time.perf_counter() - asked
+                if data is None:
+                    at.epoch, at.batch = at.epoch + 1, 0
+                    sampler.set_position(at.epoch, 0)
+                    break
+                yield at.epoch, data
+
+    def record(self, loss: torch.Tensor) -> None:
+        """Count the step that gave `loss` (this rank's).
+
+        The loss is read from the device one step later, so that a GPU always has the next step to go on with. With it
+        the ranks learn whether one of them was told to stop, all at the same step.
+        """
+        at = self.progress
+        rows = self.loader.batch_sampler.batches[at.batch]
+        self._settle()
+        at.step, at.batch, at.example_ct = at.step + 1, at.batch + 1, at.example_ct + len(rows)
+        told = loss.new_full((), float(self.stop.received is not None), dtype=torch.float32)
+        self._pending = (at.step, rows, distributed.mean(torch.stack([loss.detach().float(), told])))
+        self._count_equal(rows)
+        self._bar.update()
+
+    def due(self, *intervals: int) -> bool:
+        """Whether one of the intervals (in steps, 0: never) ends here; if so the step's loss is known, and finite."""
+        due = any(interval and self.step % interval == 0 for interval in intervals)
+        if due:
+            self._settle()
+        return due
+
+    def validation_due(self) -> bool:
+        """Every `--val_interval` steps, and after the last one."""
+        return self.validator is not None and (self.due(self.config.val_interval) or (self.finished and self.due(1)))
+
+    def checkpoint_path(self) -> Path:
+        """Where this step's weights go, sure that they are finite."""
+        self._require_finite_weights()
+        return self.folder / checkpoint_name(self.step)
+
+    def log(self) -> tuple[float, str]:
+        """Write a row of `train_log.csv`; return the mean loss since the row before, and the progress in words."""
+        at, now = self.progress, time.perf_counter()
+        seconds = max(1e-9, now - self._log_begun - self._paused)
+        steps = max(1, len(at.losses))
+        row = {"step": at.step, "epoch": at.epoch, "samples": at.example_ct, "loss": sum(at.losses) / steps,
+               "lr": self.optimizer.lr, "logit_scale": float(bare(self.model).logit_scale.detach().exp()),
+               "pairs_per_second": sum(at.sizes) / seconds, "data_wait": min(1.0, self._waited / seconds),
+               "same_study_pairs": None if self.texts.studies is None else at.equal[0] / steps,
+               "same_text_pairs": at.equal[1] / steps}
+        left = timedelta(seconds=round(seconds / steps * (self.optimizer.total_steps - at.step)))
+        at.losses, at.sizes, at.equal = [], [], [0, 0]
+        self._waited, self._paused, self._log_begun = 0.0, 0.0, now
+        if self.is_main:
+            self.train_log.append(row)
+            self.boards.write("train", row)
+            self._bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['pairs_per_second']:.1f} pairs/s")
+        words = f"step {at.step} of {self.optimizer.total_steps}, {row['pairs_per_second']:.1f} pairs/s, {left} left"
+        return row["loss"], words
+
+    def validate(self) -> None:
+        """Validate on rank 0 while the others wait; write `metrics.csv` and `selection.json`; mind `--patience`."""
+        begun, at = time.perf_counter(), self.progress
+        if self.is_main:
+            total, number = at.losses_since_validation
+            row = self.validator.run(bare(self.model), {
+                "step": at.step, "epoch": at.epoch, "samples": at.example_ct,
+                "train_loss": total / number if number else None})
+            if row is None:
+                self._fail(f"the predictions after step {at.step} are not finite")
+            self.boards.write("valid", row)
+        at.exhausted = distributed.from_main(self.is_main and self.validator.exhausted())
+        if at.exhausted and self.is_main:
+            log.info("the last %d validations brought no better %s (by more than %g): the run ends at step %d",
+                     self.config.patience, self.validator.metric, self.config.min_delta, at.step)
+        at.validated, at.losses_since_validation = at.step, [0.0, 0.0]
+        self._paused += time.perf_counter() - begun
+
+    def end_step(self) -> None:
+        """Save `last.pt` when due; after SIGTERM or SIGUSR1 leave with the exit code that asks to be requeued."""
+        asked = self.stop_asked and not self.finished
+        at_an_end = asked or self.finished or self.progress.validated == self.step
+        if at_an_end or self.due(self.config.save_last_interval):
+            self.save_last()
+        if asked:
+            self.close()
+            if self.is_main:
+                log.warning("told to stop by %s; step %d is saved: go on with --resume auto",
+                            self.stop.received or "a signal to another process", self.step)
+            distributed.finish()
+            raise SystemExit(resume.EXIT_REQUEUE)
+
+    def close(self) -> None:
+        """End the bar and the logs, and give the signals back."""
+        self._bar.close()
+        self.stop.restore()
+        if self.boards:
+            self.boards.close()
+        distributed.wait_for_main()
+
+    # --- what can go wrong ---
+
+    def _settle(self) -> None:
+        """Read the last step's loss from the device."""
+        if self._pending is None:
+            return
+        step, rows, values = self._pending
+        self._pending = None
+        loss, told = values.tolist()
+        if not math.isfinite(loss):
+            self._fail(f"the loss of step {step} is {loss}", rows)
+        at = self.progress
+        at.losses.append(loss)
+        at.sizes.append(len(rows))
+        at.losses_since_validation = [at.losses_since_validation[0] + loss, at.losses_since_validation[1] + 1]
+        self.stop_asked = self.stop_asked or told > 0
+
+    def _require_finite_weights(self) -> None:
+        with torch.no_grad():
+            finite = torch.stack([parameter.isfinite().all() for parameter in bare(self.model).parameters()]).all()
+        if not finite:
+            rows = self.loader.batch_sampler.batches[max(0, self.progress.batch - 1)]
+            self._fail(f"step {self.step} left weights that are not finite", rows)
+
+    def _fail(self, what: str, rows: np.ndarray | tuple = ()) -> None:
+        """End the run, naming the batch and the last good checkpoint; nothing that was saved is touched."""
+        self._bar.close()
+        if not self.is_main:
+            time.sleep(10)  # rank 0 has the message; the first rank to leave may end the others
+            raise SystemExit(EXIT_USER_ERROR)
+        ids = row_ids(self.config.cxr_filepath, rows)
+        record = self.folder / "failed_batch.csv"
+        write_text(record, "row,id\n" + "".join(f"{row},{name}\n" for row, name in zip(rows, ids, strict=True)))
+        more = f" and {len(ids) - 64} more" if len(ids) > 64 else ""
+        steps = [step for step in checkpoint_steps(self.folder) if step < self.step]
+        good = (f"the last good checkpoint is {self.folder / checkpoint_name(max(steps))}" if steps
+                else "no checkpoint had been saved before")
+        raise UserError(f"{what}; its batch, also in {record}: {', '.join(ids[:64])}{more}; {good}; lower --lr, or "
+                        f"try --warmup_steps, --clip_grad_norm 1 or another --precision, with another --model_name")
+
+    def _count_equal(self, rows: np.ndarray) -> None:
+        if self.texts.studies is not None:
+            self.progress.equal[0] += equal_pairs(torch.from_numpy(self.texts.studies[rows]))
+        tokens = torch.from_numpy(self.texts.tokens[rows].astype(np.int64))
+        self.progress.equal[1] += equal_pairs(text_codes(tokens))
+
+    # --- saving and resuming ---
+
+    def save_last(self) -> None:
+        """Write `last.pt`, with the random states of all ranks."""
+        begun = time.perf_counter()
+        self._settle()
+        self._require_finite_weights()
+        random = distributed.gather_objects(resume.random_state())
+        if self.is_main:
+            resume.save_last(self.folder, {
+                "step": self.step, "progress": asdict(self.progress), "random": random,
+                "interval": self.validator.interval if self.validator else None,
+                "settings": vars(self.config), "data": self.data,
+                "model": bare(self.model).state_dict(), "updates": self.optimizer.state_dict()})
+        self._paused += time.perf_counter() - begun
+
+    def _begin_files(self) -> None:
+        if self.is_main:
+            self.train_log.begin()
+            self.metrics.begin()
+            write_json(self.folder / "config.json", describe_run(self.config, bare(self.model), self.data))
+
+    def _continue_from(self, state: dict[str, Any]) -> None:
+        resume.check_same(self.folder, state, vars(self.config), self.data)
+        bare(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["updates"])
+        self.progress = Progress(**state["progress"])
+        if self.is_main:
+            self.train_log.cut_after(self.step)
+            self.metrics.cut_after(self.step)
+            log.info("going on with %s after step %d", self.folder, self.step)
+        distributed.wait_for_main()
+        if self.validator:
+            self.validator.interval = state["interval"] or self.validator.interval
+            # --patience may have been raised
+            self.progress.exhausted = distributed.from_main(self.is_main and self.validator.exhausted())
+        if len(state["random"]) == distributed.world_size():
+            resume.restore_random_state(state["random"][distributed.rank()])
+
+    def _describe_data(self) -> dict[str, Any]:
+        config = self.config
+        return describe_data([config.cxr_filepath, config.txt_filepath,
+                              *([config.valid, config.valid_labels] if config.val_interval else [])])
+
+
+def next_batch(feed: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor] | None:
+    """The next batch, or None at the end. A worker's `UserError` comes wrapped in a traceback and is freed of it."""
+    try:
+        return next(feed, None)
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2]) from None
+
+
+def row_ids(cxr_filepath: str, rows: np.ndarray | tuple) -> list[str]:
+    """Ids of some rows of an image file; `row 17` where it has none (upstream's files)."""
+    with h5py.File(cxr_filepath, "r") as handle:
+        return [handle["id"][row].decode() if "id" in handle else f"row {row}" for row in rows]

@@ -1,0 +1,145 @@
+"""How a step is computed: precision, memory, schedule. At the defaults all of it does nothing, as upstream."""
+
+import argparse
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from chexzero.evaluation.inference import PRECISIONS
+from chexzero.imaging.normalise import prepare
+from chexzero.model import CLIP
+from chexzero.training import distributed, finetune
+from chexzero.training.loss import all_pairs
+
+
+class Towers(nn.Module):
+    """A CLIP as it is trained: stored images and tokens in, logits against the pairs of all ranks out.
+
+    `precision` is the type the towers compute in (weights, features and logits stay float32). With `chunks` > 1 the
+    batch goes through the towers in so many parts, whose activations are not kept: the backward pass computes them
+    again, part by part, from the cached features' gradients. The loss still sees every pair of the batch
+    (Gao et al. 2021, gradient cache), and memory is that of one part.
+    """
+
+    def __init__(self, clip: CLIP, precision: str = "fp32", chunks: int = 1):
+        super().__init__()
+        self.clip, self.precision, self.chunks = clip, precision, chunks
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """images: (b, H, W) as stored, or prepared (b, 3, R, R). texts: tokens (b, T). Returns two (b, b x ranks)."""
+        return all_pairs(*self.encode(images, texts), self.clip.logit_scale.exp())
+
+    def encode(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of images and texts, float32 (b, D), rows of length 1."""
+        return self._in_chunks(self._image_features, images), self._in_chunks(self._text_features, texts)
+
+    def _image_features(self, images: torch.Tensor) -> torch.Tensor:
+        if images.ndim == 3:
+            images = prepare(images, self.clip.image_resolution)
+        with self._autocast(images.device):
+            features = self.clip.encode_image(images)
+        return functional.normalize(features.float(), dim=-1)
+
+    def _text_features(self, texts: torch.Tensor) -> torch.Tensor:
+        with self._autocast(texts.device):
+            features = self.clip.encode_text(texts)
+        return functional.normalize(features.float(), dim=-1)
+
+    def _in_chunks(self, encode, batch: torch.Tensor) -> torch.Tensor:
+        if self.chunks == 1 or not torch.is_grad_enabled():
+            return encode(batch)
+        return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in batch.chunk(self.chunks)])
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def for_training(clip: CLIP, device: torch.device, config: argparse.Namespace) -> nn.Module:
+    """Put a CLIP on its device and wrap it as `config` asks: precision, parts, compilation, ranks."""
+    model = Towers(clip.to(device).train(), config.precision, config.grad_accum)
+    if config.compile:
+        clip.visual.compile()
+        clip.transformer.compile()
+    if distributed.world_size() == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def bare(model: nn.Module) -> CLIP:
+    """The CLIP inside what `for_training` made; any other model as it is."""
+    model = getattr(model, "module", model)
+    return getattr(model, "clip", model)
+
+
+class Updates:
+    """An optimiser with what may stand around its step: loss scaling, clipping, warm-up and decay of the rate."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, config: argparse.Namespace,
+                 total_steps: int, device: torch.device):
+        self.optimizer, self.model, self.config = optimizer, model, config
+        self.total_steps, self.steps = total_steps, 0
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self._set_lr()
+
+    @property
+    def lr(self) -> float:
+        """Rate of the next step (of the first group)."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        finetune.set_frozen(bare(self.model), self.steps, self.config)
+        if self.config.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.config.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.config.clip_logit_scale:
+            with torch.no_grad():
+                bare(self.model).logit_scale.clamp_(max=math.log(self.config.clip_logit_scale))
+        self.steps += 1
+        self._set_lr()
+
+    def _set_lr(self) -> None:
+        factor = lr_factor(self.steps, self.config.warmup_steps, self.total_steps, self.config.lr_schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def state_dict(self) -> dict:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.steps = state["steps"]
+        self._set_lr()
+
+
+def backward(loss: torch.Tensor, optimizer: "torch.optim.Optimizer | Updates") -> None:
+    """`loss.backward()`; in float16 the loss is scaled first, so that small gradients do not vanish."""
+    scaler = getattr(optimizer, "scaler", None)
+    (loss if scaler is None else scaler.scale(loss)).backward()
+
+
+def lr_factor(step: int, warmup_steps: int, total_steps: int, schedule: str) -> float:
+    """Factor on the learning rate of the update number `step` (from 0).
+
+    Linear over the first `warmup_steps` updates, then constant, or half a cosine down to 0 at `total_steps`.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))

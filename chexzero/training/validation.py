@@ -1,0 +1,137 @@
+"""Validation by steps: zero-shot AUROC of the 14 labels, what it selects, and the loss on held-out pairs.
+
+`Validator` writes `metrics.csv` and `selection.json`. The test set is never opened here.
+"""
+
+import argparse
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from chexzero.common.files import write_json
+from chexzero.common.formats import check_rows, open_images, read_labels
+from chexzero.common.labels import LABELS, MEANS
+from chexzero.common.statistics import auroc, bootstrap_auroc, mean_of_samples, mean_over_labels, percentile_interval
+from chexzero.evaluation.inference import predict_labels
+from chexzero.model import CLIP
+from chexzero.runs import selection
+from chexzero.runs.run_folder import remove_checkpoints
+from chexzero.training.batches import PairDataset
+from chexzero.training.logs import METRIC_COLUMNS, CsvLog
+from chexzero.training.step import Towers
+
+log = logging.getLogger(__name__)
+
+
+class Validator:
+    """The validation set of a run, and the record of its validations."""
+
+    def __init__(self, config: argparse.Namespace, folder: Path, dataset: PairDataset, device: torch.device):
+        self.config, self.folder, self.dataset, self.device = config, folder, dataset, device
+        self.metrics = CsvLog(folder / "metrics.csv", METRIC_COLUMNS)
+        self.interval: list = [None, None, None]  # the best step so far, and its metric's lower and upper end
+        table, self.labels = read_labels(config.valid_labels)
+        check_rows(config.valid, config.valid_labels, table)
+        self.defined = labels_with_both_classes(self.labels)
+        self.metric = selection.usable_metric(config.select_by, self.defined)
+
+    def announce(self) -> None:
+        """Say which labels cannot be measured on this set, and what that means for the selection."""
+        missing = [label for label in LABELS if label not in self.defined]
+        if missing:
+            log.warning("%s: only one class of %s; left out of every mean", self.config.valid_labels,
+                        ", ".join(missing))
+        if self.metric is None:
+            log.warning("no label of %s has both classes, so no checkpoint can be compared: the last one will be "
+                        "taken",
+                        self.config.valid_labels)
+        elif self.metric != self.config.select_by:
+            log.warning("--select_by %s is not defined on %s; %s is used instead", self.config.select_by,
+                        self.config.valid_labels, self.metric)
+
+    def run(self, model: CLIP, row: dict[str, Any]) -> dict[str, Any] | None:
+        """Validate `model`; add the result to `row` (step, epoch, ...), write it and the selection.
+
+        Returns the whole row, or None, having written nothing, where the model's predictions are not finite.
+        """
+        begun = time.perf_counter()
+        with open_images(self.config.valid) as handle:
+            predictions = predict_labels(model, handle["cxr"], batch_size=64, device=self.device,
+                                         precision=self.config.precision)
+        if not np.isfinite(predictions).all():
+            return None
+        row = row | zero_shot_row(self.labels, predictions)
+        if len(self.dataset.held_out):
+            row["val_loss"] = held_out_loss(model, self.dataset, self.config.batch_size, self.device,
+                                            self.config.precision)
+        row["seconds"] = time.perf_counter() - begun
+        self.metrics.append(row)
+        self._select(row, predictions)
+        return row
+
+    def exhausted(self) -> bool:
+        """Whether `--patience` validations have brought no improvement."""
+        return selection.is_exhausted(self.metrics.rows(), self.metric, self.config.patience, self.config.min_delta)
+
+    def _select(self, row: dict[str, Any], predictions: NDArray) -> None:
+        rows = self.metrics.rows()
+        best = selection.best(rows, self.metric)
+        if best and best["step"] == row["step"]:
+            self.interval = [best["step"], *bootstrap_interval(self.labels, predictions, self.metric, self.defined)]
+        content = selection.describe(rows, self.metric, self.config.select_by, self.interval[1:], len(self.labels))
+        write_json(self.folder / "selection.json", content)
+        if self.config.keep_top_k is not None:
+            remove_checkpoints(self.folder, selection.steps_to_keep(rows, self.metric, self.config.keep_top_k))
+        shown = ", ".join(f"{name} {row[name]:.4f}" for name in (*MEANS, "val_loss")
+                          if math.isfinite(row.get(name, math.nan)))
+        log.info("step %d: validation %s (selected: step %d)", row["step"], shown or "without a defined AUROC",
+                 content["step"])
+
+
+def labels_with_both_classes(labels: NDArray) -> list[str]:
+    """Labels whose column of `labels` (N, 14) has at least one 0 and one 1."""
+    return [label for label, column in zip(LABELS, labels.T, strict=True) if 0 < column.sum() < len(column)]
+
+
+def zero_shot_row(labels: NDArray, predictions: NDArray) -> dict[str, float]:
+    """AUROC columns of `metrics.csv` from labels and predictions (N, 14); NaN where a label has only one class."""
+    areas = auroc(labels, predictions)
+    means = {name: mean_over_labels(areas, members)[0] for name, members in MEANS.items()}
+    return means | {f"{label}_auc": float(area) for label, area in zip(LABELS, areas, strict=True)}
+
+
+def bootstrap_interval(labels: NDArray, predictions: NDArray, metric: str,
+                       defined: list[str]) -> tuple[float | None, float | None]:
+    """95 % interval of an AUROC column of `metrics.csv`; None where it is no AUROC or no resample defines it."""
+    names = [label for label in selection.members(metric) if label in defined]
+    if not names:
+        return None, None
+    columns = [LABELS.index(name) for name in names]
+    samples = mean_of_samples(bootstrap_auroc(labels[:, columns], predictions[:, columns]), names, names)
+    lower, upper = (float(end) for end in percentile_interval(samples))
+    return (lower, upper) if math.isfinite(lower) else (None, None)
+
+
+@torch.no_grad()
+def held_out_loss(model: CLIP, dataset: PairDataset, batch_size: int, device: torch.device,
+                  precision: str = "fp32") -> float:
+    """Contrastive loss on the dataset's held-out pairs: the mean over batches in file order, weighted by pairs."""
+    was_training = model.training
+    towers = Towers(model.eval(), precision)
+    total = 0.0
+    for start in range(0, len(dataset.held_out), batch_size):
+        batch = dataset.__getitems__(dataset.held_out[start:start + batch_size].tolist())
+        images, texts = towers.encode(batch["img"].to(device), batch["txt"].to(device))
+        logits = model.logit_scale.exp() * images @ texts.T
+        labels = torch.arange(len(logits), device=device)
+        loss = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+        total += float(loss) * len(logits)
+    model.train(was_training)
+    return total / len(dataset.held_out)

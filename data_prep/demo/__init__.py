@@ -1,0 +1,1 @@
+"""A drawn corpus in the layouts of the releases."""

@@ -1,0 +1,113 @@
+"""The overlap audit: does any evaluation patient, study, report or image also stand in the training set?
+
+`python -m data_prep build` runs it on what it has prepared, before the training set is joined; `python -m data_prep
+audit` runs the same over finished files and changes none of them. Both write `overlap_report.json`, `.md` and
+`.html`. How it works and what it cannot see: docs/AUDIT.md.
+"""
+
+import argparse
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chexzero.common.errors import UserError
+from data_prep.overlap import cards, checks, finished, report, signatures
+from data_prep.overlap.contract import Audit, Role
+from data_prep.roles import ROLES
+from data_prep.work import require_writable
+
+log = logging.getLogger(__name__)
+
+ACTIONS = ("drop", "stop", "keep")
+
+
+@dataclass
+class AuditOptions:
+    """What to do and how much to measure.
+
+    `copies` disguised copies are planted to measure the recall, and `unrelated` pairs are compared for the rate of
+    false alarms. `finished`: the sets are complete and are not changed, whatever `on_overlap` says. `earlier`:
+    sentences on what was left out before. `drawn`: the corpus is drawn, no patient is in it.
+    """
+
+    on_overlap: str = "drop"
+    workers: int = field(default_factory=signatures.workers_available)
+    seed: int = 1234
+    copies: int = 450
+    unrelated: int = 1000
+    finished: bool = False
+    drawn: bool = False
+    earlier: list[str] = field(default_factory=list)
+
+
+def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions | None = None) -> Audit:
+    """Compare the roles with each other, write the report under `out_dir`, and say what is to be left out.
+
+    Training images of a patient of whom anything matches an evaluation set go into `drop_ids` (`on_overlap="drop"`).
+    With `"stop"` any match raises `UserError` after the report is written; with `"keep"` it is only reported. A match
+    between validation and test is reported and never dropped: both sets are fixed by their releases.
+    Memory: the evaluation sets' images, a block of training images, the rows; 1 KiB a training image on disk.
+    """
+    options = options or AuditOptions()
+    if options.on_overlap not in ACTIONS:
+        raise UserError(f"--on_overlap {options.on_overlap} is unknown; choose {', '.join(ACTIONS)}")
+    roles = {name: _checked(name, roles[name]) for name in ROLES if name in roles and len(roles[name].rows)}
+    out_dir = require_writable(Path(out_dir), "--out")
+    started = time.monotonic()
+    found = checks.compare_records(roles)
+    images = checks.compare_images(roles, out_dir, copies=options.copies, unrelated=options.unrelated,
+                                   seed=options.seed, workers=options.workers)
+    found += images.checks
+    reasons = checks.reasons_to_leave_out(roles["train"].rows, found) if "train" in roles else {}
+    facts = {name: checks.facts(role) for name, role in roles.items()}
+    concerned = checks.concerned(roles["train"].rows, reasons) if reasons else checks.NOBODY
+    document = report.document(facts, found, images, reasons, concerned, on_overlap=options.on_overlap,
+                               finished=options.finished, drawn=options.drawn, earlier=options.earlier,
+                               seed=options.seed)
+    report.write(out_dir, document, cards.found(roles, found, images), cards.rejected(roles, images),
+                 cards.shared_texts(roles, found))
+    summary = document["summary"]
+    log.info("audit: %s; report: %s (%.0f s)", summary["sentence"], out_dir / "overlap_report.html",
+             time.monotonic() - started)
+    if options.on_overlap == "stop" and summary["found_all"]:
+        raise UserError(f"the sets overlap ({summary['sentence']}) and --on_overlap is stop; read "
+                        f"{out_dir / 'overlap_report.html'} and choose --on_overlap drop or keep")
+    return Audit(set(reasons) if options.on_overlap == "drop" else set(), summary, reasons)
+
+
+def _checked(name: str, role: Role) -> Role:
+    if len(role.images) != len(role.rows):
+        raise UserError(f"the role {name} has {len(role.images)} images but {len(role.rows)} rows; build it again")
+    rows = role.rows.reset_index(drop=True)
+    twice = rows["id"][rows["id"].duplicated()]
+    if len(twice):
+        raise UserError(f"the role {name} has the id {twice.iloc[0]!r} twice; build it again")
+    return Role(role.images, rows)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `python -m data_prep audit`."""
+    files = parser.add_argument_group("what is read and written")
+    files.add_argument("--data", default="data", metavar="DIR", help="folder with the finished files of a build")
+    files.add_argument("--splits", default="splits", metavar="DIR",
+                       help="folder with the manifests: file hashes, patients of the table")
+    files.add_argument("--out", metavar="DIR", help="where the report goes; default: the --data folder")
+    how = parser.add_argument_group("what follows, and how it runs")
+    how.add_argument("--on_overlap", choices=ACTIONS, default="drop",
+                     help="finished files are never changed: stop ends with exit code 2, drop and keep report")
+    how.add_argument("--seed", type=int, default=1234, help="of the planted copies")
+    how.add_argument("--workers", type=int, default=signatures.workers_available(), metavar="N", help="threads")
+
+
+def run(args: argparse.Namespace) -> int | None:
+    """Audit finished files."""
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers} must be at least 1")
+    with finished.open_roles(Path(args.data), Path(args.splits)) as (roles, drawn, earlier):
+        options = AuditOptions(args.on_overlap, args.workers, args.seed, finished=True, drawn=drawn, earlier=earlier)
+        out_dir = require_writable(Path(args.out or args.data), "--out")
+        finished.keep_build_report(out_dir)
+        audit = run_audit(roles, out_dir, options)
+    print(audit.summary["sentence"])
+    return None

@@ -1,0 +1,1 @@
+"""The datasets as they lie on disk."""

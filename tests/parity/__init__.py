@@ -1,0 +1,1 @@
+"""The comparison with a CheXzero checkout: `python -m tests.parity CHECKOUT`."""
