@@ -36,32 +36,57 @@ log = logging.getLogger(__name__)
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     upstream = parser.add_argument_group("CheXzero's flags and defaults")
-    upstream.add_argument("--cxr_filepath", default="data/cxr.h5", metavar="FILE",
-                          help="training images (default: %(default)s)")
-    upstream.add_argument("--txt_filepath", metavar="FILE",
-                          help="training reports (default: impressions.csv beside the images, or upstream's "
-                               "mimic_impressions.csv where that alone exists)")
-    upstream.add_argument("--batch_size", type=int, default=16, metavar="N",
-                          help="pairs a step, over all processes (default: %(default)s)")
-    upstream.add_argument("--epochs", type=int, default=4, metavar="N",
-                          help="passes over the training pairs (default: %(default)s)")
+    upstream.add_argument(
+        "--cxr_filepath", default="data/cxr.h5", metavar="FILE", help="training images (default: %(default)s)"
+    )
+    upstream.add_argument(
+        "--txt_filepath",
+        metavar="FILE",
+        help="training reports (default: impressions.csv beside the images, or upstream's "
+        "mimic_impressions.csv where that alone exists)",
+    )
+    upstream.add_argument(
+        "--batch_size",
+        type=int,
+        default=16,
+        metavar="N",
+        help="pairs a step, over all processes (default: %(default)s)",
+    )
+    upstream.add_argument(
+        "--epochs", type=int, default=4, metavar="N", help="passes over the training pairs (default: %(default)s)"
+    )
     upstream.add_argument("--lr", type=float, default=1e-4, help="learning rate (default: %(default)s)")
-    upstream.add_argument("--save_interval", type=int, default=100, metavar="STEPS",
-                          help="steps between checkpoints; 0: only validated ones (default: %(default)s)")
-    upstream.add_argument("--log_interval", type=int, default=10, metavar="STEPS",
-                          help="steps between rows of train_log.csv (default: %(default)s)")
-    upstream.add_argument("--save_dir", default="checkpoints/", metavar="DIR",
-                          help="where the runs' folders are (default: %(default)s)")
-    upstream.add_argument("--seed", type=int, default=1234,
-                          help="of the new weights and of the order of the pairs (default: %(default)s)")
-    upstream.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd",
-                          help="SGD with momentum, or AdamW (default: %(default)s)")
+    upstream.add_argument(
+        "--save_interval",
+        type=int,
+        default=100,
+        metavar="STEPS",
+        help="steps between checkpoints; 0: only validated ones (default: %(default)s)",
+    )
+    upstream.add_argument(
+        "--log_interval",
+        type=int,
+        default=10,
+        metavar="STEPS",
+        help="steps between rows of train_log.csv (default: %(default)s)",
+    )
+    upstream.add_argument(
+        "--save_dir", default="checkpoints/", metavar="DIR", help="where the runs' folders are (default: %(default)s)"
+    )
+    upstream.add_argument(
+        "--seed", type=int, default=1234, help="of the new weights and of the order of the pairs (default: %(default)s)"
+    )
+    upstream.add_argument(
+        "--optimizer", choices=["sgd", "adam"], default="sgd", help="SGD with momentum, or AdamW (default: %(default)s)"
+    )
     upstream.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
-    upstream.add_argument("--context_length", type=int, default=77, metavar="TOKENS",
-                          help="longer reports are cut (default: %(default)s)")
+    upstream.add_argument(
+        "--context_length", type=int, default=77, metavar="TOKENS", help="longer reports are cut (default: %(default)s)"
+    )
     upstream.add_argument("--random_init", action="store_true", help="train from nothing: ViT-B/16 at 320 pixels")
-    upstream.add_argument("--model_name", default="pt-imp", metavar="NAME",
-                          help="name of the run's folder (default: %(default)s)")
+    upstream.add_argument(
+        "--model_name", default="pt-imp", metavar="NAME", help="name of the run's folder (default: %(default)s)"
+    )
     add_model_arguments(parser)
     add_training_arguments(parser)
     finetune.add_arguments(parser)
@@ -103,8 +128,14 @@ def make(config: argparse.Namespace) -> tuple[nn.Module, DataLoader, torch.devic
     return model, loader, device, criterion, Updates(optimizer, model, config, total_steps, device)
 
 
-def train(model: nn.Module, loader: DataLoader, device: torch.device, criterion: nn.Module, optimizer: Updates,
-          config: argparse.Namespace) -> None:
+def train(
+    model: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+    criterion: nn.Module,
+    optimizer: Updates,
+    config: argparse.Namespace,
+) -> None:
     model.train()
     run = Run(model, loader, device, optimizer, config)  # new, or from where a stopped one left off
     if run.is_new:
@@ -129,8 +160,14 @@ def train(model: nn.Module, loader: DataLoader, device: torch.device, criterion:
     run.close()
 
 
-def train_batch(images: torch.Tensor, texts: torch.Tensor, model: nn.Module, device: torch.device,
-                criterion: nn.Module, optimizer: optim.Optimizer | Updates) -> torch.Tensor:
+def train_batch(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    model: nn.Module,
+    device: torch.device,
+    criterion: nn.Module,
+    optimizer: optim.Optimizer | Updates,
+) -> torch.Tensor:
     """One step. images: (B, H, W) as stored, or (B, 3, R, R) prepared. texts: tokens (B, T). Returns the loss."""
     images, texts = images.to(device, non_blocking=True), texts.to(device, non_blocking=True)
 

@@ -50,43 +50,72 @@ from chexzero.suites import add_arguments as add_suite_arguments
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what is evaluated")
-    what.add_argument("--run", metavar="DIR",
-                      help="a run's folder, checkpoints/<model_name>: its selected checkpoint")
-    what.add_argument("--checkpoint", nargs="+", metavar="FILE",
-                      help="these instead: files, or folders of exported models; several are an ensemble")
-    what.add_argument("--ensemble", nargs="+", metavar=("top", "K"),
-                      help="the K best checkpoints of the run by validation")
-    what.add_argument("--data", metavar="DIR",
-                      help="folder of valid.h5, test.h5 and their labels (default: the run's)")
-    what.add_argument("--splits", default="splits", metavar="DIR",
-                      help="folder of the manifests (default: %(default)s)")
-    what.add_argument("--level", choices=LEVELS, default="image",
-                      help="image: first frontal view of each study, as upstream; study_mean, study_max: mean or "
-                           "maximum over a study's views (default: %(default)s)")
-    what.add_argument("--prompts", metavar="FILE",
-                      help="YAML file with alternative prompts (default: chexzero/prompts.yaml)")
+    what.add_argument("--run", metavar="DIR", help="a run's folder, checkpoints/<model_name>: its selected checkpoint")
+    what.add_argument(
+        "--checkpoint",
+        nargs="+",
+        metavar="FILE",
+        help="these instead: files, or folders of exported models; several are an ensemble",
+    )
+    what.add_argument(
+        "--ensemble", nargs="+", metavar=("top", "K"), help="the K best checkpoints of the run by validation"
+    )
+    what.add_argument("--data", metavar="DIR", help="folder of valid.h5, test.h5 and their labels (default: the run's)")
+    what.add_argument(
+        "--splits", default="splits", metavar="DIR", help="folder of the manifests (default: %(default)s)"
+    )
+    what.add_argument(
+        "--level",
+        choices=LEVELS,
+        default="image",
+        help="image: first frontal view of each study, as upstream; study_mean, study_max: mean or "
+        "maximum over a study's views (default: %(default)s)",
+    )
+    what.add_argument(
+        "--prompts", metavar="FILE", help="YAML file with alternative prompts (default: chexzero/prompts.yaml)"
+    )
     beside = parser.add_argument_group("beside whom")
-    beside.add_argument("--baseline", metavar="DIR",
-                        help="folder of checkpoints, CheXzero's say, to run on the same images")
-    beside.add_argument("--radiologists", nargs="+", default=[], metavar="FILE",
-                        help="CSVs of radiologists' calls on the test studies: Study and labels, each 0 or 1")
-    beside.add_argument("--supervised", nargs="+", default=[], metavar="FILE",
-                        help="CSVs of other models' predictions for the test studies: Study and labels")
+    beside.add_argument(
+        "--baseline", metavar="DIR", help="folder of checkpoints, CheXzero's say, to run on the same images"
+    )
+    beside.add_argument(
+        "--radiologists",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="CSVs of radiologists' calls on the test studies: Study and labels, each 0 or 1",
+    )
+    beside.add_argument(
+        "--supervised",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="CSVs of other models' predictions for the test studies: Study and labels",
+    )
     report = parser.add_argument_group("the report")
-    report.add_argument("--out", default="results", metavar="DIR",
-                        help="<model_name>/ is written here (default: %(default)s)")
-    report.add_argument("--n_bootstrap", type=positive, default=1000, metavar="N",
-                        help="resamples of the intervals (default: %(default)s)")
+    report.add_argument(
+        "--out", default="results", metavar="DIR", help="<model_name>/ is written here (default: %(default)s)"
+    )
+    report.add_argument(
+        "--n_bootstrap",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="resamples of the intervals (default: %(default)s)",
+    )
     report.add_argument("--thumbnails", action="store_true", help="show the most confident cases: images of patients")
-    report.add_argument("--suite", nargs="+", default=[], choices=["chexpert", *SUITES],
-                        help="evaluations beside the 14 labels")
+    report.add_argument(
+        "--suite", nargs="+", default=[], choices=["chexpert", *SUITES], help="evaluations beside the 14 labels"
+    )
     folder = parser.add_argument_group("a folder of images instead of the evaluation")
     folder.add_argument("--images", metavar="FOLDER", help="PNG, JPEG or DICOM images to predict")
-    folder.add_argument("--labels", nargs="+", metavar="FINDING",
-                        help="any findings to look for (default: the 14 labels)")
+    folder.add_argument(
+        "--labels", nargs="+", metavar="FINDING", help="any findings to look for (default: the 14 labels)"
+    )
     how = parser.add_argument_group("how it is computed")
-    how.add_argument("--batch_size", type=positive, default=64, metavar="N",
-                     help="images at a time (default: %(default)s)")
+    how.add_argument(
+        "--batch_size", type=positive, default=64, metavar="N", help="images at a time (default: %(default)s)"
+    )
     how.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     how.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="(default: %(default)s)")
     how.add_argument("--seed", type=int, default=1234, help="of the suites that sample (default: %(default)s)")
@@ -110,19 +139,31 @@ def pick_device(wanted: str | None) -> str:
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {wanted} cannot be used ({str(error).splitlines()[0]}); use "
-                        f"--device cpu") from error
+        raise UserError(
+            f"the device {wanted} cannot be used ({str(error).splitlines()[0]}); use --device cpu"
+        ) from error
     return wanted
 
 
-def predict(checkpoints: Sequence[Path], sets: Sequence[EvaluationSet], prompts: Sequence[Prompt],
-            args: argparse.Namespace, device: str) -> tuple[list[np.ndarray], list[Predictor]]:
+def predict(
+    checkpoints: Sequence[Path],
+    sets: Sequence[EvaluationSet],
+    prompts: Sequence[Prompt],
+    args: argparse.Namespace,
+    device: str,
+) -> tuple[list[np.ndarray], list[Predictor]]:
     """The ensemble's probabilities (N images, len(prompts)) of each set. One model is in memory at a time."""
     cache = Path(args.out) / ".cache"
     members, predictors = [], []
     for checkpoint in checkpoints:
-        predictor = Predictor(checkpoint, cache, device=device, batch_size=args.batch_size, precision=args.precision,
-                              progress=sys.stderr.isatty())
+        predictor = Predictor(
+            checkpoint,
+            cache,
+            device=device,
+            batch_size=args.batch_size,
+            precision=args.precision,
+            progress=sys.stderr.isatty(),
+        )
         members.append([predictor.predict(one, prompts) for one in sets])
         predictor.forget_model()
         predictors.append(predictor)
@@ -152,12 +193,14 @@ def measure(args: argparse.Namespace, choice: Choice, device: str) -> Measured:
     prompts = upstream_prompts() + read_alternatives(args.prompts)
     by_image, predictors = predict(choice.checkpoints, sets, prompts, args, device)
     scores = [unit.reduce(values) for unit, values in zip(counted, by_image, strict=True)]
-    upstream = [values[:, :len(LABELS)] for values in scores]
+    upstream = [values[:, : len(LABELS)] for values in scores]
     for one, values in zip(sets, upstream, strict=True):
         check_predictions(values, f"the predictions for {one.images}")
     at = thresholds(counted[0].truth, upstream[0])
-    valid, test = (evaluate_set(one.name, unit, values, at, args.n_bootstrap)
-                   for one, unit, values in zip(sets, counted, upstream, strict=True))
+    valid, test = (
+        evaluate_set(one.name, unit, values, at, args.n_bootstrap)
+        for one, unit, values in zip(sets, counted, upstream, strict=True)
+    )
     return Measured(data_dir, read_build(data_dir), sets, prompts, by_image, scores, predictors, valid, test)
 
 
@@ -173,18 +216,34 @@ def evaluate(args: argparse.Namespace) -> Path:
     others = read_others(args, data_folder(args, choice))
     found = measure(args, choice, device)
     reads = record_test_read(out / "test_reads.json", found.predictors, found.sets[1], args.level)
-    sections = [*main_sections(args, choice, found, others, reads, out / "figures", device),
-                *run_suites(args, choice, found.data_dir, out, device),
-                *closing_sections(args, choice, found, out / "figures")]
+    sections = [
+        *main_sections(args, choice, found, others, reads, out / "figures", device),
+        *run_suites(args, choice, found.data_dir, out, device),
+        *closing_sections(args, choice, found, out / "figures"),
+    ]
     for result in (found.valid, found.test):
         write_predictions(out / f"predictions_{result.name}.csv", result)
     drawn = bool(found.build.get("drawn"))
-    write_json(out / "metrics.json", {
-        "model_name": choice.name, "drawn": drawn, "selected": choice.selected, "level": args.level,
-        "n_bootstrap": args.n_bootstrap, "valid": found.valid.metrics(), "test": found.test.metrics(),
-        "sections": {section.key: section.metrics for section in sections if section.metrics}})
-    report = Report(f"Zero-shot evaluation of {choice.name}", summary(choice, found.valid, found.test, drawn),
-                    banner(choice, drawn), facts(choice, found.valid, found.test, found.data_dir), sections)
+    write_json(
+        out / "metrics.json",
+        {
+            "model_name": choice.name,
+            "drawn": drawn,
+            "selected": choice.selected,
+            "level": args.level,
+            "n_bootstrap": args.n_bootstrap,
+            "valid": found.valid.metrics(),
+            "test": found.test.metrics(),
+            "sections": {section.key: section.metrics for section in sections if section.metrics},
+        },
+    )
+    report = Report(
+        f"Zero-shot evaluation of {choice.name}",
+        summary(choice, found.valid, found.test, drawn),
+        banner(choice, drawn),
+        facts(choice, found.valid, found.test, found.data_dir),
+        sections,
+    )
     path = write_report(report, out)
     print_table(found.valid, found.test)
     print(f"report: {path}")
@@ -206,12 +265,22 @@ def read_others(args: argparse.Namespace, data_dir: Path) -> Others:
     if not args.radiologists and not args.supervised:
         return Others([], [], baseline)
     studies = units(read_set(data_dir, "test"), args.level).table["study_id"]
-    return Others([readers.read_reader(path, studies, binary=True) for path in args.radiologists],
-                  [readers.read_reader(path, studies, binary=False) for path in args.supervised], baseline)
+    return Others(
+        [readers.read_reader(path, studies, binary=True) for path in args.radiologists],
+        [readers.read_reader(path, studies, binary=False) for path in args.supervised],
+        baseline,
+    )
 
 
-def main_sections(args: argparse.Namespace, choice: Choice, found: Measured, others: Others, reads: list[dict],
-                  figures: Path, device: str) -> list[Section]:
+def main_sections(
+    args: argparse.Namespace,
+    choice: Choice,
+    found: Measured,
+    others: Others,
+    reads: list[dict],
+    figures: Path,
+    device: str,
+) -> list[Section]:
     """The sections about the 14 labels, those that a reader wants first at the top."""
     run, valid, test = choice.run, found.valid, found.test
     curves = [draw(run, figures) for draw in (charts.validation_curve, charts.training_loss) if run]
@@ -219,13 +288,24 @@ def main_sections(args: argparse.Namespace, choice: Choice, found: Measured, oth
     scaled = platt(valid.truth, valid.probability, test.probability)
     sections = [
         paper.paper_section(test, bool(found.build.get("drawn")), charts.beside_paper(test, figures)),
-        scores.areas_section(valid, test, [charts.roc(valid, test, others.radiologists, figures),
-                                                    charts.precision_recall(valid, test, figures)]),
-        provenance.selection_section(run, choice.selected, [curve for curve in curves if curve], reads, valid,
-                                     len(found.by_image[0])),
-        sanity.sanity_section(valid, test, [
-            *sanity.shared_cases(*found.sets), sanity.as_built(found.build, found.sets),
-            sanity.as_recorded(recorded, found.by_image[0][:, :len(LABELS)], found.sets[0].truth)])]
+        scores.areas_section(
+            valid,
+            test,
+            [charts.roc(valid, test, others.radiologists, figures), charts.precision_recall(valid, test, figures)],
+        ),
+        provenance.selection_section(
+            run, choice.selected, [curve for curve in curves if curve], reads, valid, len(found.by_image[0])
+        ),
+        sanity.sanity_section(
+            valid,
+            test,
+            [
+                *sanity.shared_cases(*found.sets),
+                sanity.as_built(found.build, found.sets),
+                sanity.as_recorded(recorded, found.by_image[0][:, : len(LABELS)], found.sets[0].truth),
+            ],
+        ),
+    ]
     if others.baseline:
         (by_image,), _ = predict(others.baseline, found.sets[1:], upstream_prompts(), args, device)
         theirs = evaluate_set("test", test.units, test.units.reduce(by_image), test.at, args.n_bootstrap)
@@ -234,16 +314,23 @@ def main_sections(args: argparse.Namespace, choice: Choice, found: Measured, oth
         sections.append(readers.radiologist_section(test, others.radiologists, args.n_bootstrap))
     if others.supervised:
         sections.append(readers.supervised_section(test, others.supervised))
-    return [*sections, scores.operating_section(valid, test),
-            scores.calibration_section(valid, test, scaled, charts.calibration(test, scaled, figures)),
-            scores.prompts_section(found.prompts, valid, test, *found.scores, args.n_bootstrap)]
+    return [
+        *sections,
+        scores.operating_section(valid, test),
+        scores.calibration_section(valid, test, scaled, charts.calibration(test, scaled, figures)),
+        scores.prompts_section(found.prompts, valid, test, *found.scores, args.n_bootstrap),
+    ]
 
 
 def closing_sections(args: argparse.Namespace, choice: Choice, found: Measured, figures: Path) -> list[Section]:
     """Cases to look at, if they were asked for, and where everything comes from."""
     cases = [thumbnails_section(found.test, found.sets[1].images, figures)] if args.thumbnails else []
-    return [*cases, provenance.overlap_section(found.data_dir), provenance.data_section(found.data_dir, found.sets),
-            provenance.provenance_section(choice.run, vars(args), found.predictors, found.sets)]
+    return [
+        *cases,
+        provenance.overlap_section(found.data_dir),
+        provenance.data_section(found.data_dir, found.sets),
+        provenance.provenance_section(choice.run, vars(args), found.predictors, found.sets),
+    ]
 
 
 def run_suites(args: argparse.Namespace, choice: Choice, data_dir: Path, out: Path, device: str) -> list[Section]:
@@ -253,8 +340,16 @@ def run_suites(args: argparse.Namespace, choice: Choice, data_dir: Path, out: Pa
         return []
     from chexzero.models.checkpoints import load_model
 
-    context = EvaluationContext(load_model(choice.checkpoints[0], device), device, data_dir, Path(args.splits), out,
-                                args.batch_size, args.seed, vars(args))
+    context = EvaluationContext(
+        load_model(choice.checkpoints[0], device),
+        device,
+        data_dir,
+        Path(args.splits),
+        out,
+        args.batch_size,
+        args.seed,
+        vars(args),
+    )
     return [SUITES[name].run(context) for name in wanted]
 
 
@@ -277,8 +372,13 @@ def predict_images(args: argparse.Namespace) -> Path:
     if len(choice.checkpoints) > 1:
         raise UserError("--images takes one checkpoint; name one with --checkpoint")
     device = pick_device(args.device)
-    table = predict_folder(load_model(choice.checkpoints[0], device), folder, args.labels or LABELS,
-                           batch_size=args.batch_size, device=device)
+    table = predict_folder(
+        load_model(choice.checkpoints[0], device),
+        folder,
+        args.labels or LABELS,
+        batch_size=args.batch_size,
+        device=device,
+    )
     path = Path(args.out) / choice.name / f"images_{re.sub('[^A-Za-z0-9._-]+', '_', folder.resolve().name)}.csv"
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
     print(table.head(20).to_string(index=False, float_format="{:.4f}".format))

@@ -52,8 +52,10 @@ def main() -> None:
     loop_wall, loop_cpu = time.perf_counter() - wall, time.process_time() - cpu
 
     same = np.round(percentile_interval(ours), 4) == np.round(percentile_interval(loop), 4)
-    print(f"{args.samples} resamples x {args.rows} rows x {args.labels} labels; {os.cpu_count()} cores, "
-          f"Python {platform.python_version()}, NumPy {np.__version__}")
+    print(
+        f"{args.samples} resamples x {args.rows} rows x {args.labels} labels; {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, NumPy {np.__version__}"
+    )
     print(f"at once     {np.median(walls):8.3f} s wall {np.median(cpus):8.3f} s CPU (median of {args.repeats})")
     print(f"plain loop  {loop_wall:8.3f} s wall {loop_cpu:8.3f} s CPU")
     print(f"ratio       {loop_wall / np.median(walls):8.0f}   wall {loop_cpu / np.median(cpus):8.0f}   CPU")

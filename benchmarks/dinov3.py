@@ -24,8 +24,12 @@ from chexzero.common.files import write_json
 from dinov3_adapter import SIZES, build_vision_tower
 
 #: Dense tensor-core rates in TFLOP/s from NVIDIA's data sheets; fp32 is the rate without TF32, torch's default.
-PEAK_TFLOPS = {"H100": {"bf16": 989.4, "fp32": 66.9}, "H200": {"bf16": 989.4, "fp32": 66.9},
-               "A100": {"bf16": 312.0, "fp32": 19.5}, "L40S": {"bf16": 362.0, "fp32": 91.6}}
+PEAK_TFLOPS = {
+    "H100": {"bf16": 989.4, "fp32": 66.9},
+    "H200": {"bf16": 989.4, "fp32": 66.9},
+    "A100": {"bf16": 312.0, "fp32": 19.5},
+    "L40S": {"bf16": 362.0, "fp32": 91.6},
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -33,15 +37,19 @@ def main() -> None:
     args = parse_args()
     device = torch.device(args.device)
     torch.manual_seed(0)
-    tower = build_vision_tower(args.vision, args.vision_weights, image_resolution=args.image_resolution,
-                               embed_dim=512)
+    tower = build_vision_tower(args.vision, args.vision_weights, image_resolution=args.image_resolution, embed_dim=512)
     tower = tower.to(device)
     images = torch.randn(args.batch_size, 3, args.image_resolution, args.image_resolution, device=device)
 
-    report = {"machine": machine(device), "torch": torch.__version__, "timm": timm.__version__,
-              "settings": {key: str(value) for key, value in vars(args).items()},
-              "parameters": sum(parameter.numel() for parameter in tower.parameters()),
-              "bf16_relative_error": relative_error(tower, images), "rates": []}
+    report = {
+        "machine": machine(device),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "settings": {key: str(value) for key, value in vars(args).items()},
+        "parameters": sum(parameter.numel() for parameter in tower.parameters()),
+        "bf16_relative_error": relative_error(tower, images),
+        "rates": [],
+    }
     print(f"{args.vision} at {args.image_resolution}, batch {args.batch_size}, on {report['machine']}")
     print(f"largest relative difference of bf16 features from fp32: {report['bf16_relative_error']:.2e}")
     print(f"{'':>18}{'images/s':>12}{'TFLOP/s':>10}{'of matmul':>11}{'of data sheet':>15}")
@@ -53,12 +61,22 @@ def main() -> None:
             tflops_per_step = count_flops(run) / 1e12
             seconds = median_seconds(run, device, args.repeats)
             rate = tflops_per_step / seconds
-            report["rates"].append({"precision": precision, "kind": kind, "images_per_second": len(images) / seconds,
-                                    "tflops": rate, "matmul_tflops": matmul, "of_matmul": rate / matmul,
-                                    "of_data_sheet": rate / peak if peak else None})
+            report["rates"].append(
+                {
+                    "precision": precision,
+                    "kind": kind,
+                    "images_per_second": len(images) / seconds,
+                    "tflops": rate,
+                    "matmul_tflops": matmul,
+                    "of_matmul": rate / matmul,
+                    "of_data_sheet": rate / peak if peak else None,
+                }
+            )
             sheet = f"{rate / peak:.1%}" if peak else "unknown"
-            print(f"{precision + ' ' + kind:>18}{len(images) / seconds:>12.1f}{rate:>10.3f}{rate / matmul:>11.1%}"
-                  f"{sheet:>15}")
+            print(
+                f"{precision + ' ' + kind:>18}{len(images) / seconds:>12.1f}{rate:>10.3f}{rate / matmul:>11.1%}"
+                f"{sheet:>15}"
+            )
     if args.out:
         write_json(args.out, report)
 
@@ -125,7 +143,7 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype, repeats: int) -> flo
     """Rate of one large matrix product, the best that the tower could reach here."""
     side = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side ** 3 / median_seconds(lambda: left @ right, device, repeats) / 1e12
+    return 2 * side**3 / median_seconds(lambda: left @ right, device, repeats) / 1e12
 
 
 def median_seconds(run: Callable, device: torch.device, repeats: int) -> float:

@@ -45,12 +45,15 @@ def main() -> None:
         out = Path(folder) / "data"
         make(Work(out), args.train)
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "data_prep", "finish", "--out", str(out), "--workers",
-                        str(args.workers)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "data_prep", "finish", "--out", str(out), "--workers", str(args.workers)], check=True
+        )
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
-    print(f"{machine()}: {args.train:,} training images finished in {seconds:.0f} s, peak {peak} MiB, "
-          f"{args.workers} threads")
+    print(
+        f"{machine()}: {args.train:,} training images finished in {seconds:.0f} s, peak {peak} MiB, "
+        f"{args.workers} threads"
+    )
 
 
 def make(work: Work, n_train: int) -> None:
@@ -67,13 +70,18 @@ def make(work: Work, n_train: int) -> None:
             if same != path and size == blocks.SIZE:
                 os.link(same, path)
             else:
-                write_block(path, images[first:first + size])
+                write_block(path, images[first : first + size])
         write_rows(work.rows_path(role), make_rows(role, n))
     write_text(work.left_out_path, ",".join(LEFT_OUT_COLUMNS) + "\n")
     settings = {"section": "impression", "empty_report": "space", "depth16": "stretch"}
     identity = {"roles": {}, "settings": settings, "inputs": {}, "images": {}, "libraries": {}}
-    finishing = {"max_failures": 0.001, "on_overlap": "keep", "audit_copies": 450, "audit_unrelated": 1000,
-                 "splits": str(work.out.parent / "splits")}
+    finishing = {
+        "max_failures": 0.001,
+        "on_overlap": "keep",
+        "audit_copies": 450,
+        "audit_unrelated": 1000,
+        "splits": str(work.out.parent / "splits"),
+    }
     work.write_plan(Plan(identity, rows, {"in_tables": {}, "empty_reports": {}}, True, finishing))
 
 
@@ -97,9 +105,19 @@ def make_rows(role: str, n: int) -> Iterator[Row]:
         if role != "test" and i % 2 == 0:
             report = " ".join(random.choice(words, WORDS))
         path = f"{study}/view{i % 2 + 1}_frontal"
-        yield Row(id=path, source=source, split=role, patient_id=patient, patient_id_column=patient, study_id=study,
-                  view="frontal", path=f"{path.split('/', 1)[1]}.png", root="/", report=report,
-                  labels="" if role == "train" else "01" * 7)
+        yield Row(
+            id=path,
+            source=source,
+            split=role,
+            patient_id=patient,
+            patient_id_column=patient,
+            study_id=study,
+            view="frontal",
+            path=f"{path.split('/', 1)[1]}.png",
+            root="/",
+            report=report,
+            labels="" if role == "train" else "01" * 7,
+        )
 
 
 if __name__ == "__main__":

@@ -38,8 +38,11 @@ from data_prep.work import cpu_count, positive
 
 REPEATS = 3  # of each stage, of which the fastest counts
 FEW = 100  # files on which the stages are timed one by one
-KINDS = {"grey": {"channels": 1, "dtype": np.uint8}, "colour": {"channels": 3, "dtype": np.uint8},
-         "16-bit": {"channels": 1, "dtype": np.uint16}}  # of files of 2,828 x 2,320 pixels, for the memory
+KINDS = {
+    "grey": {"channels": 1, "dtype": np.uint8},
+    "colour": {"channels": 3, "dtype": np.uint8},
+    "16-bit": {"channels": 1, "dtype": np.uint16},
+}  # of files of 2,828 x 2,320 pixels, for the memory
 
 
 def main() -> None:
@@ -53,12 +56,22 @@ def main() -> None:
         stages = measure_stages(files[:FEW], Path(folder))
         sixteen_bits = measure_sixteen_bits(files[0], Path(folder))
         memory = {kind: measure_memory(Path(folder), **of) for kind, of in KINDS.items()}
-    report = {"machine": machine(), "files": len(files), "bytes_per_file": size, "workers": args.workers,
-              "opencv": cv2.__version__, "rounds": rounds, "equal_bytes": True, "milliseconds": stages,
-              "processor": processor, "worker_MiB": memory,
-              "milliseconds_16_bit": sixteen_bits,
-              "ratio": statistics.median(r["ratio"] for r in rounds),
-              "ratio_lowest": min(r["ratio"] for r in rounds), "ratio_highest": max(r["ratio"] for r in rounds)}
+    report = {
+        "machine": machine(),
+        "files": len(files),
+        "bytes_per_file": size,
+        "workers": args.workers,
+        "opencv": cv2.__version__,
+        "rounds": rounds,
+        "equal_bytes": True,
+        "milliseconds": stages,
+        "processor": processor,
+        "worker_MiB": memory,
+        "milliseconds_16_bit": sixteen_bits,
+        "ratio": statistics.median(r["ratio"] for r in rounds),
+        "ratio_lowest": min(r["ratio"] for r in rounds),
+        "ratio_highest": max(r["ratio"] for r in rounds),
+    }
     show(report)
     if args.out:
         write_json(args.out, report)
@@ -107,8 +120,12 @@ def measure_round(files: list[Path], folder: Path, workers: int) -> dict[str, fl
             raise SystemExit("the bytes differ")
     for block in folder.glob("*.npz"):
         block.unlink()
-    return {"load": os.getloadavg()[0], "plain_images_per_second": theirs, "images_per_second": ours,
-            "ratio": ours / theirs}
+    return {
+        "load": os.getloadavg()[0],
+        "plain_images_per_second": theirs,
+        "images_per_second": ours,
+        "ratio": ours / theirs,
+    }
 
 
 def plain_loop(files: list[Path], target: Path) -> None:
@@ -122,16 +139,24 @@ def plain_loop(files: list[Path], target: Path) -> None:
 def prepare(files: list[Path], folder: Path, workers: int) -> None:
     """What `build` does with a role's images: blocks by all processes (by this one if 0), then the join."""
     size = min(blocks.SIZE, -(-len(files) // (2 * max(workers, 1))))  # a build has blocks enough for every process
-    tasks = [("train", blocks.Task(blocks.block_path(folder, at), [(str(path.parent), path.name, "")
-                                                                    for path in files[at:at + size]], "stretch"))
-             for at in range(0, len(files), size)]
+    tasks = [
+        (
+            "train",
+            blocks.Task(
+                blocks.block_path(folder, at),
+                [(str(path.parent), path.name, "") for path in files[at : at + size]],
+                "stretch",
+            ),
+        )
+        for at in range(0, len(files), size)
+    ]
     done = run_tasks(tasks, workers) if workers else ((*task, blocks.prepare_block(task[1])) for task in tasks)
     failed = [error for _, _, errors in done for error in errors]
     if failed:
         raise SystemExit(failed[0])
     with new_images(folder / "ours.h5", [path.name.encode() for path in files], {}) as images:
         for at, (_, task) in zip(range(0, len(files), size), tasks, strict=True):
-            images[at:at + len(task.files)] = blocks.read_block(task.target, len(task.files)).images
+            images[at : at + len(task.files)] = blocks.read_block(task.target, len(task.files)).images
 
 
 def images_per_second(run: Callable[[], None], count: int) -> float:
@@ -145,8 +170,10 @@ def measure_processor(files: list[Path], folder: Path) -> dict[str, float]:
     cv2.setNumThreads(1)
     threadpool_limits(1)
     times = {}
-    for name, run in {"plain": lambda: plain_loop(files, folder / "plain.h5"),
-                      "ours": lambda: prepare(files, folder, 0)}.items():
+    for name, run in {
+        "plain": lambda: plain_loop(files, folder / "plain.h5"),
+        "ours": lambda: prepare(files, folder, 0),
+    }.items():
         start = time.process_time()
         run()
         times[name] = 1000 * (time.process_time() - start) / len(files)
@@ -178,13 +205,17 @@ def measure_stages(files: list[Path], folder: Path) -> dict[str, dict[str, float
                 images[i] = image
 
     n = len(files)
-    loop = {"read and decode": timed(lambda: [cv2.imread(str(path)) for path in files], n),
-            "turn to RGB": timed(lambda: [cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in colour], len(colour)),
-            "resize": timed(lambda: [preprocess(Image.fromarray(image)) for image in colour], len(colour)),
-            "write": timed(lambda: write(np.float32), n)}
-    ours = {"read and decode": timed(lambda: [decode(path.read_bytes()) for path in files], n),
-            "resize": timed(lambda: [preprocess(Image.fromarray(image)) for image in grey], len(grey)),
-            "write": timed(lambda: write(np.uint8, chunks=(1, RESOLUTION, RESOLUTION)), n)}
+    loop = {
+        "read and decode": timed(lambda: [cv2.imread(str(path)) for path in files], n),
+        "turn to RGB": timed(lambda: [cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in colour], len(colour)),
+        "resize": timed(lambda: [preprocess(Image.fromarray(image)) for image in colour], len(colour)),
+        "write": timed(lambda: write(np.float32), n),
+    }
+    ours = {
+        "read and decode": timed(lambda: [decode(path.read_bytes()) for path in files], n),
+        "resize": timed(lambda: [preprocess(Image.fromarray(image)) for image in grey], len(grey)),
+        "write": timed(lambda: write(np.uint8, chunks=(1, RESOLUTION, RESOLUTION)), n),
+    }
     whole = timed(lambda: [prepare_image(str(path.parent), path.name) for path in files], n)
     ours["checks and hashes"] = max(0.0, whole - ours["read and decode"] - ours["resize"])
     return {"plain": loop, "ours": ours}
@@ -206,9 +237,11 @@ def measure_memory(folder: Path, channels: int, dtype: type) -> int:
     path = folder / "noise.png"
     shape = (2320, 2828, channels)
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, shape, dtype))
-    code = ("import sys, data_prep.blocks\nfrom chexzero.imaging.decode import prepare_image\n"
-            "for _ in range(3): prepare_image(*sys.argv[1:])\n"
-            "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")  # KiB; ru_maxrss is the parent's
+    code = (
+        "import sys, data_prep.blocks\nfrom chexzero.imaging.decode import prepare_image\n"
+        "for _ in range(3): prepare_image(*sys.argv[1:])\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )  # KiB; ru_maxrss is the parent's
     run = subprocess.run([sys.executable, "-c", code, str(folder), path.name], stdout=subprocess.PIPE, check=True)
     return int(run.stdout) >> 10
 
@@ -224,13 +257,19 @@ def machine() -> str:
 
 def show(report: dict) -> None:
     for r in report["rounds"]:
-        print(f"plain loop {r['plain_images_per_second']:6.1f} images/s   ours {r['images_per_second']:6.1f} "
-              f"images/s   ratio {r['ratio']:.2f}   load {r['load']:.1f}")
-    print(f"median ratio {report['ratio']:.2f} ({report['ratio_lowest']:.2f} to {report['ratio_highest']:.2f}), "
-          f"equal bytes")
+        print(
+            f"plain loop {r['plain_images_per_second']:6.1f} images/s   ours {r['images_per_second']:6.1f} "
+            f"images/s   ratio {r['ratio']:.2f}   load {r['load']:.1f}"
+        )
+    print(
+        f"median ratio {report['ratio']:.2f} ({report['ratio_lowest']:.2f} to {report['ratio_highest']:.2f}), "
+        f"equal bytes"
+    )
     processor = report["processor"]
-    print(f"processor time an image: plain {processor['plain']:.1f} ms, ours {processor['ours']:.1f} ms; "
-          f"on {report['workers']} free cores {report['workers'] * processor['ratio']:.2f} times the loop's rate")
+    print(
+        f"processor time an image: plain {processor['plain']:.1f} ms, ours {processor['ours']:.1f} ms; "
+        f"on {report['workers']} free cores {report['workers'] * processor['ratio']:.2f} times the loop's rate"
+    )
     stages = report["milliseconds"]
     print(f"\n{'ms of one core an image':24}{'plain':>8}{'ours':>8}")
     for name in dict.fromkeys([*stages["plain"], *stages["ours"]]):
@@ -238,8 +277,10 @@ def show(report: dict) -> None:
     plain, ours = (sum(stages[name].values()) for name in ("plain", "ours"))
     floor = stages["ours"]["read and decode"] + stages["ours"]["resize"]
     print(f"{'sum':24}{plain:8.1f}{ours:8.1f}")
-    print(f"bound: decoding and resizing one channel take {floor:.1f} ms, {floor / ours:.0%} of ours: no more than "
-          f"{1000 / floor:.1f} images/s a core with these decoders")
+    print(
+        f"bound: decoding and resizing one channel take {floor:.1f} ms, {floor / ours:.0%} of ours: no more than "
+        f"{1000 / floor:.1f} images/s a core with these decoders"
+    )
     print(f"a 16-bit file of 707 x 580 pixels: {report['milliseconds_16_bit']:.1f} ms")
     print("memory of a process: " + ", ".join(f"{kind} {mib} MiB" for kind, mib in report["worker_MiB"].items()))
 

@@ -26,8 +26,9 @@ def found(seed: int, n: int, share: float, n_groups: int, planted: bool) -> tupl
         rows = np.flatnonzero(group == 0)
         truth[rows] = truth[rng.permutation(rows)]
     groups = {"group": {str(i): group == i for i in range(n_groups)}}
-    results = compare(truth, score, np.array([np.median(score)]), ["finding"], groups, np.arange(n).astype(str), 10,
-                      seed, 1000)
+    results = compare(
+        truth, score, np.array([np.median(score)]), ["finding"], groups, np.arange(n).astype(str), 10, seed, 1000
+    )
     gaps = results["group"]["finding"]["gaps"].values()
     return any(gap["auroc"]["found"] for gap in gaps), any(gap["f1"]["found"] for gap in gaps)
 

@@ -43,16 +43,24 @@ def main() -> None:
 
     truth, probability = drawn(rng, args.images, np.geomspace(0.35, 0.001, args.findings))
     patients = rng.integers(0, max(args.images // 3, 1), args.images)
-    report(f"cxr-lt: {args.images} images x {args.findings} findings x 1000 resamples", lambda: cxr_lt.score(
-        truth, probability, np.full(args.findings, 0.5), patients, 1000))
+    report(
+        f"cxr-lt: {args.images} images x {args.findings} findings x 1000 resamples",
+        lambda: cxr_lt.score(truth, probability, np.full(args.findings, 0.5), patients, 1000),
+    )
 
     n = args.subgroup_images
     truth, probability = drawn(rng, n, np.full(len(LABELS), 0.15))
-    groups = {name: {str(i): member == i for i in range(size)} for name, size in
-              (("sex", 2), ("race", 5), ("age (65)", 2), ("age (bands)", 6))
-              for member in [rng.integers(0, size, n)]}
-    report(f"subgroups: {n} images x 14 labels x 15 groups x 2000", lambda: subgroups.compare(
-        truth, probability, np.full(len(LABELS), 0.5), LABELS, groups, np.arange(n).astype(str), 10, 0))
+    groups = {
+        name: {str(i): member == i for i in range(size)}
+        for name, size in (("sex", 2), ("race", 5), ("age (65)", 2), ("age (bands)", 6))
+        for member in [rng.integers(0, size, n)]
+    }
+    report(
+        f"subgroups: {n} images x 14 labels x 15 groups x 2000",
+        lambda: subgroups.compare(
+            truth, probability, np.full(len(LABELS), 0.5), LABELS, groups, np.arange(n).astype(str), 10, 0
+        ),
+    )
 
     features = rng.normal(size=(2, 5000, 512)).astype(np.float32)
     report("retrieval: 5000 pairs, 512 dimensions", lambda: retrieval.recall(*features, np.arange(5000), [1, 5, 10]))

@@ -39,8 +39,29 @@ from chexzero.training.texts import prepare_texts
 from chexzero.training.towers import VISION_CHOICES, create_model
 
 RESULTS = Path(__file__).parent / "results"
-WORDS = ["no", "acute", "cardiopulmonary", "process", "small", "left", "pleural", "effusion", "with", "adjacent",
-         "atelectasis", "heart", "size", "is", "normal", "mild", "edema", "right", "lower", "lobe", "opacity"]
+WORDS = [
+    "no",
+    "acute",
+    "cardiopulmonary",
+    "process",
+    "small",
+    "left",
+    "pleural",
+    "effusion",
+    "with",
+    "adjacent",
+    "atelectasis",
+    "heart",
+    "size",
+    "is",
+    "normal",
+    "mild",
+    "edema",
+    "right",
+    "lower",
+    "lobe",
+    "opacity",
+]
 
 
 class UpstreamDataset(Dataset):
@@ -98,17 +119,40 @@ def peak_rate(device: torch.device, precision: str) -> float:
     """Operations a second of a large matrix product on this machine, in the precision that the towers compute in."""
     size = 8192 if device.type == "cuda" else 1024
     matrix = torch.randn(size, size, device=device, dtype=PRECISIONS[precision] or torch.float32)
-    return 2 * size ** 3 / seconds_per_step(lambda: matrix @ matrix, 20, device)
+    return 2 * size**3 / seconds_per_step(lambda: matrix @ matrix, 20, device)
 
 
-def measure(vision: str, batch_size: int, precision: str, folder: Path, texts: list[str], device: torch.device,
-            args: argparse.Namespace) -> dict:
+def measure(
+    vision: str,
+    batch_size: int,
+    precision: str,
+    folder: Path,
+    texts: list[str],
+    device: torch.device,
+    args: argparse.Namespace,
+) -> dict:
     """Pairs a second of every loop with one model and batch; `torch.OutOfMemoryError` where it does not fit."""
     text_encoder = "tiny" if vision == "dinov3_tiny" else "chexzero"
-    clip = create_model(vision, text_encoder=text_encoder, vision_weights="random", text_weights="random",
-                        grad_checkpointing=args.grad_checkpointing).to(device).train()
-    config = SimpleNamespace(precision=precision, clip_grad_norm=None, clip_logit_scale=None, warmup_steps=0,
-                             lr_schedule="constant", freeze_steps=None, freeze_blocks=0)
+    clip = (
+        create_model(
+            vision,
+            text_encoder=text_encoder,
+            vision_weights="random",
+            text_weights="random",
+            grad_checkpointing=args.grad_checkpointing,
+        )
+        .to(device)
+        .train()
+    )
+    config = SimpleNamespace(
+        precision=precision,
+        clip_grad_norm=None,
+        clip_logit_scale=None,
+        warmup_steps=0,
+        lr_schedule="constant",
+        freeze_steps=None,
+        freeze_blocks=0,
+    )
     model, criterion = Towers(clip, precision), ContrastiveLoss()
     adam = torch.optim.AdamW(clip.parameters(), lr=1e-6, fused=device.type == "cuda" or None)
     optimizer = Updates(adam, model, config, 10**6, device)
@@ -134,26 +178,43 @@ def measure(vision: str, batch_size: int, precision: str, folder: Path, texts: l
     both_seconds = seconds_per_step(lambda: train(next(feed)), args.steps, device)
     loader_seconds = seconds_per_step(lambda: next(feed), args.steps, torch.device("cpu"))
     peak = peak_rate(device, precision)
-    result = {"vision": vision, "batch_size": batch_size, "precision": precision, "workers": workers, "fits": True,
-              "compiled": args.compile, "grad_checkpointing": args.grad_checkpointing,
-              "pairs_per_second": batch_size / both_seconds, "model_alone": batch_size / model_seconds,
-              "loader_alone": batch_size / loader_seconds, "lost_to_data": max(0.0, 1 - model_seconds / both_seconds),
-              "tflop_per_step": counter.get_total_flops() / 1e12,
-              "share_of_peak": counter.get_total_flops() / model_seconds / peak, "peak_tflops": peak / 1e12}
+    result = {
+        "vision": vision,
+        "batch_size": batch_size,
+        "precision": precision,
+        "workers": workers,
+        "fits": True,
+        "compiled": args.compile,
+        "grad_checkpointing": args.grad_checkpointing,
+        "pairs_per_second": batch_size / both_seconds,
+        "model_alone": batch_size / model_seconds,
+        "loader_alone": batch_size / loader_seconds,
+        "lost_to_data": max(0.0, 1 - model_seconds / both_seconds),
+        "tflop_per_step": counter.get_total_flops() / 1e12,
+        "share_of_peak": counter.get_total_flops() / model_seconds / peak,
+        "peak_tflops": peak / 1e12,
+    }
     if device.type == "cuda":
         result["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return result
 
 
-def measure_upstream(vision: str, batch_size: int, folder: Path, texts: list[str], device: torch.device,
-                     steps: int) -> float:
+def measure_upstream(
+    vision: str, batch_size: int, folder: Path, texts: list[str], device: torch.device, steps: int
+) -> float:
     """Pairs a second of a loop like upstream's: float32, SGD, no workers, a tokenizer built anew for each batch."""
     text_encoder = "tiny" if vision == "dinov3_tiny" else "chexzero"
-    model = create_model(vision, text_encoder=text_encoder, vision_weights="random",
-                         text_weights="random").to(device).train()
+    model = (
+        create_model(vision, text_encoder=text_encoder, vision_weights="random", text_weights="random")
+        .to(device)
+        .train()
+    )
     criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
-    feed = forever(DataLoader(UpstreamDataset(folder / "cxr.h5", texts, bare(model).image_resolution),
-                              batch_size=batch_size, shuffle=True))
+    feed = forever(
+        DataLoader(
+            UpstreamDataset(folder / "cxr.h5", texts, bare(model).image_resolution), batch_size=batch_size, shuffle=True
+        )
+    )
 
     def step() -> None:
         data = next(feed)
@@ -167,8 +228,8 @@ def tokenize_anew(texts: list[str], length: int = 77) -> torch.Tensor:
     tokenizer = SimpleTokenizer()
     result = torch.zeros(len(texts), length, dtype=torch.int64)
     for row, text in enumerate(texts):
-        tokens = [tokenizer.encoder[START], *tokenizer.encode(text)][:length - 1] + [tokenizer.encoder[END]]
-        result[row, :len(tokens)] = torch.tensor(tokens)
+        tokens = [tokenizer.encoder[START], *tokenizer.encode(text)][: length - 1] + [tokenizer.encoder[END]]
+        result[row, : len(tokens)] = torch.tensor(tokens)
     return result
 
 
@@ -190,8 +251,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vision", nargs="+", choices=VISION_CHOICES, default=["dinov3_vitb", "vit_b_32"])
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--precision", choices=list(PRECISIONS),
-                        default="bf16" if torch.cuda.is_available() else "fp32")
+    parser.add_argument(
+        "--precision", choices=list(PRECISIONS), default="bf16" if torch.cuda.is_available() else "fp32"
+    )
     parser.add_argument("--steps", type=int, default=20, help="steps that are measured")
     parser.add_argument("--images", type=int, default=2048, help="size of the random data")
     parser.add_argument("--num_workers", type=int)
@@ -206,6 +268,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         texts = write_data(Path(folder), max(args.images, args.batch_size))
         for vision in args.vision:
+
             def one(batch_size: int, vision: str = vision) -> dict:
                 return measure(vision, batch_size, args.precision, Path(folder), texts, device, args)
 

@@ -41,7 +41,7 @@ def img_to_hdf5(code: SimpleNamespace, folder: Path) -> Callable:
 
 def preprocess_text(code: SimpleNamespace, folder: Path) -> Callable:
     texts, model = json.loads((folder / "texts.json").read_text()), SimpleNamespace(context_length=77)
-    return lambda: [code.train.preprocess_text(texts[i:i + BATCH], model) for i in range(0, TEXTS, BATCH)]
+    return lambda: [code.train.preprocess_text(texts[i : i + BATCH], model) for i in range(0, TEXTS, BATCH)]
 
 
 def run_softmax_eval(code: SimpleNamespace, folder: Path) -> Callable:
@@ -61,6 +61,7 @@ def train_batch(code: SimpleNamespace, folder: Path) -> Callable:
     def step() -> None:
         tokens = code.train.preprocess_text(texts, model)
         code.run_train.train_batch(images, tokens, model, torch.device("cpu"), torch.nn.CrossEntropyLoss(), optimizer)
+
     step()  # the first step also makes the optimiser's state
     return step
 
@@ -73,11 +74,13 @@ def bootstrap(code: SimpleNamespace, folder: Path) -> Callable:
 
 
 #: What is timed -> (what prepares it and returns the job, the unit, how many of them a job does)
-JOBS = {"img_to_hdf5": (img_to_hdf5, "images of 2,000 to 2,900 pixels", PICTURES),
-        "preprocess_text": (preprocess_text, "reports", TEXTS),
-        "run_softmax_eval": (run_softmax_eval, "images, 14 labels, ViT-B/32", IMAGES),
-        "train_batch": (train_batch, f"steps of {BATCH} pairs, ViT-B/32", 1),
-        "bootstrap": (bootstrap, f"bootstraps of {RESAMPLES:,} × {CASES} × {len(LABELS)}", 1)}
+JOBS = {
+    "img_to_hdf5": (img_to_hdf5, "images of 2,000 to 2,900 pixels", PICTURES),
+    "preprocess_text": (preprocess_text, "reports", TEXTS),
+    "run_softmax_eval": (run_softmax_eval, "images, 14 labels, ViT-B/32", IMAGES),
+    "train_batch": (train_batch, f"steps of {BATCH} pairs, ViT-B/32", 1),
+    "bootstrap": (bootstrap, f"bootstraps of {RESAMPLES:,} × {CASES} × {len(LABELS)}", 1),
+}
 
 
 def child(args: argparse.Namespace) -> None:
@@ -103,11 +106,27 @@ def write_inputs(folder: Path) -> None:
 
 
 def measure(side: str, job: str, checkout: Path, folder: Path) -> dict[str, float]:
-    run = subprocess.run([sys.executable, "-m", "benchmarks.upstream", str(checkout), "--side", side, "--job", job,
-                          "--folder", str(folder)], capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.upstream",
+            str(checkout),
+            "--side",
+            side,
+            "--job",
+            job,
+            "--folder",
+            str(folder),
+        ],
+        capture_output=True,
+        text=True,
+    )
     if run.returncode:
-        raise UserError(f"{job} of {side} did not run ({run.stderr.strip().splitlines()[-1:]}); see that {checkout} "
-                        f"is a CheXzero checkout")
+        raise UserError(
+            f"{job} of {side} did not run ({run.stderr.strip().splitlines()[-1:]}); see that {checkout} "
+            f"is a CheXzero checkout"
+        )
     return json.loads(run.stdout)
 
 
@@ -128,16 +147,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="upstream-") as folder:
         write_inputs(Path(folder))
         for job, (_, unit, count) in JOBS.items():
-            rounds = [{side: measure(side, job, args.checkout, Path(folder)) for side in ("upstream", "ours")}
-                      for _ in range(args.rounds)]
-            result = {f"{side}_{kind}": statistics.median(one[side][kind] for one in rounds)
-                      for side in ("upstream", "ours") for kind in ("seconds", "processor")}
-            result |= {"unit": unit, "count": count, "ratio": result["upstream_seconds"] / result["ours_seconds"],
-                       "processor_ratio": result["upstream_processor"] / result["ours_processor"]}
+            rounds = [
+                {side: measure(side, job, args.checkout, Path(folder)) for side in ("upstream", "ours")}
+                for _ in range(args.rounds)
+            ]
+            result = {
+                f"{side}_{kind}": statistics.median(one[side][kind] for one in rounds)
+                for side in ("upstream", "ours")
+                for kind in ("seconds", "processor")
+            }
+            result |= {
+                "unit": unit,
+                "count": count,
+                "ratio": result["upstream_seconds"] / result["ours_seconds"],
+                "processor_ratio": result["upstream_processor"] / result["ours_processor"],
+            }
             results[job] = result
             per_second = (count / result[f"{side}_seconds"] for side in ("upstream", "ours"))
-            print(f"{job:20}{next(per_second):10.2f}/s{next(per_second):10.2f}/s{result['ratio']:8.1f}"
-                  f"{result['processor_ratio']:8.1f}  {unit}", flush=True)
+            print(
+                f"{job:20}{next(per_second):10.2f}/s{next(per_second):10.2f}/s{result['ratio']:8.1f}"
+                f"{result['processor_ratio']:8.1f}  {unit}",
+                flush=True,
+            )
     if args.out:
         write_json(args.out, {"machine": machine(), "rounds": args.rounds, "jobs": results})
 

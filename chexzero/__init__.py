@@ -18,5 +18,6 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers
 def __getattr__(name: str) -> object:
     if name in ("ChestCLIP", "load"):
         from chexzero import library
+
         return getattr(library, name)
     raise AttributeError(f"module 'chexzero' has no attribute {name!r}")

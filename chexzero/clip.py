@@ -16,8 +16,14 @@ from chexzero.simple_tokenizer import END, START, default_tokenizer
 CONTEXT_LENGTH = 77
 
 #: Name of a published model -> its name in open_clip's table of addresses.
-_MODELS = {"RN50": "RN50", "RN101": "RN101", "RN50x4": "RN50x4", "RN50x16": "RN50x16", "ViT-B/32": "ViT-B-32",
-           "ViT-B/16": "ViT-B-16"}
+_MODELS = {
+    "RN50": "RN50",
+    "RN101": "RN101",
+    "RN50x4": "RN50x4",
+    "RN50x16": "RN50x16",
+    "ViT-B/32": "ViT-B-32",
+    "ViT-B/16": "ViT-B-16",
+}
 
 
 class ClipError(UserError, RuntimeError):
@@ -43,16 +49,18 @@ def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, trunc
         tokens = [start, *tokenizer.encode(text), end]
         if len(tokens) > context_length:
             if not truncate:
-                raise ClipError(f"text {row} has {len(tokens)} tokens but the context length is {context_length}: "
-                                f"{text[:60]!r}...; shorten it, or cut it with truncate=True")
-            tokens = [*tokens[:context_length - 1], end]
-        result[row, :len(tokens)] = torch.tensor(tokens)
+                raise ClipError(
+                    f"text {row} has {len(tokens)} tokens but the context length is {context_length}: "
+                    f"{text[:60]!r}...; shorten it, or cut it with truncate=True"
+                )
+            tokens = [*tokens[: context_length - 1], end]
+        result[row, : len(tokens)] = torch.tensor(tokens)
     return result
 
 
 def trim_padding(tokens: torch.Tensor) -> torch.Tensor:
     """Cut a batch of tokens (B, T) after its longest text; the features stay the same and cost less."""
-    return tokens[:, :int(tokens.argmax(dim=-1).max()) + 1] if len(tokens) else tokens
+    return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1] if len(tokens) else tokens
 
 
 def weights_file(name: str, folder: str | os.PathLike | None = None) -> Path:
@@ -64,15 +72,16 @@ def weights_file(name: str, folder: str | os.PathLike | None = None) -> Path:
     try:
         return Path(download_pretrained_from_url(url, cache_dir=str(folder)))
     except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise ClipError(f"the weights of {name} are not in {folder} and cannot be downloaded ({error}); fetch {url} "
-                        f"elsewhere and put it there as {Path(url).name}") from error
+        raise ClipError(
+            f"the weights of {name} are not in {folder} and cannot be downloaded ({error}); fetch {url} "
+            f"elsewhere and put it there as {Path(url).name}"
+        ) from error
 
 
 _BEST_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load(name: str, device: str | torch.device = _BEST_DEVICE,
-         jit: bool = True) -> tuple[CLIP, Callable]:
+def load(name: str, device: str | torch.device = _BEST_DEVICE, jit: bool = True) -> tuple[CLIP, Callable]:
     """Load a published model by name, or any checkpoint by path.
 
     Returns the model (float32, eval mode, on `device`) and OpenAI's transform, which takes a PIL image to a float

@@ -59,8 +59,9 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
 
-def img_to_hdf5(cxr_paths: Sequence[str | os.PathLike], out_filepath: str | os.PathLike,
-                resolution: int = RESOLUTION) -> None:
+def img_to_hdf5(
+    cxr_paths: Sequence[str | os.PathLike], out_filepath: str | os.PathLike, resolution: int = RESOLUTION
+) -> None:
     """Preprocess the files on all cores and write `cxr`: uint8, N x resolution x resolution, one chunk per image.
 
     Row i is `cxr_paths[i]`. Upstream writes the same whole numbers as float32, and leaves a black row for a file that
@@ -74,8 +75,9 @@ def img_to_hdf5(cxr_paths: Sequence[str | os.PathLike], out_filepath: str | os.P
         raise UserError(f"no images to write to {out_filepath}; check the folder they are looked for in")
     failures = []
     with atomic_path(out_filepath) as temporary, h5py.File(temporary, "w") as file:
-        dataset = file.create_dataset("cxr", (len(paths), resolution, resolution), np.uint8,
-                                      chunks=(1, resolution, resolution))
+        dataset = file.create_dataset(
+            "cxr", (len(paths), resolution, resolution), np.uint8, chunks=(1, resolution, resolution)
+        )
         images = _in_parallel(lambda path: _attempt(path, resolution), paths)
         for row, image in enumerate(tqdm(images, total=len(paths), unit="image", disable=None)):
             if isinstance(image, str):
@@ -85,8 +87,10 @@ def img_to_hdf5(cxr_paths: Sequence[str | os.PathLike], out_filepath: str | os.P
         if failures:
             report = f"{out_filepath}.failed.txt"
             write_text(report, "\n".join(failures) + "\n")
-            raise UserError(f"{len(failures)} of {len(paths)} images failed, so {out_filepath} is not written: "
-                            f"{'; '.join(failures[:3])}; repair them or take them off the list ({report} has all)")
+            raise UserError(
+                f"{len(failures)} of {len(paths)} images failed, so {out_filepath} is not written: "
+                f"{'; '.join(failures[:3])}; repair them or take them off the list ({report} has all)"
+            )
 
 
 def _attempt(path: str | os.PathLike, resolution: int) -> np.ndarray | str:
@@ -126,8 +130,9 @@ def get_cxr_paths_list(filepath: str | os.PathLike) -> "pd.Series":
     return read_table(filepath, ["Path"], remedy="name a CSV written by get_cxr_path_csv")["Path"]
 
 
-def write_report_csv(cxr_paths: Iterable[str | os.PathLike], txt_folder: str | os.PathLike,
-                     out_path: str | os.PathLike) -> None:
+def write_report_csv(
+    cxr_paths: Iterable[str | os.PathLike], txt_folder: str | os.PathLike, out_path: str | os.PathLike
+) -> None:
     """Write `filename, impression`, one row per image, from MIMIC's report files.
 
     The report of `.../p10/p10000032/s50414267/<image>.jpg` is `<txt_folder>/p10/p10000032/s50414267.txt`. An image
@@ -160,7 +165,7 @@ def extract_impression(report: str) -> str:
         return NO_IMPRESSION
     begin = len(words) - words[::-1].index("IMPRESSION:")
     ends = [_first_heading(words, spellings) for spellings in _END_HEADINGS]
-    return " ".join(words[begin:min(end or len(words) for end in ends)])
+    return " ".join(words[begin : min(end or len(words) for end in ends)])
 
 
 #: Of each kind the first spelling that occurs at all decides.

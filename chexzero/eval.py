@@ -20,8 +20,9 @@ from chexzero.common.labels import COMPETITION_LABELS
 from chexzero.common.statistics import auroc, bootstrap_auroc, percentile_interval
 
 
-def compute_mean(stats: pd.DataFrame | Mapping[str, Any], is_df: bool = True,
-                 labels: Sequence[str] = COMPETITION_LABELS) -> float:
+def compute_mean(
+    stats: pd.DataFrame | Mapping[str, Any], is_df: bool = True, labels: Sequence[str] = COMPETITION_LABELS
+) -> float:
     """Mean over `labels` (the five of the CheXpert competition), those that are NaN left out.
 
     stats: the frame of `evaluate` or `bootstrap` (columns `<label>_auc` or `<label>`; the first row is taken), or
@@ -42,8 +43,9 @@ def sigmoid(x: np.ndarray | float) -> np.ndarray | float:
     return expit(x)
 
 
-def plot_roc(y_pred: np.ndarray, y_true: np.ndarray, roc_name: str,
-             plot: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def plot_roc(
+    y_pred: np.ndarray, y_true: np.ndarray, roc_name: str, plot: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """ROC of one label: `(fpr, tpr, thresholds, area)`; with `plot` also drawn on matplotlib's current axes.
 
     y_pred: (N,) scores. y_true: (N,), 0 or 1. The area is NaN when a class is missing.
@@ -63,8 +65,9 @@ def choose_operating_point(fpr: np.ndarray, tpr: np.ndarray, thresholds: np.ndar
     return tpr[best], 1 - fpr[best]
 
 
-def plot_pr(y_pred: np.ndarray, y_true: np.ndarray, pr_name: str,
-            plot: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def plot_pr(
+    y_pred: np.ndarray, y_true: np.ndarray, pr_name: str, plot: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Precision-recall curve of one label: `(precision, recall, thresholds)`; with `plot` also drawn.
 
     The dotted line of the plot is the share of positives, what chance gives.
@@ -78,9 +81,14 @@ def plot_pr(y_pred: np.ndarray, y_true: np.ndarray, pr_name: str,
     return precision, recall, thresholds
 
 
-def evaluate(y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[str],
-             roc_name: str = "Receiver Operating Characteristic", pr_name: str = "Precision-Recall Curve",
-             label_idx_map: Mapping[str, int] | None = None) -> pd.DataFrame:
+def evaluate(
+    y_pred: np.ndarray,
+    y_true: np.ndarray,
+    cxr_labels: Sequence[str],
+    roc_name: str = "Receiver Operating Characteristic",
+    pr_name: str = "Precision-Recall Curve",
+    label_idx_map: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
     """Area under the ROC curve of each label: one row, columns `<label>_auc`, NaN where a class is missing.
 
     y_pred: (N, L). y_true: (N, L), 0 or 1; with `label_idx_map` (label -> column of `y_true`) it may have other
@@ -106,8 +114,13 @@ def compute_cis(data: pd.DataFrame, confidence_level: float = 0.05) -> pd.DataFr
     return pd.DataFrame([mean, lower, upper], index=["mean", "lower", "upper"], columns=data.columns).round(4)
 
 
-def bootstrap(y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[str], n_samples: int = 1000,
-              label_idx_map: Mapping[str, int] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def bootstrap(
+    y_pred: np.ndarray,
+    y_true: np.ndarray,
+    cxr_labels: Sequence[str],
+    n_samples: int = 1000,
+    label_idx_map: Mapping[str, int] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Areas in `n_samples` resamples of the rows, (n_samples, L), and their intervals as `compute_cis` gives them.
 
     Resample i is `sklearn.utils.resample(index, replace=True, random_state=i)`, so two models' samples are paired.
@@ -117,13 +130,16 @@ def bootstrap(y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[str],
     return samples, compute_cis(samples)
 
 
-def true_columns(y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[str],
-                 label_idx_map: Mapping[str, int] | None = None) -> np.ndarray:
+def true_columns(
+    y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[str], label_idx_map: Mapping[str, int] | None = None
+) -> np.ndarray:
     """The column of `y_true` for each label, (N, L), after checking that both arrays have one column a label."""
     y_pred, y_true = np.asarray(y_pred), np.asarray(y_true)
     if y_pred.ndim != 2 or y_true.ndim != 2 or len(y_pred) != len(y_true):
-        raise UserError(f"predictions of shape {y_pred.shape} and labels of shape {y_true.shape} do not match; both "
-                        f"must be images x labels, with the same images")
+        raise UserError(
+            f"predictions of shape {y_pred.shape} and labels of shape {y_true.shape} do not match; both "
+            f"must be images x labels, with the same images"
+        )
     columns = range(y_true.shape[1])
     if label_idx_map is not None:
         missing = [label for label in cxr_labels if label not in label_idx_map]
@@ -131,8 +147,10 @@ def true_columns(y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[st
             raise UserError(f"label_idx_map lacks {', '.join(missing)}; give each label its column")
         columns = [label_idx_map[label] for label in cxr_labels]
     if y_pred.shape[1] != len(cxr_labels) or len(columns) != len(cxr_labels):
-        raise UserError(f"{len(cxr_labels)} labels were named, but there are {y_pred.shape[1]} columns of "
-                        f"predictions and {len(columns)} of labels; pick the columns by name first")
+        raise UserError(
+            f"{len(cxr_labels)} labels were named, but there are {y_pred.shape[1]} columns of "
+            f"predictions and {len(columns)} of labels; pick the columns by name first"
+        )
     return y_true[:, list(columns)]
 
 

@@ -39,8 +39,13 @@ class ChestCLIP:
         """Features of texts: float32 (T, D), rows of length 1. A text longer than the context is cut."""
         return embed_texts(self.model, texts)
 
-    def probabilities(self, paths: Paths, labels: Sequence[str] = LABELS,
-                      template: tuple[str, str] = ("{}", "no {}"), batch_size: int = 64) -> np.ndarray:
+    def probabilities(
+        self,
+        paths: Paths,
+        labels: Sequence[str] = LABELS,
+        template: tuple[str, str] = ("{}", "no {}"),
+        batch_size: int = 64,
+    ) -> np.ndarray:
         """Zero-shot probabilities (N, len(labels)) in 0..1, as CheXzero's; not calibrated, not for clinical use."""
         positive, negative = (class_embeddings(self.model, labels, [one]) for one in template)
         return pair_probabilities(self.embed_images(paths, batch_size), positive, negative)

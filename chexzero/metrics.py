@@ -42,16 +42,23 @@ def get_best_alt_labels(res_df: pd.DataFrame, cxr_labels: Sequence[str]) -> dict
         name = str(column).removesuffix("_auc")
         current = name if name in cxr_labels else current
         if current is None:
-            raise UserError(f"the column {column} comes before any of the labels {', '.join(cxr_labels)}; each "
-                            f"label's own column must come first")
+            raise UserError(
+                f"the column {column} comes before any of the labels {', '.join(cxr_labels)}; each "
+                f"label's own column must come first"
+            )
         if current not in best or area > best[current][1]:
             best[current] = (name, area)
     return {label: [name] for label, (name, _) in best.items()}
 
 
-def get_best_p_vals(pred: np.ndarray, groundtruth: np.ndarray, cxr_labels: Sequence[str],
-                    metric_func: Callable[[np.ndarray, np.ndarray], float] = matthews_corrcoef,
-                    spline_k: int | None = None, verbose: bool = False) -> dict[str, float]:
+def get_best_p_vals(
+    pred: np.ndarray,
+    groundtruth: np.ndarray,
+    cxr_labels: Sequence[str],
+    metric_func: Callable[[np.ndarray, np.ndarray], float] = matthews_corrcoef,
+    spline_k: int | None = None,
+    verbose: bool = False,
+) -> dict[str, float]:
     """Threshold of each label: the score of the ROC at which `metric_func(truth, pred >= score)` is best.
 
     pred, groundtruth: (N, L), of the validation set. Of equally good thresholds the lowest is taken. `spline_k` is
@@ -61,8 +68,9 @@ def get_best_p_vals(pred: np.ndarray, groundtruth: np.ndarray, cxr_labels: Seque
     chosen = {}
     for i, label in enumerate(cxr_labels):
         candidates = _roc_thresholds(truth[:, i], scores[:, i])
-        values = [metric_func(truth[:, i].astype(int), (scores[:, i] >= threshold).astype(int))
-                  for threshold in candidates]
+        values = [
+            metric_func(truth[:, i].astype(int), (scores[:, i] >= threshold).astype(int)) for threshold in candidates
+        ]
         chosen[label] = candidates[int(np.argmax(values))]
         if verbose:
             print(f"{label}: {max(values):.4f} at {chosen[label]:.4f}")
@@ -77,9 +85,15 @@ def _roc_thresholds(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return thresholds[np.isfinite(thresholds)][::-1]
 
 
-def f1_mcc_bootstrap(y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[str],
-                     best_p_vals: Mapping[str, float], eval_func: Callable[..., pd.DataFrame], n_samples: int = 5000,
-                     label_idx_map: Mapping[str, int] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def f1_mcc_bootstrap(
+    y_pred: np.ndarray,
+    y_true: np.ndarray,
+    cxr_labels: Sequence[str],
+    best_p_vals: Mapping[str, float],
+    eval_func: Callable[..., pd.DataFrame],
+    n_samples: int = 5000,
+    label_idx_map: Mapping[str, int] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`eval_func` in `n_samples` resamples of the rows, and the intervals: `(samples, compute_cis(samples))`.
 
     eval_func: `mcc_at`, `f1_at`, or any function called as they are that gives one row. Resample i is
@@ -87,21 +101,26 @@ def f1_mcc_bootstrap(y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequenc
     differ from run to run.
     """
     if eval_func in _FROM_COUNTS:
-        samples = _resampled(y_pred, y_true, cxr_labels, best_p_vals, _FROM_COUNTS[eval_func], n_samples,
-                             label_idx_map)
+        samples = _resampled(y_pred, y_true, cxr_labels, best_p_vals, _FROM_COUNTS[eval_func], n_samples, label_idx_map)
         return samples, compute_cis(samples)
     y_pred, y_true = np.asarray(y_pred), np.asarray(y_true)
     samples = []
     for i in range(n_samples):
         drawn = np.repeat(np.arange(len(y_pred)), resample_counts(len(y_pred), 1, i)[:, 0].astype(int))
-        samples.append(eval_func(y_pred[drawn], y_true[drawn], best_p_vals, cxr_labels=cxr_labels,
-                                 label_idx_map=label_idx_map))
+        samples.append(
+            eval_func(y_pred[drawn], y_true[drawn], best_p_vals, cxr_labels=cxr_labels, label_idx_map=label_idx_map)
+        )
     samples = pd.concat(samples, ignore_index=True)
     return samples, compute_cis(samples)
 
 
-def mcc_at(y_pred: np.ndarray, y_true: np.ndarray, best_p_vals: Mapping[str, float],
-           cxr_labels: Sequence[str] = LABELS, label_idx_map: Mapping[str, int] | None = None) -> pd.DataFrame:
+def mcc_at(
+    y_pred: np.ndarray,
+    y_true: np.ndarray,
+    best_p_vals: Mapping[str, float],
+    cxr_labels: Sequence[str] = LABELS,
+    label_idx_map: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
     """MCC of each label, called positive at its threshold and above, and their `Mean`: one row.
 
     0 where all are, or are called, one class. `Mean` is over those of the five competition labels that are there, or
@@ -110,14 +129,25 @@ def mcc_at(y_pred: np.ndarray, y_true: np.ndarray, best_p_vals: Mapping[str, flo
     return _frame(_mcc(*_outcomes(y_pred, y_true, best_p_vals, cxr_labels, label_idx_map).sum(1)), cxr_labels)
 
 
-def f1_at(y_pred: np.ndarray, y_true: np.ndarray, best_p_vals: Mapping[str, float],
-          cxr_labels: Sequence[str] = LABELS, label_idx_map: Mapping[str, int] | None = None) -> pd.DataFrame:
+def f1_at(
+    y_pred: np.ndarray,
+    y_true: np.ndarray,
+    best_p_vals: Mapping[str, float],
+    cxr_labels: Sequence[str] = LABELS,
+    label_idx_map: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
     """F1 of each label, as `mcc_at`; 0 where nothing is, and nothing is called, positive."""
     return _frame(_f1(*_outcomes(y_pred, y_true, best_p_vals, cxr_labels, label_idx_map).sum(1)), cxr_labels)
 
 
-def compute_f1(y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[str], thresholds: Mapping[str, float],
-               label_idx_map: Mapping[str, int] | None = None, n_samples: int = 1000) -> pd.DataFrame:
+def compute_f1(
+    y_pred: np.ndarray,
+    y_true: np.ndarray,
+    cxr_labels: Sequence[str],
+    thresholds: Mapping[str, float],
+    label_idx_map: Mapping[str, int] | None = None,
+    n_samples: int = 1000,
+) -> pd.DataFrame:
     """F1 with bootstrap intervals: rows `mean, lower, upper`, a column a label and `Mean`, rounded to 4 places.
 
     y_pred: (N, L) scores, called positive at `thresholds[label]` and above. y_true: (N, L), 0 or 1. The row `mean`
@@ -126,22 +156,39 @@ def compute_f1(y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[str]
     return _with_interval(f1_at, y_pred, y_true, cxr_labels, thresholds, label_idx_map, n_samples)
 
 
-def compute_mcc(y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[str], thresholds: Mapping[str, float],
-                label_idx_map: Mapping[str, int] | None = None, n_samples: int = 1000) -> pd.DataFrame:
+def compute_mcc(
+    y_pred: np.ndarray,
+    y_true: np.ndarray,
+    cxr_labels: Sequence[str],
+    thresholds: Mapping[str, float],
+    label_idx_map: Mapping[str, int] | None = None,
+    n_samples: int = 1000,
+) -> pd.DataFrame:
     """MCC with bootstrap intervals; arguments and result as in `compute_f1`."""
     return _with_interval(mcc_at, y_pred, y_true, cxr_labels, thresholds, label_idx_map, n_samples)
 
 
-def _with_interval(eval_func: Callable, y_pred: np.ndarray, y_true: np.ndarray, labels: Sequence[str],
-                   thresholds: Mapping[str, float], label_idx_map: Mapping[str, int] | None,
-                   n_samples: int) -> pd.DataFrame:
+def _with_interval(
+    eval_func: Callable,
+    y_pred: np.ndarray,
+    y_true: np.ndarray,
+    labels: Sequence[str],
+    thresholds: Mapping[str, float],
+    label_idx_map: Mapping[str, int] | None,
+    n_samples: int,
+) -> pd.DataFrame:
     table = f1_mcc_bootstrap(y_pred, y_true, labels, thresholds, eval_func, n_samples, label_idx_map)[1]
     table.loc["mean"] = eval_func(y_pred, y_true, thresholds, labels, label_idx_map).iloc[0].round(4)
     return table
 
 
-def _outcomes(y_pred: np.ndarray, y_true: np.ndarray, thresholds: Mapping[str, float], labels: Sequence[str],
-              label_idx_map: Mapping[str, int] | None) -> np.ndarray:
+def _outcomes(
+    y_pred: np.ndarray,
+    y_true: np.ndarray,
+    thresholds: Mapping[str, float],
+    labels: Sequence[str],
+    label_idx_map: Mapping[str, int] | None,
+) -> np.ndarray:
     """Which row is a true positive, false positive, false negative, true negative: float64 (4, N, L), 0 or 1."""
     missing = [label for label in labels if label not in thresholds]
     if missing:
@@ -151,9 +198,16 @@ def _outcomes(y_pred: np.ndarray, y_true: np.ndarray, thresholds: Mapping[str, f
     return np.stack([called & truth, called & ~truth, ~called & truth, ~called & ~truth]).astype(np.float64)
 
 
-def _resampled(y_pred: np.ndarray, y_true: np.ndarray, labels: Sequence[str], thresholds: Mapping[str, float],
-               metric: Callable, n_samples: int, label_idx_map: Mapping[str, int] | None,
-               at_once: int = 200) -> pd.DataFrame:
+def _resampled(
+    y_pred: np.ndarray,
+    y_true: np.ndarray,
+    labels: Sequence[str],
+    thresholds: Mapping[str, float],
+    metric: Callable,
+    n_samples: int,
+    label_idx_map: Mapping[str, int] | None,
+    at_once: int = 200,
+) -> pd.DataFrame:
     """A resample only changes how often each row counts, so all counts are one matrix product."""
     outcomes = _outcomes(y_pred, y_true, thresholds, labels, label_idx_map)
     pieces = []

@@ -25,19 +25,39 @@ class CLIP(nn.Module):
     `logit_scale` (a parameter: the logarithm of the factor on the cosines).
     """
 
-    def __init__(self, embed_dim: int, image_resolution: int, vision_layers: tuple[int, int, int, int] | int,
-                 vision_width: int, vision_patch_size: int | None, context_length: int, vocab_size: int,
-                 transformer_width: int, transformer_heads: int, transformer_layers: int, *,
-                 visual: nn.Module | None = None):
+    def __init__(
+        self,
+        embed_dim: int,
+        image_resolution: int,
+        vision_layers: tuple[int, int, int, int] | int,
+        vision_width: int,
+        vision_patch_size: int | None,
+        context_length: int,
+        vocab_size: int,
+        transformer_width: int,
+        transformer_heads: int,
+        transformer_layers: int,
+        *,
+        visual: nn.Module | None = None,
+    ):
         super().__init__()
         self.image_resolution = image_resolution
         self.context_length = context_length
         self.vocab_size = vocab_size
-        self.visual = visual if visual is not None else _openai_vision_tower(
-            embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size)
-        text = TextTransformer(context_length=context_length, vocab_size=vocab_size, width=transformer_width,
-                               heads=transformer_heads, layers=transformer_layers, output_dim=embed_dim,
-                               act_layer=QuickGELU)
+        self.visual = (
+            visual
+            if visual is not None
+            else _openai_vision_tower(embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size)
+        )
+        text = TextTransformer(
+            context_length=context_length,
+            vocab_size=vocab_size,
+            width=transformer_width,
+            heads=transformer_heads,
+            layers=transformer_layers,
+            output_dim=embed_dim,
+            act_layer=QuickGELU,
+        )
         # OpenAI's keys have the parts of the text tower at the top level.
         self.transformer = text.transformer
         self.token_embedding = text.token_embedding
@@ -83,13 +103,23 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.t()
 
 
-def _openai_vision_tower(embed_dim: int, resolution: int, layers: tuple[int, ...] | int, width: int,
-                         patch_size: int | None) -> nn.Module:
+def _openai_vision_tower(
+    embed_dim: int, resolution: int, layers: tuple[int, ...] | int, width: int, patch_size: int | None
+) -> nn.Module:
     if isinstance(layers, int):
-        return VisionTransformer(image_size=resolution, patch_size=patch_size, width=width, layers=layers,
-                                 heads=width // HEAD_WIDTH, mlp_ratio=4.0, output_dim=embed_dim, act_layer=QuickGELU)
-    return ModifiedResNet(layers=list(layers), output_dim=embed_dim, heads=width * 32 // HEAD_WIDTH,
-                          image_size=resolution, width=width)
+        return VisionTransformer(
+            image_size=resolution,
+            patch_size=patch_size,
+            width=width,
+            layers=layers,
+            heads=width // HEAD_WIDTH,
+            mlp_ratio=4.0,
+            output_dim=embed_dim,
+            act_layer=QuickGELU,
+        )
+    return ModifiedResNet(
+        layers=list(layers), output_dim=embed_dim, heads=width * 32 // HEAD_WIDTH, image_size=resolution, width=width
+    )
 
 
 def build_model(state_dict: Mapping[str, torch.Tensor]) -> CLIP:
@@ -121,15 +151,20 @@ OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask"
 
 def _model_for(state: Mapping[str, torch.Tensor]) -> CLIP:
     width = len(state["ln_final.weight"])
-    text = dict(context_length=len(state["positional_embedding"]), vocab_size=len(state["token_embedding.weight"]),
-                transformer_width=width, transformer_heads=max(1, width // HEAD_WIDTH),
-                transformer_layers=count_blocks(state, "transformer.resblocks."))
+    text = dict(
+        context_length=len(state["positional_embedding"]),
+        vocab_size=len(state["token_embedding.weight"]),
+        transformer_width=width,
+        transformer_heads=max(1, width // HEAD_WIDTH),
+        transformer_layers=count_blocks(state, "transformer.resblocks."),
+    )
     embed_dim = state["text_projection"].shape[1]
     if any(key.startswith("visual.trunk.") for key in state):
         import dinov3_adapter  # only a DINOv3 model needs timm
 
         visual = dinov3_adapter.tower_from_state_dict(
-            {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")})
+            {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+        )
         return CLIP(embed_dim, int(visual.image_resolution), 0, 0, None, **text, visual=visual)
     if "visual.layer1.0.conv1.weight" in state:
         layers = tuple(count_blocks(state, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
@@ -137,8 +172,9 @@ def _model_for(state: Mapping[str, torch.Tensor]) -> CLIP:
         return CLIP(embed_dim, 32 * grid, layers, len(state["visual.layer1.0.conv1.weight"]), None, **text)
     vision_width, _, patch, _ = state["visual.conv1.weight"].shape
     grid = math.isqrt(len(state["visual.positional_embedding"]) - 1)
-    return CLIP(embed_dim, patch * grid, count_blocks(state, "visual.transformer.resblocks."), vision_width, patch,
-                **text)
+    return CLIP(
+        embed_dim, patch * grid, count_blocks(state, "visual.transformer.resblocks."), vision_width, patch, **text
+    )
 
 
 def count_blocks(keys: Mapping[str, torch.Tensor], prefix: str) -> int:
@@ -148,11 +184,16 @@ def count_blocks(keys: Mapping[str, torch.Tensor], prefix: str) -> int:
 
 def compare_keys(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
     """Say how a state dict differs from the one a model wants, or "" where names and shapes are the same."""
-    shapes = [f"{key} ({tuple(given[key].shape)} instead of {tuple(wanted[key].shape)})"
-              for key in wanted if key in given and given[key].shape != wanted[key].shape]
-    parts = [("lacks", [key for key in wanted if key not in given]),
-             ("has unknown", [key for key in given if key not in wanted]),
-             ("has of another shape", shapes)]
+    shapes = [
+        f"{key} ({tuple(given[key].shape)} instead of {tuple(wanted[key].shape)})"
+        for key in wanted
+        if key in given and given[key].shape != wanted[key].shape
+    ]
+    parts = [
+        ("lacks", [key for key in wanted if key not in given]),
+        ("has unknown", [key for key in given if key not in wanted]),
+        ("has of another shape", shapes),
+    ]
     return "; ".join(f"{what} {_some(keys)}" for what, keys in parts if keys)
 
 

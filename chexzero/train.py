@@ -50,8 +50,14 @@ class CXRDataset(Dataset):
     column or a number of rows that is not the number of images.
     """
 
-    def __init__(self, img_path: str | os.PathLike, txt_path: str | os.PathLike, column: str = "report",
-                 size: int | None = None, transform: Callable | None = None):
+    def __init__(
+        self,
+        img_path: str | os.PathLike,
+        txt_path: str | os.PathLike,
+        column: str = "report",
+        size: int | None = None,
+        transform: Callable | None = None,
+    ):
         table = read_table(txt_path, [column], remedy="name its text column")
         check_rows(img_path, txt_path, table)
         self.images = ImageRows(img_path)
@@ -72,16 +78,22 @@ def image_transform(resolution: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda image: prepare(image[:1], resolution)[0]
 
 
-def load_data(cxr_filepath: str | os.PathLike, txt_filepath: str | os.PathLike, batch_size: int = 4,
-              column: str = "report", pretrained: bool = False,
-              verbose: bool = False) -> tuple[DataLoader, torch.device]:
+def load_data(
+    cxr_filepath: str | os.PathLike,
+    txt_filepath: str | os.PathLike,
+    batch_size: int = 4,
+    column: str = "report",
+    pretrained: bool = False,
+    verbose: bool = False,
+) -> tuple[DataLoader, torch.device]:
     """A shuffled loader of prepared pairs and the device to train on.
 
     Batches are `{"img": float32 (B, 3, R, R), "txt": list of B strings}` with R = 224 for the pretrained ViT-B/32 and
     320 otherwise; the last short batch is kept.
     """
-    dataset = CXRDataset(cxr_filepath, txt_filepath, column=column,
-                         transform=image_transform(224 if pretrained else 320))
+    dataset = CXRDataset(
+        cxr_filepath, txt_filepath, column=column, transform=image_transform(224 if pretrained else 320)
+    )
     if verbose:
         tqdm.write(f"{len(dataset)} pairs in {cxr_filepath} and {txt_filepath}")
     return DataLoader(dataset, batch_size=batch_size, shuffle=True), best_device()
@@ -92,16 +104,26 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_clip(model_path: str | os.PathLike | None = None, pretrained: bool = False,
-              context_length: int = clip.CONTEXT_LENGTH) -> CLIP:
+def load_clip(
+    model_path: str | os.PathLike | None = None, pretrained: bool = False, context_length: int = clip.CONTEXT_LENGTH
+) -> CLIP:
     """A model to train: a checkpoint, else OpenAI's ViT-B/32 (`pretrained`), else a new ViT-B/16 at 320 px.
 
     A checkpoint says by its shapes which model it is, so `pretrained` does not matter for it.
     """
     if model_path is None and not pretrained:
-        return CLIP(embed_dim=768, image_resolution=320, vision_layers=12, vision_width=768, vision_patch_size=16,
-                    context_length=context_length, vocab_size=49408, transformer_width=512, transformer_heads=8,
-                    transformer_layers=12)
+        return CLIP(
+            embed_dim=768,
+            image_resolution=320,
+            vision_layers=12,
+            vision_width=768,
+            vision_patch_size=16,
+            context_length=context_length,
+            vocab_size=49408,
+            transformer_width=512,
+            transformer_heads=8,
+            transformer_layers=12,
+        )
     model = load_model(model_path) if model_path is not None else clip.load("ViT-B/32", device="cpu")[0]
     check_context(model, context_length)
     return model.train()
@@ -110,8 +132,10 @@ def load_clip(model_path: str | os.PathLike | None = None, pretrained: bool = Fa
 def check_context(model: CLIP, context_length: int) -> None:
     """Raise `UserError` when a context length other than the default is asked of a model that has another."""
     if context_length not in (clip.CONTEXT_LENGTH, model.context_length):
-        raise UserError(f"the context length {context_length} was asked for, but this model has "
-                        f"{model.context_length}; leave it at the default")
+        raise UserError(
+            f"the context length {context_length} was asked for, but this model has "
+            f"{model.context_length}; leave it at the default"
+        )
 
 
 def preprocess_text(texts: str | list[str], model: CLIP) -> torch.Tensor:
@@ -119,19 +143,30 @@ def preprocess_text(texts: str | list[str], model: CLIP) -> torch.Tensor:
     return clip.tokenize(texts, model.context_length, truncate=True)
 
 
-def make(config: Any, cxr_filepath: str | os.PathLike, txt_filepath: str | os.PathLike,
-         model_path: str | os.PathLike | None = None,
-         ) -> tuple[CLIP, DataLoader, torch.device, nn.Module, optim.Optimizer]:
+def make(
+    config: Any,
+    cxr_filepath: str | os.PathLike,
+    txt_filepath: str | os.PathLike,
+    model_path: str | os.PathLike | None = None,
+) -> tuple[CLIP, DataLoader, torch.device, nn.Module, optim.Optimizer]:
     """Model, loader, device, criterion, AdamW; `config` has `batch_size, pretrained, column, context_length, lr`."""
-    loader, device = load_data(cxr_filepath, txt_filepath, batch_size=config.batch_size,
-                               pretrained=config.pretrained, column=config.column)
-    model = load_clip(model_path=model_path, pretrained=config.pretrained,
-                      context_length=config.context_length).to(device)
+    loader, device = load_data(
+        cxr_filepath, txt_filepath, batch_size=config.batch_size, pretrained=config.pretrained, column=config.column
+    )
+    model = load_clip(model_path=model_path, pretrained=config.pretrained, context_length=config.context_length).to(
+        device
+    )
     return model, loader, device, nn.CrossEntropyLoss(), optim.AdamW(model.parameters(), lr=config.lr)
 
 
-def train_batch(images: torch.Tensor, texts: list[str], model: CLIP, device: torch.device,
-                criterion: nn.Module, optimizer: optim.Optimizer) -> torch.Tensor:
+def train_batch(
+    images: torch.Tensor,
+    texts: list[str],
+    model: CLIP,
+    device: torch.device,
+    criterion: nn.Module,
+    optimizer: optim.Optimizer,
+) -> torch.Tensor:
     """One step on prepared images (B, 3, R, R) and B texts; returns the loss before it, a scalar tensor.
 
     The loss is the mean of the two cross-entropies (images over texts, texts over images) against the diagonal.
@@ -147,24 +182,37 @@ def train_batch(images: torch.Tensor, texts: list[str], model: CLIP, device: tor
 
 
 #: What `train_main` takes from `hyperparams`, and what it uses where a key is absent.
-HYPERPARAMS = {"batch_size": 16, "learning_rate": 1e-4, "momentum": 0.9, "epochs": 4, "criterion": None,
-               "column": "impression"}
+HYPERPARAMS = {
+    "batch_size": 16,
+    "learning_rate": 1e-4,
+    "momentum": 0.9,
+    "epochs": 4,
+    "criterion": None,
+    "column": "impression",
+}
 
 
-def train_main(cxr_filepath: str | os.PathLike, txt_filepath: str | os.PathLike, hyperparams: Mapping[str, Any],
-               output_path: str | os.PathLike, model_path: str | os.PathLike | None = None,
-               pretrained: bool = False) -> CLIP:
+def train_main(
+    cxr_filepath: str | os.PathLike,
+    txt_filepath: str | os.PathLike,
+    hyperparams: Mapping[str, Any],
+    output_path: str | os.PathLike,
+    model_path: str | os.PathLike | None = None,
+    pretrained: bool = False,
+) -> CLIP:
     """Train with SGD and write the state dict to `output_path`; returns the model.
 
     hyperparams: see `HYPERPARAMS`. (Upstream's function of this name stops with a NameError before its first step.)
     """
     unknown = set(hyperparams) - set(HYPERPARAMS)
     if unknown:
-        raise UserError(f"the hyperparameters {', '.join(sorted(unknown))} are not known; there are "
-                        f"{', '.join(HYPERPARAMS)}")
+        raise UserError(
+            f"the hyperparameters {', '.join(sorted(unknown))} are not known; there are {', '.join(HYPERPARAMS)}"
+        )
     settings = {**HYPERPARAMS, **hyperparams}
-    loader, device = load_data(cxr_filepath, txt_filepath, batch_size=settings["batch_size"],
-                               column=settings["column"], pretrained=pretrained)
+    loader, device = load_data(
+        cxr_filepath, txt_filepath, batch_size=settings["batch_size"], column=settings["column"], pretrained=pretrained
+    )
     model = load_clip(model_path=model_path, pretrained=pretrained).to(device)
     criterion = settings["criterion"] or nn.CrossEntropyLoss()
     optimizer = optim.SGD(model.parameters(), lr=settings["learning_rate"], momentum=settings["momentum"])

@@ -60,8 +60,9 @@ def load_clip(model_path: str | os.PathLike, pretrained: bool = False, context_l
     return model
 
 
-def zeroshot_classifier(classnames: Sequence[str], templates: Sequence[str], model: CLIP,
-                        context_length: int = CONTEXT_LENGTH) -> torch.Tensor:
+def zeroshot_classifier(
+    classnames: Sequence[str], templates: Sequence[str], model: CLIP, context_length: int = CONTEXT_LENGTH
+) -> torch.Tensor:
     """Weights of a zero-shot classifier: float32 (D, len(classnames)), columns of length 1, on the model's device.
 
     Each template's feature is normalised, then the templates' mean is normalised again.
@@ -71,8 +72,13 @@ def zeroshot_classifier(classnames: Sequence[str], templates: Sequence[str], mod
     return torch.from_numpy(weights.T.copy()).to(_device(model))
 
 
-def predict(loader: Iterable[Mapping[str, torch.Tensor]], model: CLIP, zeroshot_weights: torch.Tensor,
-            softmax_eval: bool = True, verbose: int = 0) -> np.ndarray:
+def predict(
+    loader: Iterable[Mapping[str, torch.Tensor]],
+    model: CLIP,
+    zeroshot_weights: torch.Tensor,
+    softmax_eval: bool = True,
+    verbose: int = 0,
+) -> np.ndarray:
     """Scores (N, L), float32: the cosines, or with `softmax_eval=False` their standing among the labels, in 0..1.
 
     loader: batches with prepared images (B, 3, R, R) under `img`. zeroshot_weights: (D, L). With
@@ -83,15 +89,22 @@ def predict(loader: Iterable[Mapping[str, torch.Tensor]], model: CLIP, zeroshot_
     return _scores(features, zeroshot_weights.float().cpu().numpy(), softmax_eval)
 
 
-def run_single_prediction(cxr_labels: Sequence[str], template: str, model: CLIP, loader: Iterable,
-                          softmax_eval: bool = True, context_length: int = CONTEXT_LENGTH) -> np.ndarray:
+def run_single_prediction(
+    cxr_labels: Sequence[str],
+    template: str,
+    model: CLIP,
+    loader: Iterable,
+    softmax_eval: bool = True,
+    context_length: int = CONTEXT_LENGTH,
+) -> np.ndarray:
     """`predict` with one template per label: (N, len(cxr_labels))."""
     weights = zeroshot_classifier(cxr_labels, [template], model, context_length)
     return predict(loader, model, weights, softmax_eval)
 
 
-def process_alt_labels(alt_labels_dict: Mapping[str, Sequence[str]] | None, cxr_labels: Sequence[str],
-                       ) -> tuple[list[str], dict[str, int]] | tuple[None, None]:
+def process_alt_labels(
+    alt_labels_dict: Mapping[str, Sequence[str]] | None, cxr_labels: Sequence[str]
+) -> tuple[list[str], dict[str, int]] | tuple[None, None]:
     """Labels with their alternative names, and which column of the truth each belongs to.
 
     `{"Edema": ["fluid"]}` gives `(["Edema", "fluid"], {"Edema": i, "fluid": i})` with i the place of Edema in
@@ -102,22 +115,35 @@ def process_alt_labels(alt_labels_dict: Mapping[str, Sequence[str]] | None, cxr_
     unknown = [label for label in alt_labels_dict if label not in cxr_labels]
     if unknown:
         raise UserError(f"alternative names are given for {', '.join(unknown)}, which are no labels; add them")
-    index = {name: list(cxr_labels).index(label)
-             for label, names in alt_labels_dict.items() for name in (label, *names)}
+    index = {
+        name: list(cxr_labels).index(label) for label, names in alt_labels_dict.items() for name in (label, *names)
+    }
     return list(index), index
 
 
-def run_softmax_eval(model: CLIP, loader: Iterable, eval_labels: Sequence[str], pair_template: tuple[str, str],
-                     context_length: int = CONTEXT_LENGTH) -> np.ndarray:
+def run_softmax_eval(
+    model: CLIP,
+    loader: Iterable,
+    eval_labels: Sequence[str],
+    pair_template: tuple[str, str],
+    context_length: int = CONTEXT_LENGTH,
+) -> np.ndarray:
     """Probabilities (N, len(eval_labels)) from a pair of prompts, e.g. `("{}", "no {}")`."""
     check_context(model, context_length)
     return _pair_scores(model, _image_features(model, loader), eval_labels, pair_template)
 
 
-def run_experiment(model: CLIP, cxr_labels: Sequence[str], cxr_templates: Sequence[str | tuple[str, str]],
-                   loader: Iterable, y_true: np.ndarray, alt_labels_dict: Mapping[str, Sequence[str]] | None = None,
-                   softmax_eval: bool = True, context_length: int = CONTEXT_LENGTH,
-                   use_bootstrap: bool = True) -> tuple[list[Result], np.ndarray]:
+def run_experiment(
+    model: CLIP,
+    cxr_labels: Sequence[str],
+    cxr_templates: Sequence[str | tuple[str, str]],
+    loader: Iterable,
+    y_true: np.ndarray,
+    alt_labels_dict: Mapping[str, Sequence[str]] | None = None,
+    softmax_eval: bool = True,
+    context_length: int = CONTEXT_LENGTH,
+    use_bootstrap: bool = True,
+) -> tuple[list[Result], np.ndarray]:
     """Evaluate each template: `(one result a template, the last template's predictions (N, L))`.
 
     cxr_templates: pairs, or with `softmax_eval=False` single templates. y_true: (N, len(cxr_labels)), 0 or 1. A
@@ -141,8 +167,9 @@ def run_experiment(model: CLIP, cxr_labels: Sequence[str], cxr_templates: Sequen
     return results, y_pred
 
 
-def make_true_labels(cxr_true_labels_path: str | os.PathLike, cxr_labels: Sequence[str],
-                     cutlabels: bool = True) -> np.ndarray:
+def make_true_labels(
+    cxr_true_labels_path: str | os.PathLike, cxr_labels: Sequence[str], cutlabels: bool = True
+) -> np.ndarray:
     """Read labels from a CSV: float64 (N, L), each 0 or 1.
 
     With `cutlabels` the columns `cxr_labels`, by name and in their order; without, every column but the first in the
@@ -153,18 +180,27 @@ def make_true_labels(cxr_true_labels_path: str | os.PathLike, cxr_labels: Sequen
     return read_labels(cxr_true_labels_path, list(cxr_labels))[1]
 
 
-def make(model_path: str | os.PathLike, cxr_filepath: str | os.PathLike, pretrained: bool = True,
-         context_length: int = CONTEXT_LENGTH, batch_size: int = 64) -> tuple[CLIP, DataLoader]:
+def make(
+    model_path: str | os.PathLike,
+    cxr_filepath: str | os.PathLike,
+    pretrained: bool = True,
+    context_length: int = CONTEXT_LENGTH,
+    batch_size: int = 64,
+) -> tuple[CLIP, DataLoader]:
     """The model, on the GPU where there is one, and a loader of images prepared for its resolution, in file order."""
     model = load_clip(model_path=model_path, pretrained=pretrained, context_length=context_length).to(best_device())
     dataset = CXRTestDataset(cxr_filepath, transform=image_transform(model.image_resolution))
     return model, DataLoader(dataset, batch_size=batch_size, shuffle=False)
 
 
-def ensemble_models(model_paths: Sequence[str | os.PathLike], cxr_filepath: str | os.PathLike,
-                    cxr_labels: Sequence[str], cxr_pair_template: tuple[str, str],
-                    cache_dir: str | os.PathLike | None = None,
-                    save_name: str | None = None) -> tuple[list[np.ndarray], np.ndarray]:
+def ensemble_models(
+    model_paths: Sequence[str | os.PathLike],
+    cxr_filepath: str | os.PathLike,
+    cxr_labels: Sequence[str],
+    cxr_pair_template: tuple[str, str],
+    cache_dir: str | os.PathLike | None = None,
+    save_name: str | None = None,
+) -> tuple[list[np.ndarray], np.ndarray]:
     """Probabilities of each model, in the order of the sorted paths, and their mean: `(list of (N, L), (N, L))`.
 
     With `cache_dir` each model's predictions are kept as `<save_name>_<file's stem>.npy` (`<stem>.npy` without a
@@ -178,8 +214,12 @@ def ensemble_models(model_paths: Sequence[str | os.PathLike], cxr_filepath: str 
             continue
         stem = Path(path).stem if save_name is None else f"{save_name}_{Path(path).stem}"
         cache = Path(cache_dir) / f"{safe_name(stem, 'name of the cached predictions')}.npy"
-        origin = {"model": _stamp(path), "images": _stamp(cxr_filepath), "labels": list(cxr_labels),
-                  "template": list(cxr_pair_template)}
+        origin = {
+            "model": _stamp(path),
+            "images": _stamp(cxr_filepath),
+            "labels": list(cxr_labels),
+            "template": list(cxr_pair_template),
+        }
         y_pred = _read_cache(cache, origin, (len(ImageRows(cxr_filepath)), len(cxr_labels)))
         if y_pred is None:
             y_pred = _predict_file(path, cxr_filepath, cxr_labels, cxr_pair_template)
@@ -190,32 +230,63 @@ def ensemble_models(model_paths: Sequence[str | os.PathLike], cxr_filepath: str 
     return predictions, np.mean(predictions, axis=0)
 
 
-def run_zero_shot(cxr_labels: Sequence[str], cxr_templates: Sequence[str | tuple[str, str]],
-                  model_path: str | os.PathLike, cxr_filepath: str | os.PathLike,
-                  final_label_path: str | os.PathLike, alt_labels_dict: Mapping[str, Sequence[str]] | None = None,
-                  softmax_eval: bool = True, context_length: int = CONTEXT_LENGTH, pretrained: bool = False,
-                  use_bootstrap: bool = True, cutlabels: bool = True) -> tuple[list[Result], np.ndarray]:
+def run_zero_shot(
+    cxr_labels: Sequence[str],
+    cxr_templates: Sequence[str | tuple[str, str]],
+    model_path: str | os.PathLike,
+    cxr_filepath: str | os.PathLike,
+    final_label_path: str | os.PathLike,
+    alt_labels_dict: Mapping[str, Sequence[str]] | None = None,
+    softmax_eval: bool = True,
+    context_length: int = CONTEXT_LENGTH,
+    pretrained: bool = False,
+    use_bootstrap: bool = True,
+    cutlabels: bool = True,
+) -> tuple[list[Result], np.ndarray]:
     """Load a model, predict `cxr_filepath` and score against the CSV `final_label_path`; see `run_experiment`."""
     y_true = make_true_labels(final_label_path, cxr_labels, cutlabels)
     check_rows(cxr_filepath, final_label_path, read_table(final_label_path))
     check_images(Path(cxr_filepath))
-    model, loader = make(model_path=model_path, cxr_filepath=cxr_filepath, pretrained=pretrained,
-                         context_length=context_length)
-    return run_experiment(model, cxr_labels, cxr_templates, loader, y_true, alt_labels_dict=alt_labels_dict,
-                          softmax_eval=softmax_eval, context_length=context_length, use_bootstrap=use_bootstrap)
+    model, loader = make(
+        model_path=model_path, cxr_filepath=cxr_filepath, pretrained=pretrained, context_length=context_length
+    )
+    return run_experiment(
+        model,
+        cxr_labels,
+        cxr_templates,
+        loader,
+        y_true,
+        alt_labels_dict=alt_labels_dict,
+        softmax_eval=softmax_eval,
+        context_length=context_length,
+        use_bootstrap=use_bootstrap,
+    )
 
 
-def run_cxr_zero_shot(model_path: str | os.PathLike, context_length: int = CONTEXT_LENGTH, pretrained: bool = False,
-                      cxr_filepath: str | os.PathLike = "data/test.h5",
-                      final_label_path: str | os.PathLike = "data/test_labels.csv",
-                      cxr_labels: Sequence[str] = LABELS) -> tuple[Sequence[str], list[Result]]:
+def run_cxr_zero_shot(
+    model_path: str | os.PathLike,
+    context_length: int = CONTEXT_LENGTH,
+    pretrained: bool = False,
+    cxr_filepath: str | os.PathLike = "data/test.h5",
+    final_label_path: str | os.PathLike = "data/test_labels.csv",
+    cxr_labels: Sequence[str] = LABELS,
+) -> tuple[Sequence[str], list[Result]]:
     """The 14 labels with `("{}", "no {}")`, without bootstrap: `(labels, [evaluate's frame])`.
 
     The two files, fixed in upstream, default to what `data_prep` writes.
     """
-    results, _ = run_zero_shot(cxr_labels, [PAIR_TEMPLATE], model_path, cxr_filepath=cxr_filepath,
-                               final_label_path=final_label_path, softmax_eval=True, context_length=context_length,
-                               pretrained=pretrained, use_bootstrap=False, cutlabels=True)
+    results, _ = run_zero_shot(
+        cxr_labels,
+        [PAIR_TEMPLATE],
+        model_path,
+        cxr_filepath=cxr_filepath,
+        final_label_path=final_label_path,
+        softmax_eval=True,
+        context_length=context_length,
+        pretrained=pretrained,
+        use_bootstrap=False,
+        cutlabels=True,
+    )
     return cxr_labels, results
 
 
@@ -227,8 +298,10 @@ def _device(model: CLIP) -> torch.device:
 def _image_features(model: CLIP, loader: Iterable[Mapping[str, torch.Tensor]], progress: bool = False) -> np.ndarray:
     was_training = model.training
     model.eval()
-    features = [functional.normalize(model.encode_image(batch["img"].to(_device(model))).float(), dim=-1).cpu()
-                for batch in tqdm(loader, unit="batch", disable=not progress)]
+    features = [
+        functional.normalize(model.encode_image(batch["img"].to(_device(model))).float(), dim=-1).cpu()
+        for batch in tqdm(loader, unit="batch", disable=not progress)
+    ]
     model.train(was_training)
     if not features:
         raise UserError("the loader gave no images; name a file that has some")
@@ -241,8 +314,10 @@ def _scores(features: np.ndarray, weights: np.ndarray, softmax_eval: bool) -> np
         return cosines
     deviation = cosines.std(axis=1, keepdims=True)
     if not deviation.all():
-        raise UserError("the cosines of an image are equal for all labels, so they cannot be standardised; give at "
-                        "least two different labels")
+        raise UserError(
+            "the cosines of an image are equal for all labels, so they cannot be standardised; give at "
+            "least two different labels"
+        )
     return sigmoid((cosines - cosines.mean(axis=1, keepdims=True)) / deviation)
 
 
@@ -261,8 +336,9 @@ def _check_templates(templates: Sequence[str | tuple[str, str]], softmax_eval: b
             raise UserError(f"with softmax_eval={softmax_eval} a template is {wanted}, not {template!r}; change one")
 
 
-def _predict_file(model_path: str, cxr_filepath: str | os.PathLike, labels: Sequence[str],
-                  template: tuple[str, str]) -> np.ndarray:
+def _predict_file(
+    model_path: str, cxr_filepath: str | os.PathLike, labels: Sequence[str], template: tuple[str, str]
+) -> np.ndarray:
     log.info("predicting %s with %s", cxr_filepath, model_path)
     model, loader = make(model_path, cxr_filepath)
     return run_softmax_eval(model, loader, labels, template)

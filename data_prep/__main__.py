@@ -35,8 +35,9 @@ def main(argv: list[str] | None = None) -> int | None:
         return _overview().parse_args(argv).step
     module_name, purpose = STEPS[name]
     module = importlib.import_module(module_name)
-    parser = argparse.ArgumentParser(prog=f"{_program()} {name}", description=purpose, epilog=EXIT_CODES,
-                                     formatter_class=_Help)
+    parser = argparse.ArgumentParser(
+        prog=f"{_program()} {name}", description=purpose, epilog=EXIT_CODES, formatter_class=_Help
+    )
     module.add_arguments(parser)
     return module.run(parser.parse_args(argv[1:]))
 
@@ -49,8 +50,9 @@ def _program() -> str:
 
 def _overview() -> argparse.ArgumentParser:
     """All steps with their flags: for the list of steps, for a step that is misspelt, and for shell completion."""
-    parser = argparse.ArgumentParser(prog=_program(), description="Prepare the data. `<step> --help` shows a step's "
-                                                                  "flags.", epilog=EXIT_CODES)
+    parser = argparse.ArgumentParser(
+        prog=_program(), description="Prepare the data. `<step> --help` shows a step's flags.", epilog=EXIT_CODES
+    )
     shtab.add_argument_to(parser, "--print-completion", help="print a completion script for a shell, and leave")
     steps = parser.add_subparsers(title="steps", dest="step", metavar="step", required=True)
     for name, (module_name, purpose) in STEPS.items():

@@ -38,8 +38,13 @@ class Block:
     @classmethod
     def empty(cls, n: int) -> "Block":
         hashes = np.zeros((n, 32), np.uint8)
-        return cls(np.zeros((n, RESOLUTION, RESOLUTION), np.uint8), np.zeros(n, np.uint8), hashes, hashes.copy(),
-                   np.full(n, "not prepared", f"<U{REASON_LENGTH}"))
+        return cls(
+            np.zeros((n, RESOLUTION, RESOLUTION), np.uint8),
+            np.zeros(n, np.uint8),
+            hashes,
+            hashes.copy(),
+            np.full(n, "not prepared", f"<U{REASON_LENGTH}"),
+        )
 
 
 def count(rows: int) -> int:
@@ -93,8 +98,12 @@ def read_block(path: Path, n: int, images: bool = True) -> Block | None:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            block = Block(**{name: archive[name] if images or name != "images" else np.empty((0, 0, 0), np.uint8)
-                             for name in Block.__dataclass_fields__})
+            block = Block(
+                **{
+                    name: archive[name] if images or name != "images" else np.empty((0, 0, 0), np.uint8)
+                    for name in Block.__dataclass_fields__
+                }
+            )
     except DAMAGED:
         return None
     return block if len(block.errors) == n else None
@@ -115,8 +124,10 @@ def read_all(folder: Path, rows: int, images: bool = True) -> Iterator[Block]:
     for index in range(count(rows)):
         block = read_block(block_path(folder, index), length(index, rows), images)
         if block is None:
-            raise UserError(f"{block_path(folder, index)} is missing or damaged; run `python -m data_prep build` "
-                            f"with the same flags again, it prepares only what is missing")
+            raise UserError(
+                f"{block_path(folder, index)} is missing or damaged; run `python -m data_prep build` "
+                f"with the same flags again, it prepares only what is missing"
+            )
         yield block
 
 

@@ -25,36 +25,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         release.add_arguments(where)
     files = parser.add_argument_group("what is written, and by which roles")
     files.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where the sets go")
-    files.add_argument("--splits", type=Path, metavar="DIR",
-                       help="where the manifests go (default: `splits` beside --out)")
-    files.add_argument("--roles", type=Path, default=ROLES_FILE, metavar="FILE",
-                       help="which release's split plays which role")
+    files.add_argument(
+        "--splits", type=Path, metavar="DIR", help="where the manifests go (default: `splits` beside --out)"
+    )
+    files.add_argument(
+        "--roles", type=Path, default=ROLES_FILE, metavar="FILE", help="which release's split plays which role"
+    )
     choices = parser.add_argument_group("what is taken")
     choices.add_argument("--views", choices=VIEWS, default="all", help="training images by view")
     choices.add_argument("--valid_views", choices=EVALUATION_VIEWS, default="all", help="validation images by view")
-    choices.add_argument("--test_views", choices=EVALUATION_VIEWS, default="first_frontal", help="test images by "
-                                                                                                 "view")
+    choices.add_argument("--test_views", choices=EVALUATION_VIEWS, default="first_frontal", help="test images by view")
     choices.add_argument("--section", choices=SECTIONS, default="impression", help="the part of the report")
-    choices.add_argument("--empty_report", choices=EMPTY_REPORTS, default="space",
-                         help="an image without that part: train it with a space as upstream does, leave it out, or "
-                              "take the findings (then a space)")
-    choices.add_argument("--depth16", choices=DEPTH16, default="stretch",
-                         help="16-bit images: scale each image's own range to 0..255, or drop the low byte as "
-                              "upstream does")
-    choices.add_argument("--max_failures", type=share, default=0.001, metavar="SHARE",
-                         help="share of the training images that may be unreadable; evaluation sets tolerate none")
+    choices.add_argument(
+        "--empty_report",
+        choices=EMPTY_REPORTS,
+        default="space",
+        help="an image without that part: train it with a space as upstream does, leave it out, or "
+        "take the findings (then a space)",
+    )
+    choices.add_argument(
+        "--depth16",
+        choices=DEPTH16,
+        default="stretch",
+        help="16-bit images: scale each image's own range to 0..255, or drop the low byte as upstream does",
+    )
+    choices.add_argument(
+        "--max_failures",
+        type=share,
+        default=0.001,
+        metavar="SHARE",
+        help="share of the training images that may be unreadable; evaluation sets tolerate none",
+    )
     audit = parser.add_argument_group("the overlap audit")
-    audit.add_argument("--on_overlap", choices=("drop", "stop", "keep"), default="drop",
-                       help="training images that match an evaluation image or patient")
-    audit.add_argument("--audit_copies", type=positive, default=450, metavar="N",
-                       help="disguised copies that it plants to measure what it finds")
-    audit.add_argument("--audit_unrelated", type=positive, default=1000, metavar="N",
-                       help="unrelated pairs of images that it compares to measure its false alarms")
+    audit.add_argument(
+        "--on_overlap",
+        choices=("drop", "stop", "keep"),
+        default="drop",
+        help="training images that match an evaluation image or patient",
+    )
+    audit.add_argument(
+        "--audit_copies",
+        type=positive,
+        default=450,
+        metavar="N",
+        help="disguised copies that it plants to measure what it finds",
+    )
+    audit.add_argument(
+        "--audit_unrelated",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="unrelated pairs of images that it compares to measure its false alarms",
+    )
     how = parser.add_argument_group("how it runs")
-    how.add_argument("--workers", type=positive, default=cpu_count(), metavar="N",
-                     help="processes that prepare images")
-    how.add_argument("--shard", type=shard, metavar="I/N",
-                     help="prepare one of N parts; `python -m data_prep finish` joins them")
+    how.add_argument("--workers", type=positive, default=cpu_count(), metavar="N", help="processes that prepare images")
+    how.add_argument(
+        "--shard", type=shard, metavar="I/N", help="prepare one of N parts; `python -m data_prep finish` joins them"
+    )
     how.add_argument("--overwrite", action="store_true", help="discard what an earlier build left in --out")
 
 
@@ -90,8 +117,7 @@ def _protect(work: Work) -> None:
 
 def _overwrite(work: Work, label: str | None) -> None:
     if label:
-        raise UserError("--overwrite and --shard do not go together; remove the output folder before the array "
-                        "starts")
+        raise UserError("--overwrite and --shard do not go together; remove the output folder before the array starts")
     for name in OUTPUTS:
         (work.out / name).unlink(missing_ok=True)
     remove_remains(work.out, OUTPUTS)

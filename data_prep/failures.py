@@ -32,9 +32,11 @@ class Tally:
         limit = f"more than --max_failures {share:g} allows"
         if role != "train":
             limit = "and an evaluation set may lack none"
-        raise UserError(f"{self.failures[role]} of {self.plan.rows[role]} {role} images cannot be used, {limit}: "
-                        f"{row.path} of {row.source} ({reason}); all are listed in {self.work.out / 'left_out.csv'}; "
-                        f"correct them, or name the right folder with its flag, and run the same command again")
+        raise UserError(
+            f"{self.failures[role]} of {self.plan.rows[role]} {role} images cannot be used, {limit}: "
+            f"{row.path} of {row.source} ({reason}); all are listed in {self.work.out / 'left_out.csv'}; "
+            f"correct them, or name the right folder with its flag, and run the same command again"
+        )
 
 
 def row_blocks(work: Work, plan: Plan, role: str) -> Iterator[tuple[int, list[Row]]]:
@@ -56,15 +58,18 @@ def list_failures(work: Work, plan: Plan, roles: Sequence[str] = ROLES) -> Itera
 
 def write_left_out(work: Work, plan: Plan, dropped: dict[str, str] | None = None) -> None:
     """Write `left_out.csv`: what the plan left out, what cannot be used, and what the audit drops (id: reason)."""
-    with atomic_path(work.out / "left_out.csv") as temporary, \
-            open(temporary, "w", newline="", encoding="utf-8") as handle:
+    with (
+        atomic_path(work.out / "left_out.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as handle,
+    ):
         writer = csv.DictWriter(handle, LEFT_OUT_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(read_left_out(work))
         writer.writerows(left_out(row, reason) for row, reason in list_failures(work, plan))
         if dropped:
-            writer.writerows(left_out(row, dropped[row.id]) for row in read_rows(work.rows_path("train"))
-                             if row.id in dropped)
+            writer.writerows(
+                left_out(row, dropped[row.id]) for row in read_rows(work.rows_path("train")) if row.id in dropped
+            )
 
 
 def left_out(row: Row, reason: str) -> dict[str, str]:

@@ -22,15 +22,27 @@ log = logging.getLogger(__name__)
 SETS = [name for names in FILES.values() for name in names]
 OVERLAP_REPORT = [f"overlap_report.{ending}" for ending in ("json", "md", "html")]
 OUTPUTS = ["build.json", *SETS, "left_out.csv", *OVERLAP_REPORT]
-AUDIT_COLUMNS = ("id", "source", "split", "patient_id", "patient_id_column", "study_id", "view", "report",
-                 "file_sha256", "pixel_sha256")
+AUDIT_COLUMNS = (
+    "id",
+    "source",
+    "split",
+    "patient_id",
+    "patient_id_column",
+    "study_id",
+    "view",
+    "report",
+    "file_sha256",
+    "pixel_sha256",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("data"), metavar="DIR",
-                        help="the folder that `build --shard` was given")
-    parser.add_argument("--workers", type=positive, default=cpu_count(), metavar="N",
-                        help="processes of the overlap audit")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data"), metavar="DIR", help="the folder that `build --shard` was given"
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=cpu_count(), metavar="N", help="processes of the overlap audit"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,8 +57,9 @@ def run(args: argparse.Namespace) -> None:
             finish(work, plan, args.workers)
         else:
             work.discard()
-            raise UserError(f"{args.out} holds no build to finish; run `python -m data_prep build --out {args.out}` "
-                            f"first")
+            raise UserError(
+                f"{args.out} holds no build to finish; run `python -m data_prep build --out {args.out}` first"
+            )
 
 
 def finish(work: Work, plan: Plan, workers: int) -> None:
@@ -82,18 +95,27 @@ def _check_blocks(work: Work, plan: Plan) -> None:
             tally.add(role, sum(map(bool, errors or ())))
     if missing:
         total = sum(blocks.count(rows) for rows in plan.rows.values())
-        raise UserError(f"{missing} of {total} blocks of images in {work.folder} are not prepared yet; run the "
-                        f"shards that are missing, or `python -m data_prep build` with the same flags and without "
-                        f"--shard, which prepares what is missing")
+        raise UserError(
+            f"{missing} of {total} blocks of images in {work.folder} are not prepared yet; run the "
+            f"shards that are missing, or `python -m data_prep build` with the same flags and without "
+            f"--shard, which prepares what is missing"
+        )
 
 
 def _audit(work: Work, plan: Plan, workers: int) -> Audit:
     from data_prep.overlap.audit import AuditOptions, run_audit  # heavy; a shard does without it
 
-    roles = {role: Role(blocks.GoodImages(work.blocks(role), plan.rows[role]), _audit_rows(work, plan, role))
-             for role in ROLES}
-    options = AuditOptions(on_overlap=plan.finishing["on_overlap"], workers=workers, drawn=plan.drawn,
-                           copies=plan.finishing["audit_copies"], unrelated=plan.finishing["audit_unrelated"])
+    roles = {
+        role: Role(blocks.GoodImages(work.blocks(role), plan.rows[role]), _audit_rows(work, plan, role))
+        for role in ROLES
+    }
+    options = AuditOptions(
+        on_overlap=plan.finishing["on_overlap"],
+        workers=workers,
+        drawn=plan.drawn,
+        copies=plan.finishing["audit_copies"],
+        unrelated=plan.finishing["audit_unrelated"],
+    )
     return run_audit(roles, work.out, options)
 
 

@@ -10,15 +10,22 @@ from chexzero.data_process import get_cxr_path_csv, get_cxr_paths_list, img_to_h
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--csv_out_path", default="data/cxr_paths.csv", metavar="FILE",
-                        help="CSV of the images' paths, written")
-    parser.add_argument("--cxr_out_path", default="data/cxr.h5", metavar="FILE",
-                        help="HDF5 of the prepared images, written")
-    parser.add_argument("--mimic_impressions_path", default="data/mimic_impressions.csv", metavar="FILE",
-                        help="CSV of the impressions, written")
+    parser.add_argument(
+        "--csv_out_path", default="data/cxr_paths.csv", metavar="FILE", help="CSV of the images' paths, written"
+    )
+    parser.add_argument(
+        "--cxr_out_path", default="data/cxr.h5", metavar="FILE", help="HDF5 of the prepared images, written"
+    )
+    parser.add_argument(
+        "--mimic_impressions_path",
+        default="data/mimic_impressions.csv",
+        metavar="FILE",
+        help="CSV of the impressions, written",
+    )
     parser.add_argument("--chest_x_ray_path", required=True, metavar="DIR", help="`files` folder of MIMIC-CXR-JPG")
-    parser.add_argument("--radiology_reports_path", required=True, metavar="DIR",
-                        help="`files` folder of MIMIC-CXR's reports")
+    parser.add_argument(
+        "--radiology_reports_path", required=True, metavar="DIR", help="`files` folder of MIMIC-CXR's reports"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

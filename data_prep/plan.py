@@ -41,8 +41,10 @@ class Releases:
     """The releases that the roles need, found on disk."""
 
     def __init__(self, args: argparse.Namespace, roles: dict[str, dict[str, list[str]]]):
-        splits = {release: sorted({split for role in roles.values() for split in role.get(release, ())})
-                  for release in ("chexpert_plus", "chexpert", "rexgradient")}
+        splits = {
+            release: sorted({split for role in roles.values() for split in role.get(release, ())})
+            for release in ("chexpert_plus", "chexpert", "rexgradient")
+        }
         labelled = {split for role in ("valid", "test") for names in roles[role].values() for split in names}
         self.plus = ChexpertPlus.locate(args) if splits["chexpert_plus"] else None
         self.plus_has_test = bool(self.plus and self.plus.has("test"))
@@ -87,8 +89,13 @@ def describe(args: argparse.Namespace) -> tuple[Releases, Plan]:
     """Find the releases, and say what a build with these flags is, before its rows are read."""
     roles = read_roles(args.roles)
     releases = Releases(args, roles)
-    return releases, Plan(identity=_identity(args, roles, releases), finishing=_finishing(args), rows={}, counts={},
-                          drawn=releases.drawn())
+    return releases, Plan(
+        identity=_identity(args, roles, releases),
+        finishing=_finishing(args),
+        rows={},
+        counts={},
+        drawn=releases.drawn(),
+    )
 
 
 def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Work) -> Plan:
@@ -98,23 +105,30 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
     """
     if (old := work.read_plan()) is not None:
         if old.fingerprint != plan.fingerprint:
-            raise UserError(f"{work.folder} holds the unfinished work of a build with other settings "
-                            f"({difference(old.identity, plan.identity)}); {REDO}")
+            raise UserError(
+                f"{work.folder} holds the unfinished work of a build with other settings "
+                f"({difference(old.identity, plan.identity)}); {REDO}"
+            )
         old.finishing = plan.finishing
         work.write_plan(old)
         return old
     log.info("reading the tables and looking for the images")
     work.forget_blocks()
-    with atomic_path(work.left_out_path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle, \
-            ThreadPoolExecutor(THREADS) as threads:
+    with (
+        atomic_path(work.left_out_path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as handle,
+        ThreadPoolExecutor(THREADS) as threads,
+    ):
         listed = csv.DictWriter(handle, LEFT_OUT_COLUMNS, lineterminator="\n")
         listed.writeheader()
         planner = Planner(args, releases, listed, threads)
         for role, names in plan.identity["roles"].items():
             plan.rows[role] = write_rows(work.rows_path(role), planner.role_rows(role, names))
             if plan.rows[role] == 0:
-                raise UserError(f"the role {role} has no images: none of its rows in {releases.tables_named()} can "
-                                f"be used; name the right tables, or other roles with --roles")
+                raise UserError(
+                    f"the role {role} has no images: none of its rows in {releases.tables_named()} can "
+                    f"be used; name the right tables, or other roles with --roles"
+                )
             if role == "train":
                 planner.require_rows(names)
     plan.counts = {"in_tables": dict(planner.in_tables), "empty_reports": dict(planner.empty_reports)}
@@ -134,8 +148,9 @@ def _finishing(args: argparse.Namespace) -> dict:
 class Planner:
     """Goes through the rows of the roles and lists what is left out before any image is read."""
 
-    def __init__(self, args: argparse.Namespace, releases: Releases, listed: csv.DictWriter,
-                 threads: ThreadPoolExecutor):
+    def __init__(
+        self, args: argparse.Namespace, releases: Releases, listed: csv.DictWriter, threads: ThreadPoolExecutor
+    ):
         self.args, self.releases, self.listed, self.threads = args, releases, listed, threads
         self.in_tables: Counter[str] = Counter()
         self.empty_reports: Counter[str] = Counter()
@@ -146,7 +161,9 @@ class Planner:
         """The rows of a role, found on disk."""
         chosen = chain.from_iterable(
             self._training_rows(release, split) if role == "train" else self._evaluation_rows(role, release, split)
-            for release, splits in names.items() for split in splits)
+            for release, splits in names.items()
+            for split in splits
+        )
         while piece := list(islice(chosen, PIECE)):
             for source in dict.fromkeys(row.source for row in piece):
                 find_images([row for row in piece if row.source == source], self.releases.roots(source), self.threads)
@@ -196,8 +213,9 @@ class Planner:
             key = row.id.removeprefix(f"{row.source}/")
             found = key if key in labels else key.rsplit("/", 1)[0]
             if found not in labels:
-                raise UserError(f"{row.id} is in the {role} set but {table} has no labels for it; name the table "
-                                f"that has")
+                raise UserError(
+                    f"{row.id} is in the {role} set but {table} has no labels for it; name the table that has"
+                )
             row.labels = labels[found]
             row.report = choose_report(row, self.args.section)  # for the overlap audit; never trained with
             if not self._is_new(row):
@@ -205,8 +223,10 @@ class Planner:
         named = {row.id.removeprefix(f"{row.source}/") for row in rows}
         named |= {key.rsplit("/", 1)[0] for key in named}
         if unused := [key for key in labels if key not in named]:
-            raise UserError(f"{table} labels {unused[0]} ({len(unused)} such), but the {role} set has no such image; "
-                            f"complete the tables or name the right ones")
+            raise UserError(
+                f"{table} labels {unused[0]} ({len(unused)} such), but the {role} set has no such image; "
+                f"complete the tables or name the right ones"
+            )
         return self._choose_views(rows, role, getattr(self.args, f"{role}_views"))
 
     def _choose_views(self, rows: list[Row], role: str, choice: str) -> list[Row]:
@@ -218,8 +238,9 @@ class Planner:
                 first.setdefault(row.study_id, row)
         for row in rows:
             if row.study_id not in first:
-                raise UserError(f"{row.study_id} of the {role} set has no frontal view; add it, or use "
-                                f"--{role}_views all")
+                raise UserError(
+                    f"{row.study_id} of the {role} set has no frontal view; add it, or use --{role}_views all"
+                )
             if first[row.study_id] is not row:
                 self._leave_out(row, "not the study's first frontal view")
         return [row for row in rows if first[row.study_id] is row]
@@ -251,7 +272,9 @@ def _identity(args: argparse.Namespace, roles: dict, releases: Releases) -> dict
         "roles": roles,
         "settings": {name: getattr(args, name) for name in names},
         "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in releases.inputs().items()},
-        "images": {source: [str(root) for root in releases.roots(source)]
-                   for source in ("chexpert_plus", "chexpert", "rexgradient")},
+        "images": {
+            source: [str(root) for root in releases.roots(source)]
+            for source in ("chexpert_plus", "chexpert", "rexgradient")
+        },
         "libraries": {library.__name__: library.__version__ for library in (cv2, PIL, np, h5py)},
     }

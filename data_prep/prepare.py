@@ -34,8 +34,10 @@ def prepare(work: Work, plan: Plan, workers: int, shard: tuple[int, int] = (0, 1
     part, parts = shard[0] % shard[1], shard[1]
     mine = {role: range(part, blocks.count(plan.rows[role]), parts) for role in ROLES}
     pending = {role: {index for index in mine[role] if not _is_whole(work, plan, role, index)} for role in ROLES}
-    total, left = (sum(blocks.length(index, plan.rows[role]) for role in ROLES for index in indices[role])
-                   for indices in (mine, pending))
+    total, left = (
+        sum(blocks.length(index, plan.rows[role]) for role in ROLES for index in indices[role])
+        for indices in (mine, pending)
+    )
     for role in ROLES:
         work.blocks(role).mkdir(exist_ok=True)
     require_space(work.folder, left * IMAGE_BYTES, "preparing the images")
@@ -50,8 +52,16 @@ def prepare(work: Work, plan: Plan, workers: int, shard: tuple[int, int] = (0, 1
 def progress(total: int, what: str, finished: int = 0) -> tqdm:
     """A bar with images per second and time left; in a log file, a line every half minute."""
     watched = sys.stderr.isatty()
-    return tqdm(total=total, initial=finished, unit="image", desc=what, smoothing=0.05, dynamic_ncols=True,
-                mininterval=0.5 if watched else 30, file=sys.stderr if watched else _LogLines())
+    return tqdm(
+        total=total,
+        initial=finished,
+        unit="image",
+        desc=what,
+        smoothing=0.05,
+        dynamic_ncols=True,
+        mininterval=0.5 if watched else 30,
+        file=sys.stderr if watched else _LogLines(),
+    )
 
 
 class _LogLines:
@@ -97,8 +107,10 @@ def run_tasks(tasks: Iterable[tuple[str, blocks.Task]], workers: int) -> Iterato
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield *running.pop(future), future.result()
         except BrokenProcessPool as error:
-            raise UserError("a worker process was killed, perhaps for want of memory; run the same command again "
-                            "(what is prepared is kept), with fewer --workers if it happens again") from error
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory; run the same command again "
+                "(what is prepared is kept), with fewer --workers if it happens again"
+            ) from error
         finally:
             for future in running:
                 future.cancel()

@@ -71,8 +71,10 @@ def build_record(plan: Plan, counts: Counts, out: Path, rows: dict[str, int], au
         "libraries": identity["libraries"],
         "counts": counts.by_role(),
         "left_out": dict(sum(counts.left_out.values(), Counter()).most_common()),
-        "files": {name: {"sha256": sha256_of(out / name), "bytes": (out / name).stat().st_size, "rows": n}
-                  for name, n in rows.items()},
+        "files": {
+            name: {"sha256": sha256_of(out / name), "bytes": (out / name).stat().st_size, "rows": n}
+            for name, n in rows.items()
+        },
         "manifests": {name: sha256_of(Path(plan.finishing["splits"]) / name) for name in MANIFESTS.values()},
         "overlap": audit.summary,
     }
@@ -118,15 +120,25 @@ def summary(record: dict[str, Any], out: Path, splits: str) -> str:
     lines = [f"{'role':6}{'release/split':22}" + "".join(f"{name:>11}" for name in columns)]
     for role, parts in record["counts"].items():
         for part, n in parts.items():
-            values = (n["in_tables"], sum(n["left_out"].values()), n["images"], n["studies"], n["patients"],
-                      n["sixteen_bit"])
+            values = (
+                n["in_tables"],
+                sum(n["left_out"].values()),
+                n["images"],
+                n["studies"],
+                n["patients"],
+                n["sixteen_bit"],
+            )
             lines.append(f"{role:6}{part:22}" + "".join(f"{value:>11,}" for value in values))
     lines += [f"left out: {n:,} × {reason}" for reason, n in record["left_out"].items()]
     empty = sum(n["empty_reports"] for n in record["counts"]["train"].values())
     if empty and record["settings"]["empty_report"] != "drop":
-        lines.append(f"{empty:,} training images have no {record['settings']['section']} text; they train with a "
-                     f"space")
+        lines.append(f"{empty:,} training images have no {record['settings']['section']} text; they train with a space")
     if record["drawn"]:
         lines.append("The releases are drawn by `data_prep demo`: no number from them is a clinical result.")
-    return "\n".join([*lines, f"written to {out}: {', '.join(record['files'])}, build.json",
-                      f"written to {splits}: {', '.join(record['manifests'])}"])
+    return "\n".join(
+        [
+            *lines,
+            f"written to {out}: {', '.join(record['files'])}, build.json",
+            f"written to {splits}: {', '.join(record['manifests'])}",
+        ]
+    )

@@ -41,8 +41,10 @@ def read_roles(path: str | Path = ROLES_FILE) -> dict[str, dict[str, list[str]]]
             for split in splits:
                 images = ("rexgradient" if release == "rexgradient" else "chexpert", split)
                 if images in played:
-                    raise UserError(f"{path}: the {split} images of {release} are named for {played[images]} and for "
-                                    f"{role}; name them once (CheXpert and CheXpert-Plus have the same images)")
+                    raise UserError(
+                        f"{path}: the {split} images of {release} are named for {played[images]} and for "
+                        f"{role}; name them once (CheXpert and CheXpert-Plus have the same images)"
+                    )
                 played[images] = role
         if not roles[role]:
             raise UserError(f"{path}: {role} names no release")

@@ -23,11 +23,28 @@ from data_prep.roles import ROLES
 from data_prep.work import Plan, Work
 
 #: role -> its image file and the table beside it
-FILES = {"train": ("cxr.h5", "impressions.csv"), "valid": ("valid.h5", "valid_labels.csv"),
-         "test": ("test.h5", "test_labels.csv")}
+FILES = {
+    "train": ("cxr.h5", "impressions.csv"),
+    "valid": ("valid.h5", "valid_labels.csv"),
+    "test": ("test.h5", "test_labels.csv"),
+}
 MANIFESTS = {role: f"{role}.csv" for role in ROLES}
-MANIFEST_COLUMNS = ["id", "source", "split", "patient_id", "patient_id_column", "study_id", "view", "ap_pa", "sex",
-                    "age", "race", "bits", "file_sha256", "pixel_sha256"]
+MANIFEST_COLUMNS = [
+    "id",
+    "source",
+    "split",
+    "patient_id",
+    "patient_id_column",
+    "study_id",
+    "view",
+    "ap_pa",
+    "sex",
+    "age",
+    "race",
+    "bits",
+    "file_sha256",
+    "pixel_sha256",
+]
 
 
 @dataclass
@@ -40,32 +57,45 @@ class GoodBlock:
     hashes: list[dict[str, str]]
 
 
-def good_blocks(work: Work, plan: Plan, role: str, dropped: dict[str, str] | None = None,
-                images: bool = False) -> Iterator[GoodBlock]:
+def good_blocks(
+    work: Work, plan: Plan, role: str, dropped: dict[str, str] | None = None, images: bool = False
+) -> Iterator[GoodBlock]:
     """The good rows of a role without the `dropped` ids, one block in memory at a time; with the images if asked."""
     finished = blocks.read_all(work.blocks(role), plan.rows[role], images)
     for (_, rows), block in zip(row_blocks(work, plan, role), finished, strict=True):
         kept = [i for i, row in enumerate(rows) if not block.errors[i] and row.id not in (dropped or ())]
-        yield GoodBlock([rows[i] for i in kept], block.images[kept] if images else block.images,
-                        [{"bits": str(block.bits[i]), "file_sha256": block.file_sha256[i].tobytes().hex(),
-                          "pixel_sha256": block.pixel_sha256[i].tobytes().hex()} for i in kept])
+        yield GoodBlock(
+            [rows[i] for i in kept],
+            block.images[kept] if images else block.images,
+            [
+                {
+                    "bits": str(block.bits[i]),
+                    "file_sha256": block.file_sha256[i].tobytes().hex(),
+                    "pixel_sha256": block.pixel_sha256[i].tobytes().hex(),
+                }
+                for i in kept
+            ],
+        )
 
 
-def write_role(work: Work, plan: Plan, role: str, dropped: dict[str, str],
-               count: Callable[[str, Row, dict[str, str]], None]) -> dict[str, int]:
+def write_role(
+    work: Work, plan: Plan, role: str, dropped: dict[str, str], count: Callable[[str, Row, dict[str, str]], None]
+) -> dict[str, int]:
     """Write the files of a role, each whole or not there; `count` is told of every row. Returns file name -> rows."""
     image_name, table_name = FILES[role]
     ids = [row.id.encode() for block in good_blocks(work, plan, role, dropped) for row in block.rows]
     if not ids:
         raise UserError(f"nothing is left of the role {role}; look into the tables and {work.out / 'left_out.csv'}")
     columns, line = TABLES[role]
-    with new_table(work.out / table_name, columns) as write_line, \
-            new_table(Path(plan.finishing["splits"]) / MANIFESTS[role], MANIFEST_COLUMNS) as write_manifest, \
-            new_images(work.out / image_name, ids, made_by(plan)) as images, \
-            progress(len(ids), f"writing {image_name}") as bar:
+    with (
+        new_table(work.out / table_name, columns) as write_line,
+        new_table(Path(plan.finishing["splits"]) / MANIFESTS[role], MANIFEST_COLUMNS) as write_manifest,
+        new_images(work.out / image_name, ids, made_by(plan)) as images,
+        progress(len(ids), f"writing {image_name}") as bar,
+    ):
         at = 0
         for block in good_blocks(work, plan, role, dropped, images=True):
-            images[at:at + len(block.rows)] = block.images
+            images[at : at + len(block.rows)] = block.images
             at += len(block.rows)
             for row, hashes in zip(block.rows, block.hashes, strict=True):
                 write_line(line(row))
@@ -82,8 +112,9 @@ def new_images(path: Path, ids: list[bytes], attribute: dict[str, Any]) -> Itera
         with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="v110") as handle:
             handle.attrs["build"] = json.dumps(attribute, sort_keys=True)
             handle["id"] = np.array(ids)
-            yield handle.create_dataset("cxr", (len(ids), RESOLUTION, RESOLUTION), np.uint8,
-                                        chunks=(1, RESOLUTION, RESOLUTION))
+            yield handle.create_dataset(
+                "cxr", (len(ids), RESOLUTION, RESOLUTION), np.uint8, chunks=(1, RESOLUTION, RESOLUTION)
+            )
     except RuntimeError as error:  # what h5py raises when a full disk keeps it from closing the file
         raise UserError(f"cannot write {path} ({' '.join(str(error).split())}); check the disk's space") from error
 
@@ -100,9 +131,14 @@ def new_table(path: Path, columns: list[str]) -> Iterator[Callable[[list], Any]]
 def made_by(plan: Plan) -> dict[str, Any]:
     """What made an image file, without the folders of the machine it was made on."""
     identity = plan.identity
-    return {"command": "python -m data_prep build", "drawn": plan.drawn, "roles": identity["roles"],
-            "settings": identity["settings"], "libraries": identity["libraries"],
-            "inputs": {name: file["sha256"] for name, file in identity["inputs"].items()}}
+    return {
+        "command": "python -m data_prep build",
+        "drawn": plan.drawn,
+        "roles": identity["roles"],
+        "settings": identity["settings"],
+        "libraries": identity["libraries"],
+        "inputs": {name: file["sha256"] for name, file in identity["inputs"].items()},
+    }
 
 
 def _impression_line(row: Row) -> list[str]:

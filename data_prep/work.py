@@ -99,8 +99,9 @@ class Work:
         """
         try:
             if self.folder.is_dir() and not self.lock_path.exists() and any(self.folder.iterdir()):
-                raise UserError(f"{self.folder} is there already and belongs to no build; name another folder with "
-                                f"--out")
+                raise UserError(
+                    f"{self.folder} is there already and belongs to no build; name another folder with --out"
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {self.folder}: {error.strerror}; name another folder with --out") from error
@@ -166,8 +167,10 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     """Raise `UserError` unless `folder`'s disk has `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(f"{what} needs {needed / 1e9:.1f} GB, but the disk of {folder} has {free / 1e9:.1f} GB free; "
-                        f"make room or name another folder with --out")
+        raise UserError(
+            f"{what} needs {needed / 1e9:.1f} GB, but the disk of {folder} has {free / 1e9:.1f} GB free; "
+            f"make room or name another folder with --out"
+        )
 
 
 def remove_remains(folder: Path, names: Iterable[str]) -> None:

@@ -56,8 +56,10 @@ def from_meta(state: Mapping[str, torch.Tensor]) -> State:
         bias = renamed.pop(key)
         mask = renamed.pop(f"{block}qkv.bias_mask", None)
         if mask is not None:
-            _require(mask.shape == bias.shape and bool(((mask == 0) | (mask == 1)).all()),
-                     f"{block}qkv.bias_mask is not a mask of zeros and ones")
+            _require(
+                mask.shape == bias.shape and bool(((mask == 0) | (mask == 1)).all()),
+                f"{block}qkv.bias_mask is not a mask of zeros and ones",
+            )
             bias = bias * mask.to(bias.dtype)
         _require(bias.numel() % 3 == 0, f"{key} {tuple(bias.shape)} does not divide into query, key and value")
         renamed[f"{block}q_bias"], renamed[f"{block}k_bias"], renamed[f"{block}v_bias"] = bias.chunk(3)
@@ -83,16 +85,16 @@ def from_huggingface(state: Mapping[str, torch.Tensor]) -> State:
 
 def from_ours(state: Mapping[str, torch.Tensor]) -> State:
     """The trunk of one of our checkpoints."""
-    return {key.removeprefix("visual.trunk."): value for key, value in state.items()
-            if key.startswith("visual.trunk.")}
+    return {key.removeprefix("visual.trunk."): value for key, value in state.items() if key.startswith("visual.trunk.")}
 
 
 #: In the order they are tried; `mark` is searched for in the keys.
 LAYOUTS = (
     Layout("a checkpoint of this project", r"^visual\.trunk\.", from_ours),
     Layout("Hugging Face", r"^embeddings\.|^(model\.)?layer\.\d+\.attention\.", from_huggingface),
-    Layout("Meta", r"^storage_tokens$|^rope_embed\.periods$|^blocks\.\d+\.(ls[12]\.gamma|attn\.qkv\.bias_mask)$",
-           from_meta),
+    Layout(
+        "Meta", r"^storage_tokens$|^rope_embed\.periods$|^blocks\.\d+\.(ls[12]\.gamma|attn\.qkv\.bias_mask)$", from_meta
+    ),
     Layout("timm", r"^reg_token$|^blocks\.\d+\.(gamma_[12]|attn\.[qv]_bias)$", dict),
 )
 
@@ -146,8 +148,11 @@ def to_huggingface(state: Mapping[str, torch.Tensor]) -> State:
     with `from_huggingface` gives the same bits.
     """
     width = state["cls_token"].shape[-1]
-    result = {"embeddings.cls_token": state["cls_token"], "embeddings.register_tokens": state["reg_token"],
-              "embeddings.mask_token": state["cls_token"].new_zeros(1, 1, width)}
+    result = {
+        "embeddings.cls_token": state["cls_token"],
+        "embeddings.register_tokens": state["reg_token"],
+        "embeddings.mask_token": state["cls_token"].new_zeros(1, 1, width),
+    }
     for key, value in state.items():
         if key in ("cls_token", "reg_token"):
             continue
@@ -169,8 +174,9 @@ def to_huggingface(state: Mapping[str, torch.Tensor]) -> State:
 def _rename(state: Mapping[str, torch.Tensor], names: tuple[tuple[str, str], ...]) -> State:
     renamed: State = {}
     for key, value in state.items():
-        new = next((re.sub(f"^{pattern}", replacement, key) for pattern, replacement in names
-                    if re.match(pattern, key)), key)
+        new = next(
+            (re.sub(f"^{pattern}", replacement, key) for pattern, replacement in names if re.match(pattern, key)), key
+        )
         _require(new not in renamed, f"{key} is there twice, under two names")
         renamed[new] = value
     return renamed
@@ -180,7 +186,7 @@ def _is_rope(periods: torch.Tensor) -> bool:
     """Whether RoPE periods are 100 ** (i / n), to the precision of the bfloat16 in which Meta stores them."""
     count = periods.numel()
     wanted = ROPE_BASE ** (torch.arange(count, dtype=torch.float64) / count)
-    return torch.allclose(periods.double().flatten(), wanted, rtol=2 ** -8)
+    return torch.allclose(periods.double().flatten(), wanted, rtol=2**-8)
 
 
 def _require(condition: bool, problem: str) -> None:

@@ -35,34 +35,57 @@ class Size:
 
 #: Names as on the command line (`--vision dinov3_vitb`). Meta's sizes and hashes: facebookresearch/dinov3, hubconf.
 SIZES: dict[str, Size] = {
-    "dinov3_tiny": Size("vit_tiny_patch16_dinov3_qkvb", 64,  # ours, for demos and tests; heads of 64 as in all sizes
-                        overrides={"embed_dim": 64, "depth": 6, "num_heads": 1}),
+    "dinov3_tiny": Size(
+        "vit_tiny_patch16_dinov3_qkvb",
+        64,  # ours, for demos and tests; heads of 64 as in all sizes
+        overrides={"embed_dim": 64, "depth": 6, "num_heads": 1},
+    ),
     "dinov3_vits": Size(
-        "vit_small_patch16_dinov3_qkvb", 384,
+        "vit_small_patch16_dinov3_qkvb",
+        384,
         ("facebook/dinov3-vits16-pretrain-lvd1689m", "timm/vit_small_patch16_dinov3.lvd1689m"),
-        "dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
+        "dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
+    ),
     "dinov3_vitsplus": Size(
-        "vit_small_plus_patch16_dinov3_qkvb", 384,
+        "vit_small_plus_patch16_dinov3_qkvb",
+        384,
         ("facebook/dinov3-vits16plus-pretrain-lvd1689m", "timm/vit_small_plus_patch16_dinov3.lvd1689m"),
-        "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth"),
+        "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth",
+    ),
     "dinov3_vitb": Size(
-        "vit_base_patch16_dinov3_qkvb", 768,
+        "vit_base_patch16_dinov3_qkvb",
+        768,
         ("facebook/dinov3-vitb16-pretrain-lvd1689m", "timm/vit_base_patch16_dinov3.lvd1689m"),
-        "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth"),
+        "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth",
+    ),
     "dinov3_vitl": Size(
-        "vit_large_patch16_dinov3_qkvb", 1024,
-        ("facebook/dinov3-vitl16-pretrain-lvd1689m", "timm/vit_large_patch16_dinov3.lvd1689m",
-         "facebook/dinov3-vitl16-pretrain-sat493m", "timm/vit_large_patch16_dinov3.sat493m"),
-        "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth"),
+        "vit_large_patch16_dinov3_qkvb",
+        1024,
+        (
+            "facebook/dinov3-vitl16-pretrain-lvd1689m",
+            "timm/vit_large_patch16_dinov3.lvd1689m",
+            "facebook/dinov3-vitl16-pretrain-sat493m",
+            "timm/vit_large_patch16_dinov3.sat493m",
+        ),
+        "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth",
+    ),
     "dinov3_vithplus": Size(
-        "vit_huge_plus_patch16_dinov3_qkvb", 1280,
+        "vit_huge_plus_patch16_dinov3_qkvb",
+        1280,
         ("facebook/dinov3-vith16plus-pretrain-lvd1689m", "timm/vit_huge_plus_patch16_dinov3.lvd1689m"),
-        "dinov3_vith16plus_pretrain_lvd1689m-7c1da9a5.pth"),
+        "dinov3_vith16plus_pretrain_lvd1689m-7c1da9a5.pth",
+    ),
     "dinov3_vit7b": Size(
-        "vit_7b_patch16_dinov3", 4096,
-        ("facebook/dinov3-vit7b16-pretrain-lvd1689m", "timm/vit_7b_patch16_dinov3.lvd1689m",
-         "facebook/dinov3-vit7b16-pretrain-sat493m", "timm/vit_7b_patch16_dinov3.sat493m"),
-        "dinov3_vit7b16_pretrain_lvd1689m-a955f4ea.pth"),
+        "vit_7b_patch16_dinov3",
+        4096,
+        (
+            "facebook/dinov3-vit7b16-pretrain-lvd1689m",
+            "timm/vit_7b_patch16_dinov3.lvd1689m",
+            "facebook/dinov3-vit7b16-pretrain-sat493m",
+            "timm/vit_7b_patch16_dinov3.sat493m",
+        ),
+        "dinov3_vit7b16_pretrain_lvd1689m-a955f4ea.pth",
+    ),
 }
 
 
@@ -82,8 +105,9 @@ def build_trunk(size: Size, *, drop_path: float = 0.0) -> nn.Module:
     add next to nothing and the CLS token would hardly depend on the image.
     """
     arguments = {"init_values": 1.0, **size.overrides}
-    return timm.create_model(size.architecture, pretrained=False, num_classes=0, global_pool="token",
-                             drop_path_rate=drop_path, **arguments)
+    return timm.create_model(
+        size.architecture, pretrained=False, num_classes=0, global_pool="token", drop_path_rate=drop_path, **arguments
+    )
 
 
 def draw_weights(trunk: nn.Module) -> None:
@@ -95,7 +119,7 @@ def draw_weights(trunk: nn.Module) -> None:
     """
     for module in trunk.blocks.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features ** -0.5)
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
 
 def trunk_shapes(size: Size) -> dict[str, torch.Size]:

@@ -23,25 +23,30 @@ class VisionTower(nn.Module):
     kept with the weights so that a bare state dict says how its images are to be prepared.
     """
 
-    def __init__(self, size: Size, *, image_resolution: int = 224, embed_dim: int | None = None,
-                 drop_path: float = 0.0):
+    def __init__(
+        self, size: Size, *, image_resolution: int = 224, embed_dim: int | None = None, drop_path: float = 0.0
+    ):
         super().__init__()
         if image_resolution <= 0 or image_resolution % PATCH_SIZE:
-            raise AdapterError(f"the image resolution {image_resolution} is not a multiple of {PATCH_SIZE}; choose "
-                               f"for instance 224, 320 or 448")
+            raise AdapterError(
+                f"the image resolution {image_resolution} is not a multiple of {PATCH_SIZE}; choose "
+                f"for instance 224, 320 or 448"
+            )
         self.embed_dim = embed_dim
         self.trunk = build_trunk(size, drop_path=drop_path)
         self.head = nn.Identity()
         if embed_dim is not None:
             self.head = nn.Sequential(OrderedDict(proj=nn.Linear(size.width, embed_dim, bias=False)))
-            nn.init.normal_(self.head.proj.weight, std=size.width ** -0.5)  # as CLIP draws its own projections
+            nn.init.normal_(self.head.proj.weight, std=size.width**-0.5)  # as CLIP draws its own projections
         self.register_buffer("image_resolution", torch.tensor(image_resolution))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) to (B, embed_dim), or (B, width) without a projection."""
         if images.shape[-2] % PATCH_SIZE or images.shape[-1] % PATCH_SIZE:
-            raise AdapterError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels do not divide into patches "
-                               f"of {PATCH_SIZE}; resize them to {int(self.image_resolution)}")
+            raise AdapterError(
+                f"images of {images.shape[-2]} x {images.shape[-1]} pixels do not divide into patches "
+                f"of {PATCH_SIZE}; resize them to {int(self.image_resolution)}"
+            )
         return self.head(self.trunk(images))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -49,10 +54,15 @@ class VisionTower(nn.Module):
         self.trunk.set_grad_checkpointing(enable)
 
 
-def build_vision_tower(name: str = "dinov3_vitb",
-                       weights: str | os.PathLike | Mapping[str, torch.Tensor] | None = None, *,
-                       image_resolution: int = 224, embed_dim: int | None = None, drop_path: float = 0.0,
-                       grad_checkpointing: bool = False) -> VisionTower:
+def build_vision_tower(
+    name: str = "dinov3_vitb",
+    weights: str | os.PathLike | Mapping[str, torch.Tensor] | None = None,
+    *,
+    image_resolution: int = 224,
+    embed_dim: int | None = None,
+    drop_path: float = 0.0,
+    grad_checkpointing: bool = False,
+) -> VisionTower:
     """Build a tower with its weights.
 
     name: a key of `SIZES`.
@@ -86,8 +96,10 @@ def _load_projection(tower: VisionTower, projection: torch.Tensor | None, weight
         return
     own = tower.head.proj.weight
     if projection.shape != own.shape:
-        raise WeightsError(f"{weights} has a projection of shape {tuple(projection.shape)}, this model one of "
-                           f"{tuple(own.shape)}; choose the embedding size it was trained with")
+        raise WeightsError(
+            f"{weights} has a projection of shape {tuple(projection.shape)}, this model one of "
+            f"{tuple(own.shape)}; choose the embedding size it was trained with"
+        )
     own.data.copy_(projection)
 
 
@@ -101,7 +113,10 @@ def tower_from_state_dict(state_dict: Mapping[str, torch.Tensor]) -> VisionTower
     if "image_resolution" not in state_dict:
         raise WeightsError("the state dict lacks image_resolution; it was not written by this tower")
     projection = state_dict.get("head.proj.weight")
-    tower = VisionTower(find_size(name), image_resolution=int(state_dict["image_resolution"]),
-                        embed_dim=None if projection is None else len(projection))
+    tower = VisionTower(
+        find_size(name),
+        image_resolution=int(state_dict["image_resolution"]),
+        embed_dim=None if projection is None else len(projection),
+    )
     tower.load_state_dict(state_dict, strict=True)
     return tower

@@ -52,9 +52,11 @@ def read_weights(weights: str | os.PathLike | Mapping, name: str) -> tuple[conve
 def _fit(state: convert.State, name: str, source: Path | str) -> tuple[convert.State, torch.Tensor | None]:
     layout = convert.recognise(state)
     if layout is None:
-        raise WeightsError(f"it holds no DINOv3 vision transformer (its {len(state)} tensors are "
-                           f"{_some(list(state))}); name a DINOv3 ViT as Meta, Hugging Face or timm publish it, or a "
-                           f"checkpoint trained here")
+        raise WeightsError(
+            f"it holds no DINOv3 vision transformer (its {len(state)} tensors are "
+            f"{_some(list(state))}); name a DINOv3 ViT as Meta, Hugging Face or timm publish it, or a "
+            f"checkpoint trained here"
+        )
     trunk = layout.to_timm(state)
     converted = dict(trunk)
     wanted = trunk_shapes(find_size(name))
@@ -63,8 +65,11 @@ def _fit(state: convert.State, name: str, source: Path | str) -> tuple[convert.S
     differences = _differences(trunk, wanted)
     if differences:
         other = next((other for other in SIZES if other != name and _fits(converted, other)), None)
-        raise WeightsError(f"its weights are those of {other}; use --vision {other}" if other else
-                           f"{differences}; name the weights of this size, or fetch the file again")
+        raise WeightsError(
+            f"its weights are those of {other}; use --vision {other}"
+            if other
+            else f"{differences}; name the weights of this size, or fetch the file again"
+        )
     if problems:
         raise WeightsError(f"{_some(problems)}; name a file of the published weights")
     if isinstance(source, Path) and source.is_dir():
@@ -72,10 +77,16 @@ def _fit(state: convert.State, name: str, source: Path | str) -> tuple[convert.S
     projection = state.get("visual.head.proj.weight")
     is_ours = layout.to_timm is convert.from_ours
     outside = sum(not key.startswith("visual.") for key in state) if is_ours else 0
-    log.info("%s: %d tensors for %s (layout: %s)%s%s%s", source, len(trunk), name, layout.title,
-             f"; left out, as no forward pass reads them: {_some(dropped)}" if dropped else "",
-             f"; {len(filled)} query and value biases the file does not have are zero" if filled else "",
-             f"; the {outside} tensors of its text side are not taken" if outside else "")
+    log.info(
+        "%s: %d tensors for %s (layout: %s)%s%s%s",
+        source,
+        len(trunk),
+        name,
+        layout.title,
+        f"; left out, as no forward pass reads them: {_some(dropped)}" if dropped else "",
+        f"; {len(filled)} query and value biases the file does not have are zero" if filled else "",
+        f"; the {outside} tensors of its text side are not taken" if outside else "",
+    )
     return {key: value.float() for key, value in trunk.items()}, projection
 
 
@@ -84,8 +95,10 @@ def name_of(trunk: Mapping[str, torch.Tensor]) -> str:
     for name in SIZES:
         if _fits(trunk, name):
             return name
-    raise WeightsError(f"the {len(trunk)} tensors of the trunk ({_some(list(trunk))}) are those of no size known "
-                       f"here ({', '.join(SIZES)})")
+    raise WeightsError(
+        f"the {len(trunk)} tensors of the trunk ({_some(list(trunk))}) are those of no size known "
+        f"here ({', '.join(SIZES)})"
+    )
 
 
 def _fits(trunk: Mapping[str, torch.Tensor], name: str) -> bool:
@@ -102,8 +115,11 @@ def _fits(trunk: Mapping[str, torch.Tensor], name: str) -> bool:
 def _differences(trunk: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> str:
     missing = [f"{key} {tuple(shape)}" for key, shape in wanted.items() if key not in trunk]
     unknown = [f"{key} {tuple(value.shape)}" for key, value in trunk.items() if key not in wanted]
-    reshaped = [f"{key} {tuple(trunk[key].shape)} instead of {tuple(shape)}" for key, shape in wanted.items()
-                if key in trunk and trunk[key].shape != shape]
+    reshaped = [
+        f"{key} {tuple(trunk[key].shape)} instead of {tuple(shape)}"
+        for key, shape in wanted.items()
+        if key in trunk and trunk[key].shape != shape
+    ]
     parts = (("lacks", missing), ("has what the model does not take:", unknown), ("has another shape in", reshaped))
     return "; ".join(f"it {what} {_some(keys)}" for what, keys in parts if keys)
 
@@ -116,12 +132,18 @@ def _check_config(path: Path, name: str) -> None:
     with torch.device("meta"):
         trunk = build_trunk(SIZES[name])
     block = trunk.blocks[0]
-    wanted = {"num_attention_heads": block.attn.num_heads, "rope_theta": convert.ROPE_BASE,
-              "layer_norm_eps": trunk.norm.eps, "hidden_act": "silu" if hasattr(block.mlp, "fc1_g") else "gelu"}
+    wanted = {
+        "num_attention_heads": block.attn.num_heads,
+        "rope_theta": convert.ROPE_BASE,
+        "layer_norm_eps": trunk.norm.eps,
+        "hidden_act": "silu" if hasattr(block.mlp, "fc1_g") else "gelu",
+    }
     for key, value in wanted.items():
         if config.get(key, value) != value:
-            raise WeightsError(f"its {path.name} has {key} = {config[key]!r} where the model has {value!r}; name the "
-                               f"weights of this size")
+            raise WeightsError(
+                f"its {path.name} has {key} = {config[key]!r} where the model has {value!r}; name the "
+                f"weights of this size"
+            )
 
 
 def read_tensors(path: Path) -> convert.State:
@@ -136,11 +158,15 @@ def read_tensors(path: Path) -> convert.State:
     except SafetensorError as error:
         raise WeightsError(f"{path} is cut off or damaged ({error}); fetch it again") from error
     except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path} is no weight file: it is damaged, or holds more than tensors (nothing in it was "
-                           f"run); name a .pth, .pt or .safetensors file of weights") from error
+        raise WeightsError(
+            f"{path} is no weight file: it is damaged, or holds more than tensors (nothing in it was "
+            f"run); name a .pth, .pt or .safetensors file of weights"
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as weights ({_first_sentence(error)}); it may be cut off: fetch "
-                           f"it again, or name a .pth, .pt or .safetensors file") from error
+        raise WeightsError(
+            f"{path} cannot be read as weights ({_first_sentence(error)}); it may be cut off: fetch "
+            f"it again, or name a .pth, .pt or .safetensors file"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -154,8 +180,10 @@ def _read_folder(folder: Path) -> convert.State:
     if (folder / SAFETENSORS).is_file():
         return read_tensors(folder / SAFETENSORS)
     if not (folder / SHARD_INDEX).is_file():
-        raise WeightsError(f"the folder {folder} has neither {SAFETENSORS} nor {SHARD_INDEX}; name the folder that "
-                           f"save_pretrained wrote, or the weight file itself")
+        raise WeightsError(
+            f"the folder {folder} has neither {SAFETENSORS} nor {SHARD_INDEX}; name the folder that "
+            f"save_pretrained wrote, or the weight file itself"
+        )
     state: convert.State = {}
     for shard in shard_names(folder / SHARD_INDEX):
         if not (folder / shard).is_file():
@@ -194,8 +222,10 @@ def _check_digest(path: Path) -> None:
     with open(path, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if not digest.startswith(digits[1]):
-        raise WeightsError(f"{path} is not the file its name says: its SHA-256 begins with {digest[:8]}, not "
-                           f"{digits[1]}; fetch it again (or rename it, if it is meant to differ)")
+        raise WeightsError(
+            f"{path} is not the file its name says: its SHA-256 begins with {digest[:8]}, not "
+            f"{digits[1]}; fetch it again (or rename it, if it is meant to differ)"
+        )
 
 
 def _locate(weights: str | os.PathLike, name: str) -> Path:
@@ -204,8 +234,10 @@ def _locate(weights: str | os.PathLike, name: str) -> Path:
         return path
     if not re.fullmatch(_HUB_NAME, str(weights)) or path.suffix in (".pth", ".pt", ".safetensors", ".bin"):
         published = ", ".join(SIZES[name].published) or "none is published"
-        raise WeightsError(f"there are no weights at {weights}: no such file or folder; name one, a name on the "
-                           f"Hugging Face hub (for {name}: {published}), or {RANDOM!r}")
+        raise WeightsError(
+            f"there are no weights at {weights}: no such file or folder; name one, a name on the "
+            f"Hugging Face hub (for {name}: {published}), or {RANDOM!r}"
+        )
     return download(str(weights), name)
 
 
@@ -237,11 +269,13 @@ def _fetch(repository: str, revision: str | None, file: str) -> Path:
 def _how_to_get(repository: str, name: str, error: Exception) -> str:
     why = "access is not granted yet" if isinstance(error, GatedRepoError) else _first_sentence(error)
     meta_file = f" (or {SIZES[name].meta_file} from Meta)" if SIZES[name].meta_file else ""
-    return (f"{repository}, the weights for --vision {name}, is no file or folder here and could not be downloaded "
-            f"({why}): on a machine with access fetch {SAFETENSORS} from https://huggingface.co/{repository}"
-            f"{meta_file}, put it anywhere here and name it with --vision_weights FILE; DINOv3's weights are gated "
-            f"under the DINOv3 licence ({LICENCE}): accept it on that page first and log in with `hf auth login`; to "
-            f"do without, --vision_weights {RANDOM}")
+    return (
+        f"{repository}, the weights for --vision {name}, is no file or folder here and could not be downloaded "
+        f"({why}): on a machine with access fetch {SAFETENSORS} from https://huggingface.co/{repository}"
+        f"{meta_file}, put it anywhere here and name it with --vision_weights FILE; DINOv3's weights are gated "
+        f"under the DINOv3 licence ({LICENCE}): accept it on that page first and log in with `hf auth login`; to "
+        f"do without, --vision_weights {RANDOM}"
+    )
 
 
 def _first_sentence(error: Exception) -> str:

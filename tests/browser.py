@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--remote-debugging-pipe",
+)
 
 ANSWER_WITHIN = 60  # seconds
 
@@ -24,8 +33,11 @@ class Browser:
         theirs_in, self.to_them = os.pipe()
         self.from_them, theirs_out = os.pipe()
         command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'  # Chromium reads descriptor 3 and writes 4
-        self.process = subprocess.Popen(["bash", "-c", command, CHROMIUM, *FLAGS, f"--user-data-dir={folder}"],
-                                        pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            ["bash", "-c", command, CHROMIUM, *FLAGS, f"--user-data-dir={folder}"],
+            pass_fds=(theirs_in, theirs_out),
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         self.pending, self.count, self.session, self.problems = b"", 0, None, []
@@ -80,7 +92,8 @@ class Browser:
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)[
-            "result"].get("value")
+            "result"
+        ].get("value")
 
     def wait(self, expression: str, seconds: float = 60) -> None:
         end = time.monotonic() + seconds

@@ -9,8 +9,10 @@ from dinov3_adapter.registry import Size
 KINDS = {
     "plain": ("vit_base_patch16_dinov3_qkvb", {"intermediate_size": 256}),
     "gated": ("vit_huge_plus_patch16_dinov3_qkvb", {"intermediate_size": 256, "use_gated_mlp": True}),
-    "no_bias": ("vit_7b_patch16_dinov3", {"intermediate_size": 128, "use_gated_mlp": True,
-                                          "query_bias": False, "value_bias": False}),
+    "no_bias": (
+        "vit_7b_patch16_dinov3",
+        {"intermediate_size": 128, "use_gated_mlp": True, "query_bias": False, "value_bias": False},
+    ),
 }
 
 
@@ -20,8 +22,14 @@ def small_size(kind: str, depth: int = 3) -> Size:
 
 def small_model(kind: str, seed: int = 0) -> DINOv3ViTModel:
     options = KINDS[kind][1]
-    return random_model(seed, hidden_size=64, num_attention_heads=2, num_hidden_layers=3,
-                        hidden_act="silu" if options.get("use_gated_mlp") else "gelu", **options)
+    return random_model(
+        seed,
+        hidden_size=64,
+        num_attention_heads=2,
+        num_hidden_layers=3,
+        hidden_act="silu" if options.get("use_gated_mlp") else "gelu",
+        **options,
+    )
 
 
 def random_model(seed: int, **options) -> DINOv3ViTModel:
@@ -44,12 +52,16 @@ def meta_layout(model: DINOv3ViTModel) -> dict[str, torch.Tensor]:
     of = {key.removeprefix("model."): value for key, value in model.state_dict().items()}
     width, heads = model.config.hidden_size, model.config.num_attention_heads
     count = width // heads // 4
-    state = {"cls_token": of["embeddings.cls_token"], "storage_tokens": of["embeddings.register_tokens"],
-             "mask_token": of["embeddings.mask_token"][0],
-             "norm.weight": of["norm.weight"], "norm.bias": of["norm.bias"],
-             "patch_embed.proj.weight": of["embeddings.patch_embeddings.weight"],
-             "patch_embed.proj.bias": of["embeddings.patch_embeddings.bias"],
-             "rope_embed.periods": (100 ** (torch.arange(count) / count)).bfloat16()}
+    state = {
+        "cls_token": of["embeddings.cls_token"],
+        "storage_tokens": of["embeddings.register_tokens"],
+        "mask_token": of["embeddings.mask_token"][0],
+        "norm.weight": of["norm.weight"],
+        "norm.bias": of["norm.bias"],
+        "patch_embed.proj.weight": of["embeddings.patch_embeddings.weight"],
+        "patch_embed.proj.bias": of["embeddings.patch_embeddings.bias"],
+        "rope_embed.periods": (100 ** (torch.arange(count) / count)).bfloat16(),
+    }
     gated = {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"}
     mlp = gated if model.config.use_gated_mlp else {"up_proj": "fc1", "down_proj": "fc2"}
     for i in range(model.config.num_hidden_layers):
@@ -58,8 +70,9 @@ def meta_layout(model: DINOv3ViTModel) -> dict[str, torch.Tensor]:
         state[ours + "attn.qkv.weight"] = torch.cat([of[f"{attention}{part}_proj.weight"] for part in "qkv"])
         if model.config.query_bias:
             # The middle of the bias is not zero, as in real files: the mask takes it away.
-            state[ours + "attn.qkv.bias"] = torch.cat([of[attention + "q_proj.bias"], torch.full((width,), 0.3),
-                                                       of[attention + "v_proj.bias"]])
+            state[ours + "attn.qkv.bias"] = torch.cat(
+                [of[attention + "q_proj.bias"], torch.full((width,), 0.3), of[attention + "v_proj.bias"]]
+            )
             state[ours + "attn.qkv.bias_mask"] = torch.cat([torch.ones(width), torch.zeros(width), torch.ones(width)])
         for part in ("weight", "bias"):
             state[f"{ours}attn.proj.{part}"] = of[f"{attention}o_proj.{part}"]

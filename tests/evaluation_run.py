@@ -22,7 +22,7 @@ def draw(findings: np.ndarray, random: np.random.Generator) -> np.ndarray:
     image = random.normal(90, 20, (SIDE, SIDE))
     for k in np.flatnonzero(findings):
         row, column = divmod(int(k), 4)
-        image[row * 64 + 8:row * 64 + 56, column * 64 + 8:column * 64 + 56] += random.uniform(20, 90)
+        image[row * 64 + 8 : row * 64 + 56, column * 64 + 8 : column * 64 + 56] += random.uniform(20, 90)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
@@ -36,8 +36,15 @@ def write_set(folder: Path, name: str, n: int, seed: int, absent: tuple[str, ...
         values = dict(zip(FINDINGS, findings.astype(int), strict=True)) | {NO_FINDING: int(not findings.any())}
         for k, view in enumerate(("frontal", "lateral") if i % 5 == 0 else ("frontal",)):
             study = f"chexpert/{name}/patient{seed}{i:04d}/study1"
-            rows.append({"id": f"{study}/view{k + 1}_{view}", "patient_id": f"patient{seed}{i:04d}",
-                         "study_id": study, "view": view} | {label: values[label] for label in LABELS})
+            rows.append(
+                {
+                    "id": f"{study}/view{k + 1}_{view}",
+                    "patient_id": f"patient{seed}{i:04d}",
+                    "study_id": study,
+                    "view": view,
+                }
+                | {label: values[label] for label in LABELS}
+            )
             images.append(draw(findings, random))
     with h5py.File(folder / f"{name}.h5", "w") as handle:
         handle.create_dataset("cxr", data=np.stack(images), chunks=(1, SIDE, SIDE))
@@ -80,14 +87,30 @@ def write_run(root: Path) -> tuple[Path, Path]:
     torch.save(model.state_dict(), run / "checkpoint_10.pt")
     fit(model)
     torch.save(model.state_dict(), run / "checkpoint_20.pt")
-    rows = [{"step": step, "mean_5": value, "mean_13": value} for step, value in ((0, .5), (10, .7), (20, .8))]
+    rows = [{"step": step, "mean_5": value, "mean_13": value} for step, value in ((0, 0.5), (10, 0.7), (20, 0.8))]
     pd.DataFrame(rows).to_csv(run / "metrics.csv", index=False)
     pd.DataFrame({"step": range(1, 21), "loss": np.linspace(3, 1, 20)}).to_csv(run / "train_log.csv", index=False)
-    write_json(run / "config.json", {"settings": {"valid": str(data / "valid.h5"), "vision": "vit_b_32"},
-                                     "model": {"vision": "small & <b>odd</b>", "parameters": 1e6}})
-    write_json(run / "selection.json", {
-        "step": 20, "checkpoint": "checkpoint_20.pt", "metric": "mean_5", "value": .8, "lower": .65, "upper": .9,
-        "n_compared": 3, "runner_up": {"step": 10, "value": .7}, "reason": "Step 20 had the highest mean_5 of 3."})
+    write_json(
+        run / "config.json",
+        {
+            "settings": {"valid": str(data / "valid.h5"), "vision": "vit_b_32"},
+            "model": {"vision": "small & <b>odd</b>", "parameters": 1e6},
+        },
+    )
+    write_json(
+        run / "selection.json",
+        {
+            "step": 20,
+            "checkpoint": "checkpoint_20.pt",
+            "metric": "mean_5",
+            "value": 0.8,
+            "lower": 0.65,
+            "upper": 0.9,
+            "n_compared": 3,
+            "runner_up": {"step": 10, "value": 0.7},
+            "reason": "Step 20 had the highest mean_5 of 3.",
+        },
+    )
     return data, run
 
 

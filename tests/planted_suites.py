@@ -51,13 +51,22 @@ class Corpus:
             ids = [f"chexpert_plus/{part}/patient{i // 2:05d}/study1/view{i}_{view[i]}" for i in range(n)]
             labels = (rng.random((n, 14)) < np.linspace(0.1, 0.5, 14)).astype(int)
             frame = pd.DataFrame(labels, columns=LABELS)
-            for column, values in (("view", view), ("study_id", [name.rsplit("/", 1)[0] for name in ids]),
-                                   ("patient_id", [name.split("/")[2] for name in ids]), ("id", ids)):
+            for column, values in (
+                ("view", view),
+                ("study_id", [name.rsplit("/", 1)[0] for name in ids]),
+                ("patient_id", [name.split("/")[2] for name in ids]),
+                ("id", ids),
+            ):
                 frame.insert(0, column, values)
-            people = pd.DataFrame({"id": ids, "sex": np.repeat(rng.choice(["Male", "Female"], n // 2), 2),
-                                   "race": rng.choice(["White, non-Hispanic", "Asian", ""], n),
-                                   "age": rng.integers(20, 95, n),
-                                   "ap_pa": np.where(view == "lateral", "", rng.choice(["AP", "PA"], n))})
+            people = pd.DataFrame(
+                {
+                    "id": ids,
+                    "sex": np.repeat(rng.choice(["Male", "Female"], n // 2), 2),
+                    "race": rng.choice(["White, non-Hispanic", "Asian", ""], n),
+                    "age": rng.integers(20, 95, n),
+                    "ap_pa": np.where(view == "lateral", "", rng.choice(["AP", "PA"], n)),
+                }
+            )
             self.write(part, ids, frame, people.sample(frac=1, random_state=0))  # manifests come in another order
             frame["ap_pa"] = people["ap_pa"]
             self.table[part] = frame.set_index("id")
@@ -78,8 +87,9 @@ class Corpus:
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         options = vars(parser.parse_args(["--report_texts", str(self.folder / "reports.csv"), *flags]))
-        return PlantedContext(None, "cpu", self.folder / "data", self.folder / "splits", self.folder / "out",
-                              seed=seed, options=options)
+        return PlantedContext(
+            None, "cpu", self.folder / "data", self.folder / "splits", self.folder / "out", seed=seed, options=options
+        )
 
     def random(self, *flags, salt=0):
         return self.context(*flags, seed=salt).plant(lambda name: noise(name, salt), lambda text: noise(text, salt))
@@ -87,8 +97,12 @@ class Corpus:
     def knowing(self, *flags):
         """A model whose features hold the labels (0 to 13), the view (14 to 16) and its report's sentences."""
         prompts = read_prompts()
-        views = {text: 14 + i for i, text in enumerate(("AP portable chest radiograph", "PA chest radiograph",
-                                                        "lateral chest radiograph"))}
+        views = {
+            text: 14 + i
+            for i, text in enumerate(
+                ("AP portable chest radiograph", "PA chest radiograph", "lateral chest radiograph")
+            )
+        }
         signed = {}  # text -> (column, 1 or -1)
         for j, label in enumerate(LABELS):
             entry = prompts["findings"][prompts["aliases"].get(label, label)]

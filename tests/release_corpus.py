@@ -15,8 +15,19 @@ from data_prep.__main__ import main
 PLUS_TRAIN, PLUS_VALID, TEST = 14, 4, 3
 REX = {"train": 4, "valid": 2, "test": 1}
 QUICK_AUDIT = ["--audit_copies", "5", "--audit_unrelated", "5"]
-PLUS_COLUMNS = ["path_to_image", "frontal_lateral", "ap_pa", "deid_patient_id", "report", "section_findings",
-                "section_impression", "age", "sex", "race", "split"]
+PLUS_COLUMNS = [
+    "path_to_image",
+    "frontal_lateral",
+    "ap_pa",
+    "deid_patient_id",
+    "report",
+    "section_findings",
+    "section_impression",
+    "age",
+    "sex",
+    "race",
+    "split",
+]
 
 
 @dataclass
@@ -57,8 +68,15 @@ class Corpus:
         self.rex_json(split).write_text(json.dumps(studies))
 
     def flags(self, *more: str) -> list[str]:
-        return ["--chexpert_plus", str(self.plus), "--chexpert", str(self.chexpert), "--rexgradient", str(self.rex),
-                *more]
+        return [
+            "--chexpert_plus",
+            str(self.plus),
+            "--chexpert",
+            str(self.chexpert),
+            "--rexgradient",
+            str(self.rex),
+            *more,
+        ]
 
     def build(self, out: Path, *more: str) -> None:
         """Run the whole command in this process."""
@@ -68,8 +86,10 @@ class Corpus:
 def picture(rng: np.random.Generator, height: int = 90, width: int = 70) -> np.ndarray:
     """A smooth random field with some noise, uint8, unlike any other."""
     coarse = rng.integers(0, 256, (9, 7), dtype=np.uint8)
-    return cv2.add(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC),
-                   rng.integers(0, 20, (height, width), dtype=np.uint8))
+    return cv2.add(
+        cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC),
+        rng.integers(0, 20, (height, width), dtype=np.uint8),
+    )
 
 
 def save(path: Path, image: np.ndarray) -> None:
@@ -90,15 +110,29 @@ def write_releases(root: Path, times: int = 1) -> Corpus:
 
 def _write_plus(corpus: Corpus, rng: np.random.Generator, times: int) -> None:
     rows = []
-    names = [("train", 1 + i // 2, 1 + i % 2, "lateral" if i % 5 == 4 else "frontal")
-             for i in range(PLUS_TRAIN * times)]
+    names = [
+        ("train", 1 + i // 2, 1 + i % 2, "lateral" if i % 5 == 4 else "frontal") for i in range(PLUS_TRAIN * times)
+    ]
     names += [("valid", 64541 + i, 1, "lateral" if i == 3 else "frontal") for i in range(PLUS_VALID)]
     for split, patient, study, view in names:
         patient = f"patient{patient:05d}"
         key = f"{split}/{patient}/study{study}/view1_{view}"
         save(corpus.plus / "PNG" / f"{key}.png", picture(rng))
-        rows.append([f"{key}.jpg", view.capitalize(), "AP", patient, "the whole report", f"Findings of {key}.",
-                     "" if len(rows) == 2 else f"1.  Impression,\n\nof {key}.", "60", "Female", "Unknown", split])
+        rows.append(
+            [
+                f"{key}.jpg",
+                view.capitalize(),
+                "AP",
+                patient,
+                "the whole report",
+                f"Findings of {key}.",
+                "" if len(rows) == 2 else f"1.  Impression,\n\nof {key}.",
+                "60",
+                "Female",
+                "Unknown",
+                split,
+            ]
+        )
     pd.DataFrame(rows, columns=PLUS_COLUMNS).to_csv(corpus.plus_csv, index=False)
 
 
@@ -106,8 +140,15 @@ def _write_chexpert(corpus: Corpus, rng: np.random.Generator) -> None:
     turned = LABELS[::-1]  # the two tables have their columns in different orders
     plus = pd.read_csv(corpus.plus_csv, dtype=str)
     valid = plus[plus["split"] == "valid"]
-    table = pd.DataFrame({"Path": "CheXpert-v1.0/" + valid["path_to_image"], "Sex": "Female", "Age": "60",
-                          "Frontal/Lateral": "Frontal", "AP/PA": "AP"})
+    table = pd.DataFrame(
+        {
+            "Path": "CheXpert-v1.0/" + valid["path_to_image"],
+            "Sex": "Female",
+            "Age": "60",
+            "Frontal/Lateral": "Frontal",
+            "AP/PA": "AP",
+        }
+    )
     for j, label in enumerate(LABELS):
         table[label] = [float((i + j) % 2) for i in range(len(table))]
     corpus.chexpert.mkdir(parents=True, exist_ok=True)
@@ -130,12 +171,22 @@ def _write_rex(corpus: Corpus, rng: np.random.Generator, split: str, count: int)
             image = picture(rng, 60, 80).astype(np.uint16) * (16 if i % 2 else 257)  # every second uses 12 bits
             save(corpus.rex / "deid_png" / patient / accession / "studies" / uid / f"{name}.png", image)
         studies[f"p{patient}_a{accession}_s{uid}"] = {
-            "PatientID": patient, "AccessionNumber": accession, "StudyInstanceUid": uid, "StudyDate": "20200101",
-            "PatientSex": "F", "PatientAge": "045Y", "EthnicGroup": None, "InstitutionName": "SITE01",
-            "Manufacturer": "Unknown", "Indication": "Cough.", "Comparison": None,
-            "Findings": f"Findings of {split} {i}.", "Impression": f"Impression of {split} {i}: ü.",
-            "ImageViewPosition": ["PA", "LATERAL"][:len(names)],
-            "ImagePath": [f"../deid_png/{patient}/{accession}/studies/{uid}/{name}.png" for name in names]}
+            "PatientID": patient,
+            "AccessionNumber": accession,
+            "StudyInstanceUid": uid,
+            "StudyDate": "20200101",
+            "PatientSex": "F",
+            "PatientAge": "045Y",
+            "EthnicGroup": None,
+            "InstitutionName": "SITE01",
+            "Manufacturer": "Unknown",
+            "Indication": "Cough.",
+            "Comparison": None,
+            "Findings": f"Findings of {split} {i}.",
+            "Impression": f"Impression of {split} {i}: ü.",
+            "ImageViewPosition": ["PA", "LATERAL"][: len(names)],
+            "ImagePath": [f"../deid_png/{patient}/{accession}/studies/{uid}/{name}.png" for name in names],
+        }
     corpus.rex_json(split).parent.mkdir(parents=True, exist_ok=True)
     corpus.rex_json(split).write_text(json.dumps(studies, indent=1))
 

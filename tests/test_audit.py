@@ -18,8 +18,10 @@ from data_prep.overlap.equal_reports import equal_reports, normalise
 from data_prep.overlap.signatures import content_mask
 
 FEW = {"workers": 1, "copies": 9, "unrelated": 12}
-TELLING = ("1. Large right hilar mass with volume loss of the upper lobe, suspicious for malignancy.\n"
-           "2. Two surgical clips project over the left axilla.")
+TELLING = (
+    "1. Large right hilar mass with volume loss of the upper lobe, suspicious for malignancy.\n"
+    "2. Two surgical clips project over the left axilla."
+)
 
 
 def chest(seed: int) -> np.ndarray:
@@ -37,16 +39,33 @@ def chest(seed: int) -> np.ndarray:
 
 def role(name: str, seeds: list[int], patients: list[str] | None = None, **columns) -> Role:
     """A role whose image k is chest(seeds[k]) of patient k."""
-    source, split = {"train": ("rexgradient", "train"), "valid": ("chexpert_plus", "valid"),
-                     "test": ("chexpert", "test")}[name]
-    patients = patients or ([f"rexgradient/R{seed}" for seed in seeds] if name == "train" else
-                            [f"patient{64000 + seed}" for seed in seeds])
-    studies = [f"{patient}/A{k}" if name == "train" else f"{source}/{split}/{patient}/study1"
-               for k, patient in enumerate(patients)]
-    rows = pd.DataFrame({"id": [f"{study}/view{k}" for k, study in enumerate(studies)], "source": source,
-                         "split": split, "patient_id": patients, "patient_id_column": patients, "study_id": studies,
-                         "view": "frontal", "report": "", "file_sha256": [f"{name}{k}" for k in range(len(seeds))],
-                         "pixel_sha256": [f"p{name}{k}" for k in range(len(seeds))]} | columns)
+    source, split = {
+        "train": ("rexgradient", "train"),
+        "valid": ("chexpert_plus", "valid"),
+        "test": ("chexpert", "test"),
+    }[name]
+    patients = patients or (
+        [f"rexgradient/R{seed}" for seed in seeds] if name == "train" else [f"patient{64000 + seed}" for seed in seeds]
+    )
+    studies = [
+        f"{patient}/A{k}" if name == "train" else f"{source}/{split}/{patient}/study1"
+        for k, patient in enumerate(patients)
+    ]
+    rows = pd.DataFrame(
+        {
+            "id": [f"{study}/view{k}" for k, study in enumerate(studies)],
+            "source": source,
+            "split": split,
+            "patient_id": patients,
+            "patient_id_column": patients,
+            "study_id": studies,
+            "view": "frontal",
+            "report": "",
+            "file_sha256": [f"{name}{k}" for k in range(len(seeds))],
+            "pixel_sha256": [f"p{name}{k}" for k in range(len(seeds))],
+        }
+        | columns
+    )
     return Role(np.stack([chest(seed) for seed in seeds]), rows)
 
 
@@ -55,7 +74,7 @@ def planted() -> dict[str, Role]:
     """Training rows 0 to 6 share a thing each with an evaluation set, 7 is of the patient of 2, the rest nothing."""
     valid, test = role("valid", [1, 2, 3, 4]), role("test", [5, 6, 7, 8])
     patients = [f"rexgradient/R{k}" for k in range(14)]
-    patients[0] = "patient64001"                        # a patient of the validation set, by the path
+    patients[0] = "patient64001"  # a patient of the validation set, by the path
     patients[7] = patients[2]
     train = role("train", list(range(100, 114)), patients)
     train.rows.loc[1, "patient_id_column"] = "Patient064002"  # another, by the table, otherwise spelled
@@ -81,8 +100,16 @@ def test_each_kind_of_overlap_is_found_and_nothing_else(planted, tmp_path):
     assert set(audit.reasons) == audit.drop_ids
     assert audit.summary["found"] == {"patient": 2, "study": 0, "bytes": 1, "pixels": 1, "near": 2, "report": 1}
     assert (audit.summary["dropped"], audit.summary["dropped_patients"], audit.summary["action"]) == (8, 7, "drop")
-    wanted = ["valid: equal patient ids", "valid: equal patient ids", "test: near-equal", "test: near-equal",
-              "valid: equal image files", "test: equal preprocessed", "valid: equal telling", "of the same patient"]
+    wanted = [
+        "valid: equal patient ids",
+        "valid: equal patient ids",
+        "test: near-equal",
+        "test: near-equal",
+        "valid: equal image files",
+        "test: equal preprocessed",
+        "valid: equal telling",
+        "of the same patient",
+    ]
     for image, words in zip(ids, wanted, strict=False):
         assert words in audit.reasons[image], image
     report = json.loads((tmp_path / "overlap_report.json").read_text())
@@ -133,8 +160,14 @@ def test_validation_against_test_is_reported_and_never_dropped(tmp_path):
     test.rows.loc[2, "patient_id_column"] = valid.rows["patient_id"][0]
     audit = run_audit({"train": role("train", [7, 8]), "valid": valid, "test": test}, tmp_path, AuditOptions(**FEW))
     assert audit.drop_ids == set() and audit.summary["status"] == "overlap found"
-    assert audit.summary["found_valid_test"] == {"patient": 1, "study": 1, "bytes": 0, "pixels": 0, "near": 1,
-                                                 "report": 0}
+    assert audit.summary["found_valid_test"] == {
+        "patient": 1,
+        "study": 1,
+        "bytes": 0,
+        "pixels": 0,
+        "near": 1,
+        "report": 0,
+    }
     assert "Validation and test share 1 patient" in audit.summary["sentence"]
 
 
@@ -184,8 +217,13 @@ def test_an_empty_image_is_equal_to_nothing(image):
 
 def test_reports_that_tell_something():
     def rows(*texts):
-        return pd.DataFrame({"id": [f"i{k}" for k in range(len(texts))], "report": texts,
-                             "study_id": [f"s{k}" for k in range(len(texts))]})
+        return pd.DataFrame(
+            {
+                "id": [f"i{k}" for k in range(len(texts))],
+                "report": texts,
+                "study_id": [f"s{k}" for k in range(len(texts))],
+            }
+        )
 
     assert normalise(" A\n\tB ") == "a b" and normalise(float("nan")) == ""
     normal = "The lungs are clear. No pleural effusion or pneumothorax. Heart size is normal. No acute fracture."
@@ -218,8 +256,11 @@ def finished(folder, roles: dict[str, Role]):
     data, splits = folder / "data", folder / "splits"
     data.mkdir()
     splits.mkdir()
-    for name, images, table in (("train", "cxr.h5", "impressions.csv"), ("valid", "valid.h5", "valid_labels.csv"),
-                                ("test", "test.h5", "test_labels.csv")):
+    for name, images, table in (
+        ("train", "cxr.h5", "impressions.csv"),
+        ("valid", "valid.h5", "valid_labels.csv"),
+        ("test", "test.h5", "test_labels.csv"),
+    ):
         one = roles[name]
         with h5py.File(data / images, "w") as file:
             file["cxr"] = one.images
@@ -243,8 +284,10 @@ def test_the_command_audits_finished_files_and_leaves_them(planted, tmp_path, ca
     assert "The corpus is drawn" in text and "Dropped 3 images." in text
     with pytest.raises(UserError, match="--on_overlap is stop"):
         data_prep(["audit", "--data", str(data), "--splits", str(splits), "--on_overlap", "stop"])
-    for build, words in (('{"manifests": {"valid.csv": "00"}}', "valid.csv is not the manifest of .*--splits"),
-                         ("[]", "build.json is not the record of a build")):
+    for build, words in (
+        ('{"manifests": {"valid.csv": "00"}}', "valid.csv is not the manifest of .*--splits"),
+        ("[]", "build.json is not the record of a build"),
+    ):
         (data / "build.json").write_text(build)
         with pytest.raises(UserError, match=words):
             data_prep(["audit", "--data", str(data), "--splits", str(splits)])

@@ -97,8 +97,11 @@ def test_planted_copies_in_real_radiographs_are_found_dropped_and_shown(shared, 
 
     def image_id(path: str) -> str:
         parts = path.rsplit(".", 1)[0].split("/")
-        return ("/".join(["rexgradient", parts[2], parts[3], parts[-1]]) if parts[0] == "rexgradient" else
-                "/".join(part for part in parts if part != "PNG"))
+        return (
+            "/".join(["rexgradient", parts[2], parts[3], parts[-1]])
+            if parts[0] == "rexgradient"
+            else "/".join(part for part in parts if part != "PNG")
+        )
 
     pairs = {(image_id(entry["copy"]), image_id(entry["of"])) for entry in planted}
     near = {(m["a_id"], m["b_id"]) for check in report["checks"] if check["kind"] == "near" for m in check["matches"]}

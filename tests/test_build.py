@@ -34,8 +34,19 @@ from data_prep import blocks, work
 from data_prep.__main__ import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FILES = {"cxr.h5", "impressions.csv", "valid.h5", "valid_labels.csv", "test.h5", "test_labels.csv", "build.json",
-         "left_out.csv", "overlap_report.json", "overlap_report.md", "overlap_report.html"}
+FILES = {
+    "cxr.h5",
+    "impressions.csv",
+    "valid.h5",
+    "valid_labels.csv",
+    "test.h5",
+    "test_labels.csv",
+    "build.json",
+    "left_out.csv",
+    "overlap_report.json",
+    "overlap_report.md",
+    "overlap_report.html",
+}
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +98,11 @@ def test_golden_bytes(shared):
 
 
 KINDS = {
-    "grey": lambda rgb: rgb[..., 0], "colour": lambda rgb: rgb,
+    "grey": lambda rgb: rgb[..., 0],
+    "colour": lambda rgb: rgb,
     "grey in three channels": lambda rgb: rgb[..., [1, 1, 1]],
-    "alpha": lambda rgb: np.dstack([rgb, rgb[..., 0]]), "16-bit": lambda rgb: rgb[..., 0].astype(np.uint16) * 251 + 7,
+    "alpha": lambda rgb: np.dstack([rgb, rgb[..., 0]]),
+    "16-bit": lambda rgb: rgb[..., 0].astype(np.uint16) * 251 + 7,
     "16-bit colour": lambda rgb: rgb.astype(np.uint16) * 250,
 }
 
@@ -129,12 +142,20 @@ def test_what_cannot_be_used(tmp_path):
     png, jpg = ((cv2.imencode(ending, picture(rng, 300, 300))[1].tobytes()) for ending in (".png", ".jpg"))
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0x40
-    broken = {"empty": b"", "text": b"not an image", "cut.png": png[:len(png) // 2], "tail.png": png[:-1],
-              "cut.jpg": jpg[:len(jpg) // 2], "tail.jpg": jpg[:-2], "flipped.png": bytes(flipped),
-              "header.png": png[:40], "marker.jpg": b"\xff\xd8\xff\xd9",
-              "black.png": cv2.imencode(".png", np.zeros((50, 40), np.uint8))[1].tobytes(),
-              "white16.png": cv2.imencode(".png", np.full((50, 40), 65535, np.uint16))[1].tobytes(),
-              "thin.png": cv2.imencode(".png", picture(rng, 1000, 2))[1].tobytes()}
+    broken = {
+        "empty": b"",
+        "text": b"not an image",
+        "cut.png": png[: len(png) // 2],
+        "tail.png": png[:-1],
+        "cut.jpg": jpg[: len(jpg) // 2],
+        "tail.jpg": jpg[:-2],
+        "flipped.png": bytes(flipped),
+        "header.png": png[:40],
+        "marker.jpg": b"\xff\xd8\xff\xd9",
+        "black.png": cv2.imencode(".png", np.zeros((50, 40), np.uint8))[1].tobytes(),
+        "white16.png": cv2.imencode(".png", np.full((50, 40), 65535, np.uint16))[1].tobytes(),
+        "thin.png": cv2.imencode(".png", picture(rng, 1000, 2))[1].tobytes(),
+    }
     for name, data in broken.items():
         (root / name).write_bytes(data)
     (root / "folder.png").mkdir()
@@ -159,7 +180,7 @@ def test_what_cannot_be_used(tmp_path):
 def test_any_damage_to_a_file_is_an_image_or_a_reason(data):
     ending = data.draw(st.sampled_from([".png", ".jpg"]))
     whole = cv2.imencode(ending, picture(np.random.default_rng(data.draw(st.integers(0, 9))), 40, 30))[1].tobytes()
-    damaged = bytearray(whole[:data.draw(st.integers(0, len(whole)))])
+    damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
     for at in data.draw(st.lists(st.integers(0, max(len(damaged) - 1, 0)), max_size=4)) if damaged else ():
         damaged[at] = data.draw(st.integers(0, 255))
     try:
@@ -206,21 +227,30 @@ def test_the_record_and_the_manifests(built):
     train = record["counts"]["train"]
     assert sum(part["images"] for part in train.values()) == 24 and train["rexgradient/train"]["sixteen_bit"] == 6
     assert train["chexpert_plus/train"] | {"views": 0, "left_out": 0} == {
-        "in_tables": 14, "images": 14, "studies": 14, "patients": 7, "views": 0, "sixteen_bit": 0, "empty_reports": 1,
-        "left_out": 0}
+        "in_tables": 14,
+        "images": 14,
+        "studies": 14,
+        "patients": 7,
+        "views": 0,
+        "sixteen_bit": 0,
+        "empty_reports": 1,
+        "left_out": 0,
+    }
     assert record["drawn"] is False and record["left_out"] == {"not the study's first frontal view": 2}
     for name, file in record["files"].items():
         assert hashlib.sha256((built / name).read_bytes()).hexdigest() == file["sha256"]
     assert record["files"]["cxr.h5"]["rows"] == 24 and record["settings"]["section"] == "impression"
     splits = built.parent / "splits"
     assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in splits.iterdir()} == (
-        record["manifests"]) and len(record["manifests"]) == 3
+        record["manifests"]
+    ) and len(record["manifests"]) == 3
     manifest = pd.read_csv(splits / "train.csv", dtype=str)
     assert list(manifest["id"]) == list(pd.read_csv(built / "impressions.csv")["id"])
     with h5py.File(built / "cxr.h5") as handle:
         assert hashlib.sha256(handle["cxr"][5]).hexdigest() == manifest["pixel_sha256"][5]
     assert "mpression" not in (splits / "train.csv").read_text() + (built / "build.json").read_text().replace(
-        '"section": "impression"', "").replace("impressions.csv", "")
+        '"section": "impression"', ""
+    ).replace("impressions.csv", "")
 
 
 def test_workers_and_shards_do_not_change_a_byte(releases, built, tmp_path):
@@ -278,16 +308,21 @@ def test_files_of_others_are_not_replaced(releases, tmp_path):
         releases.build(tmp_path / "data")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["cxr.h5"]
     (tmp_path / "mine" / "work" / "train").mkdir(parents=True)
-    for command in (releases.build, lambda out: releases.build(out, "--overwrite"),
-                    lambda out: main(["finish", "--out", str(out)])):
+    for command in (
+        releases.build,
+        lambda out: releases.build(out, "--overwrite"),
+        lambda out: main(["finish", "--out", str(out)]),
+    ):
         with pytest.raises(UserError, match="work is there already and belongs to no build"):
             command(tmp_path / "mine")
     assert (tmp_path / "mine" / "work" / "train").is_dir()
 
 
 def test_overlaps_are_dropped_kept_or_stop_the_build(corpus, tmp_path):
-    shutil.copy(corpus.chexpert / "test/patient64742/study1/view1_frontal.jpg",
-                corpus.plus / "PNG/train/patient00001/study1/view1_frontal.jpg")
+    shutil.copy(
+        corpus.chexpert / "test/patient64742/study1/view1_frontal.jpg",
+        corpus.plus / "PNG/train/patient00001/study1/view1_frontal.jpg",
+    )
     (corpus.plus / "PNG/train/patient00001/study1/view1_frontal.png").unlink()
     (corpus.plus / "PNG/train/patient00003/study2/view1_frontal.png").unlink()
     (corpus.plus / "PNG/train/patient00003/study2/view1_frontal.png").symlink_to(__file__)
@@ -317,8 +352,11 @@ def test_unreadable_images_stop_the_build_and_are_listed(corpus, built, tmp_path
     whole = path.read_bytes()
     path.write_bytes(whole[:500])
     out = tmp_path / "out" / "data"
-    with pytest.raises(UserError, match=r"1 of 24 train images cannot be used, more than --max_failures "
-                                        "0.001.*patient00002"):
+    with pytest.raises(
+        UserError,
+        match=r"1 of 24 train images cannot be used, more than --max_failures "
+        "0.001.*patient00002",
+    ):
         corpus.build(out)
     listed = pd.read_csv(out / "left_out.csv").set_index("id")["reason"]
     assert "cut short" in listed["chexpert_plus/train/patient00002/study1/view1_frontal"]
@@ -326,7 +364,8 @@ def test_unreadable_images_stop_the_build_and_are_listed(corpus, built, tmp_path
     corpus.build(out, "--max_failures", "0.1")
     assert len(pd.read_csv(out / "impressions.csv")) == 23
     assert json.loads((out / "build.json").read_text())["counts"]["train"]["chexpert_plus/train"]["left_out"] == {
-        "the file is cut short or is neither PNG, JPEG nor DICOM": 1}
+        "the file is cut short or is neither PNG, JPEG nor DICOM": 1
+    }
     again = tmp_path / "again" / "data"
     with pytest.raises(UserError):
         corpus.build(again)
@@ -336,11 +375,16 @@ def test_unreadable_images_stop_the_build_and_are_listed(corpus, built, tmp_path
     assert hashes(again)["cxr.h5"] == hashes(built)["cxr.h5"]
 
 
-@pytest.mark.parametrize(("harm", "words"), [
-    (lambda p: p.unlink(), "not found"), (lambda p: p.write_bytes(b""), "empty"),
-    (lambda p: p.unlink() or p.mkdir(), "is not a file"),
-    (lambda p: p.unlink() or p.symlink_to(__file__), "leads out"),
-    (lambda p: save(p, np.full((60, 50), 7, np.uint8)), "constant")])
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda p: p.unlink(), "not found"),
+        (lambda p: p.write_bytes(b""), "empty"),
+        (lambda p: p.unlink() or p.mkdir(), "is not a file"),
+        (lambda p: p.unlink() or p.symlink_to(__file__), "leads out"),
+        (lambda p: save(p, np.full((60, 50), 7, np.uint8)), "constant"),
+    ],
+)
 def test_an_evaluation_set_tolerates_no_failure(harm, words, corpus, tmp_path):
     harm(corpus.plus / "PNG/valid/patient64542/study1/view1_frontal.png")
     with pytest.raises(UserError, match=f"1 of 4 valid images cannot be used.*{words}") as caught:
@@ -396,8 +440,13 @@ def test_a_damaged_block_is_prepared_again(releases, built, tmp_path):
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(releases, built, tmp_path):
     out = tmp_path / "x" / "data"
     for limit in (300_000, 2_000_000):  # fails while preparing; while writing cxr.h5 (2.5 MB)
-        run = subprocess.run(command(releases, out), cwd=REPOSITORY, capture_output=True, text=True,
-                             preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        run = subprocess.run(
+            command(releases, out),
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        )
         assert run.returncode == 2 and "Traceback" not in run.stderr, run.stderr
         errors = [line for line in run.stderr.splitlines() if line.startswith("error:")]
         assert len(errors) == 1 and "check the disk's space" in errors[0], run.stderr
@@ -435,8 +484,9 @@ def kill_and_resume(corpus: Corpus, out: Path, kills: int, seconds: float, whole
     finished before it is killed, it must be `whole`, and the next one starts anew."""
     rng, killed = random.Random(17), 0
     while killed < kills:
-        process = subprocess.Popen(command(corpus, out), cwd=REPOSITORY, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(corpus, out), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             process.wait(rng.uniform(0.2, seconds))
         except subprocess.TimeoutExpired:
@@ -451,8 +501,9 @@ def kill_and_resume(corpus: Corpus, out: Path, kills: int, seconds: float, whole
 
 def test_killed_and_resumed_is_the_same(releases, built, tmp_path):
     out = tmp_path / "data"
-    process = subprocess.Popen(command(releases, out), cwd=REPOSITORY, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(releases, out), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.time() + 60
     while not list(out.glob("work/valid/*.npz")) and time.time() < deadline:
         time.sleep(0.01)
@@ -484,8 +535,12 @@ def test_memory_of_the_command_and_of_its_workers(corpus, tmp_path):
     for i, path in enumerate(sorted((corpus.plus / "PNG/train").rglob("*.png"))[:6]):
         grey = cv2.resize(picture(rng, 200, 200), (2828, 2320))
         save(path, grey if i % 2 else np.dstack([grey, grey[::-1], grey]))  # every other one in colour
-    process = psutil.Popen(command(corpus, tmp_path / "data", "--workers", "2"), cwd=REPOSITORY,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = psutil.Popen(
+        command(corpus, tmp_path / "data", "--workers", "2"),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     peak, worker_peak = 0, 0
     while process.poll() is None:
         try:
@@ -512,10 +567,12 @@ def test_planning_memory_does_not_grow_with_the_rows(tmp_path):
         writer = csv.writer(handle)
         writer.writerow(["path_to_image", "split", "section_impression"])
         writer.writerows(["train/a/b/c.jpg", "train", f"{i} " + 8000 * "x"] for i in range(5_000))
-    code = ("import sys, resource; from pathlib import Path; from data_prep.releases.rows import read_records\n"
-            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            f"n = sum(1 for _ in read_records(Path({str(path)!r}), ['split', 'section_impression'], ''))\n"
-            "assert n == 5000\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
+    code = (
+        "import sys, resource; from pathlib import Path; from data_prep.releases.rows import read_records\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"n = sum(1 for _ in read_records(Path({str(path)!r}), ['split', 'section_impression'], ''))\n"
+        "assert n == 5000\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 20_000, "KiB"
 
@@ -534,18 +591,37 @@ def test_the_slurm_script_runs_as_it_is(releases, built, tmp_path):
     shutil.copytree(releases.root, root)
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     environment = os.environ | {
-        "PATH": path, "DATA_ROOT": str(root), "OUT": str(out), "FLAGS": " ".join(QUICK_AUDIT),
-        "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "1",
-        "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_JOB_ACCOUNT": "lab", "PYTHON": sys.executable}
+        "PATH": path,
+        "DATA_ROOT": str(root),
+        "OUT": str(out),
+        "FLAGS": " ".join(QUICK_AUDIT),
+        "SLURM_ARRAY_JOB_ID": "77",
+        "SLURM_ARRAY_TASK_COUNT": "2",
+        "SLURM_ARRAY_TASK_MIN": "1",
+        "SLURM_SUBMIT_DIR": str(REPOSITORY),
+        "SLURM_JOB_ACCOUNT": "lab",
+        "PYTHON": sys.executable,
+    }
     for task in ("2", "1"):
-        subprocess.run(["bash", "docs/slurm/prepare_data.sbatch"], cwd=REPOSITORY, check=True, capture_output=True,
-                       env=environment | {"SLURM_ARRAY_TASK_ID": task})
+        subprocess.run(
+            ["bash", "docs/slurm/prepare_data.sbatch"],
+            cwd=REPOSITORY,
+            check=True,
+            capture_output=True,
+            env=environment | {"SLURM_ARRAY_TASK_ID": task},
+        )
     lines = booked.read_text().splitlines()
     assert "--dependency=afterok:77" in lines and "--account=lab" in lines
     assert not any(line.startswith("--partition") for line in lines)
     (tmp_path / "bin/sbatch").write_text("#!/bin/bash\nexit 1\n")  # some clusters let no job submit another
-    run = subprocess.run(["bash", "docs/slurm/prepare_data.sbatch"], cwd=REPOSITORY, check=True, capture_output=True,
-                         env=environment | {"SLURM_ARRAY_TASK_ID": "1"}, text=True)
+    run = subprocess.run(
+        ["bash", "docs/slurm/prepare_data.sbatch"],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        env=environment | {"SLURM_ARRAY_TASK_ID": "1"},
+        text=True,
+    )
     assert "run: " in run.stderr and "data_prep finish --out" in run.stderr
     wrapped = next(line for line in lines if line.startswith("--wrap=")).removeprefix("--wrap=")
     subprocess.run(["bash", "-c", wrapped], cwd=REPOSITORY, check=True, capture_output=True)

@@ -24,15 +24,23 @@ def _same(path):
     return set(found) == set(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("content", [
-    state_dict(torch.float16),
-    state_dict(torch.float32),
-    {f"module.{key}": value for key, value in state_dict(torch.float16).items()},
-    {**state_dict(torch.float16), "input_resolution": torch.tensor(224), "context_length": torch.tensor(77),
-     "vocab_size": torch.tensor(49408)},
-    {"model": state_dict(), "optimizer": {"state": {}}, "step": 3},
-    {"epoch": 1, "state_dict": {f"module.{key}": value for key, value in state_dict().items()}},
-], ids=["float16", "float32", "module", "openai numbers", "last.pt", "open_clip training"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        state_dict(torch.float16),
+        state_dict(torch.float32),
+        {f"module.{key}": value for key, value in state_dict(torch.float16).items()},
+        {
+            **state_dict(torch.float16),
+            "input_resolution": torch.tensor(224),
+            "context_length": torch.tensor(77),
+            "vocab_size": torch.tensor(49408),
+        },
+        {"model": state_dict(), "optimizer": {"state": {}}, "step": 3},
+        {"epoch": 1, "state_dict": {f"module.{key}": value for key, value in state_dict().items()}},
+    ],
+    ids=["float16", "float32", "module", "openai numbers", "last.pt", "open_clip training"],
+)
 def test_state_dicts_load_strictly(tmp_path, content):
     torch.save(content, tmp_path / "file.pt")
     assert _same(tmp_path / "file.pt")
@@ -46,8 +54,12 @@ def test_safetensors(tmp_path):
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     """A TorchScript archive as OpenAI publishes them: half precision weights, code, three numbers."""
-    model = open_clip.model.CLIP(32, open_clip.CLIPVisionCfg(layers=2, width=64, patch_size=32, image_size=224),
-                                 open_clip.CLIPTextCfg(width=64, heads=1, layers=2), quick_gelu=True).eval()
+    model = open_clip.model.CLIP(
+        32,
+        open_clip.CLIPVisionCfg(layers=2, width=64, patch_size=32, image_size=224),
+        open_clip.CLIPTextCfg(width=64, heads=1, layers=2),
+        quick_gelu=True,
+    ).eval()
     model.load_state_dict(state_dict())
     model.register_buffer("input_resolution", torch.tensor(224))
     inputs = torch.zeros(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.int64)
@@ -90,18 +102,26 @@ def test_an_archive_that_reaches_outside_its_storage_is_refused(tmp_path, archiv
         load_model(path)
 
 
-@pytest.mark.parametrize("content, message", [
-    ({key: value for key, value in state_dict().items() if key != "ln_final.bias"},
-     r"is a CLIP vision transformer \(patch 32, 2 blocks, width 64\) with CLIP's text tower .* lacks ln_final.bias"),
-    ({"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)}, "an image classifier .* lacks the key ln_final"),
-    ({"cls_token": torch.zeros(1), "blocks.0": torch.zeros(1)}, "a vision tower alone"),
-    ({"text_model.embeddings": torch.zeros(1)}, "Hugging Face's transformers"),
-    ({"odd": torch.zeros(1)}, "no model known here .*odd"),
-    ({"step": 3}, "holds no state dict"),
-    ([1, 2], "holds no state dict"),
-    ({}, "holds no state dict"),
-    ({0: torch.zeros(1)}, "holds no state dict"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            {key: value for key, value in state_dict().items() if key != "ln_final.bias"},
+            r"is a CLIP vision transformer \(patch 32, 2 blocks, width 64\) with CLIP's text tower .* lacks ln_final.bias",
+        ),
+        (
+            {"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)},
+            "an image classifier .* lacks the key ln_final",
+        ),
+        ({"cls_token": torch.zeros(1), "blocks.0": torch.zeros(1)}, "a vision tower alone"),
+        ({"text_model.embeddings": torch.zeros(1)}, "Hugging Face's transformers"),
+        ({"odd": torch.zeros(1)}, "no model known here .*odd"),
+        ({"step": 3}, "holds no state dict"),
+        ([1, 2], "holds no state dict"),
+        ({}, "holds no state dict"),
+        ({0: torch.zeros(1)}, "holds no state dict"),
+    ],
+)
 def test_other_files_are_named(tmp_path, content, message):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(UserError, match=message) as caught:
@@ -129,7 +149,7 @@ def test_a_folder_is_hashed_by_its_files(tmp_path):
 def test_half_written_file(tmp_path):
     torch.save(state_dict(torch.float16), tmp_path / "whole.pt")
     whole = (tmp_path / "whole.pt").read_bytes()
-    (tmp_path / "half.pt").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="half.pt cannot be read"):
         load_model(tmp_path / "half.pt")
 

@@ -13,25 +13,30 @@ SCRIPTS = [ROOT / f"docs/slurm/train_{name}.sbatch" for name in ("one_node", "tw
 
 def run_script(script: Path, folder: Path, exit_code: int) -> tuple[subprocess.CompletedProcess, str]:
     """Run a script with an `srun` that starts each task in turn and a training that exits with `exit_code`."""
-    nodes, on_each = (int(re.search(rf"--{name}=(\d+)", script.read_text())[1])
-                      for name in ("nodes", "ntasks-per-node"))
+    nodes, on_each = (
+        int(re.search(rf"--{name}=(\d+)", script.read_text())[1]) for name in ("nodes", "ntasks-per-node")
+    )
     tasks = nodes * on_each
     commands = {
-        "srun": f'shift\nexport SLURM_NTASKS={tasks}\nfor i in $(seq 0 {tasks - 1}); do\n'
-                f'SLURM_PROCID=$i SLURM_LOCALID=$((i % 4)) "$@"; code=$?; done; exit $code',
+        "srun": f"shift\nexport SLURM_NTASKS={tasks}\nfor i in $(seq 0 {tasks - 1}); do\n"
+        f'SLURM_PROCID=$i SLURM_LOCALID=$((i % 4)) "$@"; code=$?; done; exit $code',
         "scontrol": f'echo "scontrol $*" >> {folder}/log; [ "$1" = show ] && printf "node1\\nnode2\\n"; exit 0',
         "python": f'IFS="|"; echo "$RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR:$MASTER_PORT $*" >> {folder}/log\n'
-                  f'exit {exit_code}',
+        f"exit {exit_code}",
     }
     (folder / ".venv/bin").mkdir(parents=True)
     for name, text in commands.items():
         path = folder / (".venv/bin" if name == "python" else ".") / name
         path.write_text(f"#!/bin/bash\n{text}\n")
         path.chmod(0o755)
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12345",
-                                "SLURM_JOB_NODELIST": "node[1-2]"}
-    done = subprocess.run(["bash", script, "--model_name", "two words"], cwd=folder, env=environment,
-                          capture_output=True, text=True)
+    environment = os.environ | {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "12345",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+    }
+    done = subprocess.run(
+        ["bash", script, "--model_name", "two words"], cwd=folder, env=environment, capture_output=True, text=True
+    )
     return done, (folder / "log").read_text()
 
 

@@ -81,8 +81,8 @@ KEPT = {
     "run_train.py": "parse_args model_pipeline make train train_batch train_log save",
     "train.py": "CXRDataset load_data load_clip preprocess_text make train_main",
     "zero_shot.py": "CXRTestDataset load_clip zeroshot_classifier predict run_single_prediction process_alt_labels "
-                    "run_softmax_eval run_experiment make_true_labels make ensemble_models run_zero_shot "
-                    "run_cxr_zero_shot",
+    "run_softmax_eval run_experiment make_true_labels make ensemble_models run_zero_shot "
+    "run_cxr_zero_shot",
     "eval.py": "compute_mean sigmoid plot_roc choose_operating_point plot_pr evaluate compute_cis bootstrap",
     "metrics.py": "f1_mcc_bootstrap get_best_alt_labels y_true_csv_to_np get_best_p_vals compute_f1 compute_mcc",
     "data_process.py": "get_cxr_paths_list preprocess img_to_hdf5 get_cxr_path_csv write_report_csv",
@@ -98,8 +98,8 @@ def test_changed_signatures_only_add_optional_arguments(signatures, differences)
             theirs = signatures[one.file][one.name]
             module = importlib.import_module(interface.MODULES[one.file])
             ours = interface.our_signature(module, one.name)
-            assert interface._same(theirs, ours[:len(theirs)]), one
-            assert all(len(argument) == 2 for argument in ours[len(theirs):]), one
+            assert interface._same(theirs, ours[: len(theirs)]), one
+            assert all(len(argument) == 2 for argument in ours[len(theirs) :]), one
 
 
 def test_the_document_is_up_to_date(differences):
@@ -121,11 +121,16 @@ def test_a_change_without_a_reason_is_found(signatures):
 
 
 def test_signatures_are_read_without_running_the_file():
-    code = ("raise SystemExit\ndef f(a, b=2, c=print): pass\nclass CLIP:\n def __init__(self, d, e=None): pass\n"
-            " def forward(self, x): pass\ndef _hidden(): pass\n")
+    code = (
+        "raise SystemExit\ndef f(a, b=2, c=print): pass\nclass CLIP:\n def __init__(self, d, e=None): pass\n"
+        " def forward(self, x): pass\ndef _hidden(): pass\n"
+    )
     found = dict(interface._definitions(ast.parse(code).body))
-    assert found == {"f": [["a"], ["b", 2], ["c", {"code": "print"}]], "CLIP": [["d"], ["e", None]],
-                     "CLIP.forward": [["x"]]}
+    assert found == {
+        "f": [["a"], ["b", 2], ["c", {"code": "print"}]],
+        "CLIP": [["d"], ["e", None]],
+        "CLIP.forward": [["x"]],
+    }
     assert interface.text(found["f"]) == "(a, b=2, c=print)"
 
 

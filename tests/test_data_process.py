@@ -63,8 +63,15 @@ def test_grey_stored_in_three_channels_is_read_as_one(tmp_path):
     assert read_image(tmp_path / "three.png").mode == "L"
 
 
-@pytest.mark.parametrize("size, box", [((320, 320), (0, 0, 320, 320)), ((640, 320), (0, 80, 320, 240)),
-                                       ((1, 320), (159, 0, 160, 320)), ((3, 4), (40, 0, 280, 320))])
+@pytest.mark.parametrize(
+    "size, box",
+    [
+        ((320, 320), (0, 0, 320, 320)),
+        ((640, 320), (0, 80, 320, 240)),
+        ((1, 320), (159, 0, 160, 320)),
+        ((3, 4), (40, 0, 280, 320)),
+    ],
+)
 def test_the_image_is_centred_on_black(size, box):
     result = preprocess(Image.new("L", size, 200))
     assert result.mode == "L" and result.size == (320, 320) and result.getbbox() == box
@@ -80,8 +87,13 @@ def test_failures_are_all_named_and_nothing_is_written(pictures, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").touch()
     Image.new("L", (1, 5000)).save(tmp_path / "thread.png")
-    paths = [pictures / "grey.png", tmp_path / "text.png", tmp_path / "absent.png", tmp_path / "empty.png",
-             tmp_path / "thread.png"]
+    paths = [
+        pictures / "grey.png",
+        tmp_path / "text.png",
+        tmp_path / "absent.png",
+        tmp_path / "empty.png",
+        tmp_path / "thread.png",
+    ]
     with pytest.raises(UserError, match="4 of 5 images failed.*text.png .*cannot be decoded.*absent.png"):
         img_to_hdf5(paths, tmp_path / "cxr.h5")
     assert not (tmp_path / "cxr.h5").exists()
@@ -124,9 +136,21 @@ def _mimic(folder, pictures):
 
 def test_mimic_command(pictures, tmp_path):
     _mimic(tmp_path, pictures)
-    data_prep(["mimic", "--chest_x_ray_path", f"{tmp_path}/files", "--radiology_reports_path", f"{tmp_path}/reports",
-               "--csv_out_path", f"{tmp_path}/paths.csv", "--cxr_out_path", f"{tmp_path}/cxr.h5",
-               "--mimic_impressions_path", f"{tmp_path}/impressions.csv"])
+    data_prep(
+        [
+            "mimic",
+            "--chest_x_ray_path",
+            f"{tmp_path}/files",
+            "--radiology_reports_path",
+            f"{tmp_path}/reports",
+            "--csv_out_path",
+            f"{tmp_path}/paths.csv",
+            "--cxr_out_path",
+            f"{tmp_path}/cxr.h5",
+            "--mimic_impressions_path",
+            f"{tmp_path}/impressions.csv",
+        ]
+    )
     names = [path.rsplit("/", 1)[1] for path in get_cxr_paths_list(tmp_path / "paths.csv")]
     assert names == ["a.jpg", "b.jpg", "c.jpg"]
     table = pd.read_csv(tmp_path / "impressions.csv")
@@ -139,20 +163,42 @@ def test_mimic_without_a_report(pictures, tmp_path):
     _mimic(tmp_path, pictures)
     (tmp_path / "reports/p11/p11000002/s3.txt").unlink()
     with pytest.raises(UserError, match="s3.txt does not exist; it is the report of .*c.jpg"):
-        data_prep(["mimic", "--chest_x_ray_path", f"{tmp_path}/files", "--radiology_reports_path",
-                   f"{tmp_path}/reports", "--csv_out_path", f"{tmp_path}/paths.csv", "--cxr_out_path",
-                   f"{tmp_path}/cxr.h5", "--mimic_impressions_path", f"{tmp_path}/impressions.csv"])
+        data_prep(
+            [
+                "mimic",
+                "--chest_x_ray_path",
+                f"{tmp_path}/files",
+                "--radiology_reports_path",
+                f"{tmp_path}/reports",
+                "--csv_out_path",
+                f"{tmp_path}/paths.csv",
+                "--cxr_out_path",
+                f"{tmp_path}/cxr.h5",
+                "--mimic_impressions_path",
+                f"{tmp_path}/impressions.csv",
+            ]
+        )
     assert not (tmp_path / "impressions.csv").exists() and not (tmp_path / "cxr.h5").exists()
 
 
 def test_chexpert_test_command(pictures, tmp_path, capsys):
-    for place in ("patient2/study1/view1_frontal.jpg", "patient1/study1/view1_frontal.jpg",
-                  "patient1/study1/view2_lateral.jpg"):
+    for place in (
+        "patient2/study1/view1_frontal.jpg",
+        "patient1/study1/view1_frontal.jpg",
+        "patient1/study1/view2_lateral.jpg",
+    ):
         path = tmp_path / "test" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((pictures / "grey.jpg").read_bytes())
-    flags = ["chexpert-test", "--chest_x_ray_path", f"{tmp_path}/test", "--csv_out_path", f"{tmp_path}/paths.csv",
-             "--cxr_out_path", f"{tmp_path}/test.h5"]
+    flags = [
+        "chexpert-test",
+        "--chest_x_ray_path",
+        f"{tmp_path}/test",
+        "--csv_out_path",
+        f"{tmp_path}/paths.csv",
+        "--cxr_out_path",
+        f"{tmp_path}/test.h5",
+    ]
     with pytest.raises(UserError, match="has 2 images with view1 in their path instead of 500"):
         data_prep(flags)
     data_prep([*flags, "--n_images", "2"])

@@ -21,8 +21,11 @@ MAN = Patient("Male", 50, "White", build=5)
 
 
 def hashes(root: Path) -> dict[str, str]:
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_same_seed_same_bytes_on_any_number_of_processes(tmp_path, monkeypatch):
@@ -42,8 +45,9 @@ def test_layout_of_chexpert_plus_and_chexpert(demo_releases):
     assert list(table.columns) == corpus.PLUS_COLUMNS
     assert table["split"].value_counts().to_dict() == {"train": 18, "valid": 30}
     for row in table.itertuples():
-        assert re.fullmatch(rf"{row.split}/{row.deid_patient_id}/study\d+/view\d_(frontal|lateral)\.jpg",
-                            row.path_to_image)
+        assert re.fullmatch(
+            rf"{row.split}/{row.deid_patient_id}/study\d+/view\d_(frontal|lateral)\.jpg", row.path_to_image
+        )
         assert row.frontal_lateral.lower() in row.path_to_image
         assert not (plus / "PNG" / row.path_to_image).exists()
         picture = cv2.imread(str((plus / "PNG" / row.path_to_image).with_suffix(".png")), cv2.IMREAD_UNCHANGED)
@@ -115,6 +119,7 @@ def test_never_writes_over_a_real_release(tmp_path):
 def test_an_interrupted_drawing_is_not_taken_for_whole(tmp_path, monkeypatch):
     def stop(pictures, workers):
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr(corpus, "_draw_all", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -194,12 +199,15 @@ def test_pictures_vary_in_size_and_projection():
     assert len(shapes) > 6 and any(h > w for h, w in shapes) and any(w > h for h, w in shapes)
 
 
-@pytest.mark.parametrize("finding, where, brighter", [
-    (Finding("Pleural Effusion", "left", severity=0.9), (0.55, 0.75, 0.62, 0.85), True),
-    (Finding("Pleural Effusion", "right", severity=0.9), (0.55, 0.75, 0.15, 0.38), True),
-    (Finding("Pneumothorax", "right", severity=0.9), (0.15, 0.35, 0.22, 0.38), False),
-    (Finding("Consolidation", "left", "mid", 1.0), (0.35, 0.62, 0.58, 0.85), True),
-])
+@pytest.mark.parametrize(
+    "finding, where, brighter",
+    [
+        (Finding("Pleural Effusion", "left", severity=0.9), (0.55, 0.75, 0.62, 0.85), True),
+        (Finding("Pleural Effusion", "right", severity=0.9), (0.55, 0.75, 0.15, 0.38), True),
+        (Finding("Pneumothorax", "right", severity=0.9), (0.15, 0.35, 0.22, 0.38), False),
+        (Finding("Consolidation", "left", "mid", 1.0), (0.35, 0.62, 0.58, 0.85), True),
+    ],
+)
 def test_findings_are_drawn_on_their_side(finding, where, brighter):
     """The patient's right is at the left of the picture. The same noise and pose, with and without the finding."""
     differences = []

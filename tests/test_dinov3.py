@@ -81,9 +81,17 @@ def test_base_tower_has_857_hundred_thousand_parameters(base_tower):
     assert round(sum(parameter.numel() for parameter in base_tower.parameters()) / 1e6, 1) == 85.7
 
 
-@pytest.mark.parametrize("name, millions", [("dinov3_vits", 21.6), ("dinov3_vitsplus", 28.7), ("dinov3_vitb", 85.7),
-                                            ("dinov3_vitl", 303.1), ("dinov3_vithplus", 840.6),
-                                            ("dinov3_vit7b", 6716.0)])
+@pytest.mark.parametrize(
+    "name, millions",
+    [
+        ("dinov3_vits", 21.6),
+        ("dinov3_vitsplus", 28.7),
+        ("dinov3_vitb", 85.7),
+        ("dinov3_vitl", 303.1),
+        ("dinov3_vithplus", 840.6),
+        ("dinov3_vit7b", 6716.0),
+    ],
+)
 def test_sizes_are_those_of_the_paper(name, millions):
     shapes = trunk_shapes(SIZES[name])
     assert sum(shape.numel() for shape in shapes.values()) / 1e6 == pytest.approx(millions, abs=0.06)
@@ -186,17 +194,34 @@ def test_drop_path_acts_only_while_training():
 
 def test_benchmark_runs_anywhere(monkeypatch, tmp_path):
     """`python -m benchmarks.dinov3` at a size for a quick look; bf16 features are within 1 in 100 of fp32."""
-    flags = ["--vision", "dinov3_tiny", "--image_resolution", "32", "--batch_size", "2", "--repeats", "1",
-             "--device", "cpu", "--out", str(tmp_path / "rates.json")]
+    flags = [
+        "--vision",
+        "dinov3_tiny",
+        "--image_resolution",
+        "32",
+        "--batch_size",
+        "2",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "rates.json"),
+    ]
     monkeypatch.setattr(sys, "argv", ["dinov3", *flags])
     benchmark.main()
     report = read_json(tmp_path / "rates.json")
     assert 0 < report["bf16_relative_error"] < 1e-2
     assert [(rate["precision"], rate["kind"]) for rate in report["rates"]] == [
-        ("fp32", "forward"), ("fp32", "training"), ("bf16", "forward"), ("bf16", "training")]
+        ("fp32", "forward"),
+        ("fp32", "training"),
+        ("bf16", "forward"),
+        ("bf16", "training"),
+    ]
     forward, training = report["rates"][:2]
-    assert 2 < training["tflops"] * forward["images_per_second"] / (
-        forward["tflops"] * training["images_per_second"]) <= 3  # operations of a training step over those forward
+    assert (
+        2 < training["tflops"] * forward["images_per_second"] / (forward["tflops"] * training["images_per_second"]) <= 3
+    )  # operations of a training step over those forward
 
 
 @pytest.mark.gpu

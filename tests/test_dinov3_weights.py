@@ -68,12 +68,20 @@ def test_file_that_is_cut_off(state, tmp_path, share):
         if path.suffix == ".safetensors":
             save_file(state, path)
         content = path.read_bytes()
-        path.write_bytes(content[:int(len(content) * share)])
+        path.write_bytes(content[: int(len(content) * share)])
         assert "fetch it again" in refused(path) or "no weight file" in refused(path)
 
 
-@pytest.mark.parametrize("content", [b"These are not weights.\n" * 40, b"<!DOCTYPE html><html>Not found</html>",
-                                     b"\x00" * 500, b'{"weight": 1}', b"\x10" + b"\x00" * 7 + b"{not json at all"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"These are not weights.\n" * 40,
+        b"<!DOCTYPE html><html>Not found</html>",
+        b"\x00" * 500,
+        b'{"weight": 1}',
+        b"\x10" + b"\x00" * 7 + b"{not json at all",
+    ],
+)
 def test_file_of_another_kind(tmp_path, content):
     (tmp_path / "weights.pth").write_bytes(content)
     refused(tmp_path / "weights.pth")
@@ -244,15 +252,27 @@ def gated():
     return GatedRepoError("403 Client Error. Access to model is restricted.", response=response)
 
 
-@pytest.mark.parametrize("problem", [LocalEntryNotFoundError("cannot find the file in the cache"), gated(),
-                                     EntryNotFoundError("404"), OSError("no space left")],
-                         ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        LocalEntryNotFoundError("cannot find the file in the cache"),
+        gated(),
+        EntryNotFoundError("404"),
+        OSError("no space left"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_name_that_cannot_be_downloaded(hub, problem):
     hub["model.safetensors"] = hub["model.safetensors.index.json"] = problem
     with pytest.raises(WeightsError) as caught:
         build_vision_tower("dinov3_vitb")
-    for part in (f"model.safetensors from https://huggingface.co/{NAME}", SIZES["dinov3_vitb"].meta_file,
-                 "--vision_weights FILE", "gated under the DINOv3 licence", "hf auth login"):
+    for part in (
+        f"model.safetensors from https://huggingface.co/{NAME}",
+        SIZES["dinov3_vitb"].meta_file,
+        "--vision_weights FILE",
+        "gated under the DINOv3 licence",
+        "hf auth login",
+    ):
         assert part in str(caught.value)
 
 
@@ -272,7 +292,8 @@ def test_cache_is_used_without_a_connection(monkeypatch, tmp_path):
     small_model("plain").save_pretrained(snapshot)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setattr(weights, "hf_hub_download",
-                        functools.partial(huggingface_hub.hf_hub_download, cache_dir=tmp_path))
+    monkeypatch.setattr(
+        weights, "hf_hub_download", functools.partial(huggingface_hub.hf_hub_download, cache_dir=tmp_path)
+    )
     assert isinstance(weights.download(NAME, "small"), Path)
     build_vision_tower("small", NAME)

@@ -73,8 +73,20 @@ def test_two_ranks_have_the_loss_and_gradient_of_one(tmp_path):
     assert abs(float(one[0]["loss"] - one[1]["loss"])) > 1e-3  # equal texts do make a difference here
 
 
-STEPS = ["--max_steps", "8", "--val_interval", "4", "--log_interval", "1", "--lr", "1e-2", "--batch_size", "12",
-         "--save_interval", "0"]
+STEPS = [
+    "--max_steps",
+    "8",
+    "--val_interval",
+    "4",
+    "--log_interval",
+    "1",
+    "--lr",
+    "1e-2",
+    "--batch_size",
+    "12",
+    "--save_interval",
+    "0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +142,12 @@ def test_each_node_may_have_its_own_copy_of_the_data(corpus, single, tmp_path):
         shutil.copytree(corpus / "data", node / "data", ignore=shutil.ignore_patterns("tokens_cache"))
     for steps in ("4", "8"):  # begun, then gone on with
         argv = flags(Path(), "copied", *STEPS, "--max_steps", steps, "--resume", "auto")
-        assert run_to_end([forked(run_on_node, node, argv, environment | {"LOCAL_RANK": "0"})
-                           for node, environment in zip(nodes, ranks(2), strict=True)]) == [0, 0]
+        assert run_to_end(
+            [
+                forked(run_on_node, node, argv, environment | {"LOCAL_RANK": "0"})
+                for node, environment in zip(nodes, ranks(2), strict=True)
+            ]
+        ) == [0, 0]
     one, two = (pd.read_csv(folder / "train_log.csv")["loss"] for folder in (single, nodes[0] / "runs/copied"))
     assert len(one) == 8 and np.allclose(one, two, atol=1e-5)
     assert [path.name for path in nodes[1].iterdir()] == ["data"]
@@ -162,9 +178,21 @@ def dies(*arguments):
 run_train.train_batch = dies
 run_command(run_train.main)
 """)
-    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
-            "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script),
-            *flags(corpus, "dies", *STEPS, "--val_interval", "0")]
+    argv = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "0",
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_endpoint",
+        "127.0.0.1:0",
+        str(script),
+        *flags(corpus, "dies", *STEPS, "--val_interval", "0"),
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode != 0
     assert "error: row 7 of cxr.h5 cannot be read; build it again" in done.stderr

@@ -94,14 +94,17 @@ def test_other_names_of_a_finding_share_its_column(golden):
         evaluate(y_pred, golden["y_true"], ["Edema", "fluid"], label_idx_map={"Edema": 3})
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda pred, true: (pred[:-1], true), "do not match"),
-    (lambda pred, true: (pred[:, :5], true), "14 labels were named, but there are 5 columns of predictions"),
-    (lambda pred, true: (pred, true[:, :5]), "5 of labels"),
-    (lambda pred, true: (np.where(pred == pred[0, 0], np.nan, pred), true), "row 1, prediction column 1 is nan"),
-    (lambda pred, true: (pred, true.astype(float) - 1), "is not 0 or 1"),
-    (lambda pred, true: (pred, np.where(true == 1, np.nan, 0.0)), "nan is not 0 or 1"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda pred, true: (pred[:-1], true), "do not match"),
+        (lambda pred, true: (pred[:, :5], true), "14 labels were named, but there are 5 columns of predictions"),
+        (lambda pred, true: (pred, true[:, :5]), "5 of labels"),
+        (lambda pred, true: (np.where(pred == pred[0, 0], np.nan, pred), true), "row 1, prediction column 1 is nan"),
+        (lambda pred, true: (pred, true.astype(float) - 1), "is not 0 or 1"),
+        (lambda pred, true: (pred, np.where(true == 1, np.nan, 0.0)), "nan is not 0 or 1"),
+    ],
+)
 def test_wrong_arrays(golden, change, message):
     for function in (evaluate, bootstrap):
         with pytest.raises(UserError, match=message):
@@ -122,7 +125,10 @@ def test_curves_are_drawn_on_demand(golden):
 
 
 def test_operating_point_takes_the_highest_threshold_of_equals():
-    assert choose_operating_point(np.array([0, 0, .5, .5, 1]), np.array([0, .5, .5, 1, 1]), np.zeros(5)) == (0.5, 1.0)
+    assert choose_operating_point(np.array([0, 0, 0.5, 0.5, 1]), np.array([0, 0.5, 0.5, 1, 1]), np.zeros(5)) == (
+        0.5,
+        1.0,
+    )
 
 
 def test_sigmoid_does_not_overflow():

@@ -46,6 +46,7 @@ def working(n: int, seed: int, strength: float = 1.5) -> tuple[np.ndarray, np.nd
 
 # --- operating points and calibration ---
 
+
 def test_rates_equal_scikit_learn():
     random = np.random.default_rng(0)
     truth, called = random.integers(0, 2, (80, 5)), random.integers(0, 2, (80, 5))
@@ -54,7 +55,9 @@ def test_rates_equal_scikit_learn():
         t, c = truth[:, i], called[:, i]
         np.testing.assert_allclose(
             [found.f1[i], found.mcc[i], found.sensitivity[i], found.specificity[i]],
-            [f1_score(t, c), matthews_corrcoef(t, c), recall_score(t, c), recall_score(1 - t, 1 - c)], atol=1e-12)
+            [f1_score(t, c), matthews_corrcoef(t, c), recall_score(t, c), recall_score(1 - t, 1 - c)],
+            atol=1e-12,
+        )
 
 
 def test_undefined_rates_are_nan_never_a_number():
@@ -109,6 +112,7 @@ def test_platt_keeps_the_order_and_mends_the_scale():
 
 # --- published figures from released files ---
 
+
 @pytest.fixture(scope="module")
 def released(shared: Path) -> tuple[Path, pd.DataFrame, np.ndarray]:
     folder = shared / "reference" / "chexpert_test"
@@ -148,18 +152,26 @@ def test_model_beside_the_radiologists(released):
 
 
 def test_reader_files_are_joined_by_name_and_refused_with_the_place(tmp_path):
-    table = pd.DataFrame({"Study": ["CheXpert-v1.0/test/patient2/study1", "CheXpert-v1.0/test/patient1/study1"],
-                          "Edema": [1, 0], "Atelectasis": [0, 1]})
+    table = pd.DataFrame(
+        {
+            "Study": ["CheXpert-v1.0/test/patient2/study1", "CheXpert-v1.0/test/patient1/study1"],
+            "Edema": [1, 0],
+            "Atelectasis": [0, 1],
+        }
+    )
     path = tmp_path / "reader.csv"
     table.to_csv(path, index=False)
     studies = ["chexpert/test/patient1/study1", "chexpert/test/patient2/study1"]
     reader = read_reader(path, studies, binary=True)
     assert reader.labels == ["Atelectasis", "Edema"] and reader.values.tolist() == [[1, 0], [0, 1]]
-    for wrong, message in ((table[:1], "no row for 1 of our 2"), (pd.concat([table, table]), "more than one row"),
-                           (table.assign(Edema=[1, -1]), "'-1' is not 0 or 1"),
-                           (table.assign(Edema=[1, None]), "nan is not 0 or 1"),
-                           (table[["Study"]], "none of the labels"),
-                           (table.drop(columns="Study"), "lacks the column Study")):
+    for wrong, message in (
+        (table[:1], "no row for 1 of our 2"),
+        (pd.concat([table, table]), "more than one row"),
+        (table.assign(Edema=[1, -1]), "'-1' is not 0 or 1"),
+        (table.assign(Edema=[1, None]), "nan is not 0 or 1"),
+        (table[["Study"]], "none of the labels"),
+        (table.drop(columns="Study"), "lacks the column Study"),
+    ):
         wrong.to_csv(path, index=False)
         with pytest.raises(UserError, match=message):
             read_reader(path, studies, binary=True)
@@ -167,6 +179,7 @@ def test_reader_files_are_joined_by_name_and_refused_with_the_place(tmp_path):
 
 
 # --- comparison with the paper, baselines ---
+
 
 def test_beside_the_paper(tmp_path):
     truth, scores = working(120, 7)
@@ -193,6 +206,7 @@ def test_baseline_against_itself_and_against_noise(tmp_path):
 
 
 # --- sanity checks ---
+
 
 def verdicts(valid: SetResult, test: SetResult) -> set[str]:
     return set(sanity.sanity_section(valid, test, []).metrics["flagged"])
@@ -233,36 +247,48 @@ def test_recorded_validation_and_built_files():
 
 # --- sets, levels, predictions ---
 
+
 def set_of(views: list[tuple[str, str]], truth: list[int]) -> EvaluationSet:
     table = pd.DataFrame(views, columns=["study_id", "view"])
     table.insert(0, "id", [f"row{i}" for i in range(len(table))])
     table.insert(1, "patient_id", table["study_id"])
-    return EvaluationSet("test", Path("test.h5"), Path("test_labels.csv"), table,
-                         np.tile(np.array(truth, float)[:, None], (1, 14)), "", "")
+    return EvaluationSet(
+        "test",
+        Path("test.h5"),
+        Path("test_labels.csv"),
+        table,
+        np.tile(np.array(truth, float)[:, None], (1, 14)),
+        "",
+        "",
+    )
 
 
 def test_levels():
-    one = set_of([("b", "lateral"), ("b", "frontal"), ("a", "frontal"), ("b", "frontal"), ("c", "lateral")],
-                 [1, 1, 0, 1, 0])
-    scores = np.array([[.9], [.2], [.3], [.4], [.5]])
+    one = set_of(
+        [("b", "lateral"), ("b", "frontal"), ("a", "frontal"), ("b", "frontal"), ("c", "lateral")], [1, 1, 0, 1, 0]
+    )
+    scores = np.array([[0.9], [0.2], [0.3], [0.4], [0.5]])
     image = units(one, "image")
     assert image.table["id"].tolist() == ["row1", "row2"] and image.left_out == 1
-    assert image.reduce(scores).ravel().tolist() == [.2, .3]
+    assert image.reduce(scores).ravel().tolist() == [0.2, 0.3]
     mean, largest = units(one, "study_mean"), units(one, "study_max")
     assert mean.table["study_id"].tolist() == ["b", "a", "c"] and mean.truth[:, 0].tolist() == [1, 0, 0]
-    np.testing.assert_allclose(mean.reduce(scores).ravel(), [.5, .3, .5])
-    np.testing.assert_allclose(largest.reduce(scores).ravel(), [.9, .3, .5])
+    np.testing.assert_allclose(mean.reduce(scores).ravel(), [0.5, 0.3, 0.5])
+    np.testing.assert_allclose(largest.reduce(scores).ravel(), [0.9, 0.3, 0.5])
     with pytest.raises(UserError, match="row 2: the labels differ"):
         units(set_of([("a", "frontal"), ("a", "frontal")], [0, 1]), "image")
     with pytest.raises(UserError, match="no frontal view"):
         units(set_of([("a", "lateral")], [0]), "image")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda scores: scores.fill(0.5), "the same for every image"),
-    (lambda scores: scores.__setitem__((3, 2), 1.5), r"row 4, Consolidation: the prediction 1.5 is outside 0..1"),
-    (lambda scores: scores.__setitem__((0, 0), np.nan), "outside 0..1"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scores: scores.fill(0.5), "the same for every image"),
+        (lambda scores: scores.__setitem__((3, 2), 1.5), r"row 4, Consolidation: the prediction 1.5 is outside 0..1"),
+        (lambda scores: scores.__setitem__((0, 0), np.nan), "outside 0..1"),
+    ],
+)
 def test_impossible_predictions_are_refused(change, message):
     scores = np.random.default_rng(0).random((10, 14))
     check_predictions(scores, "x")
@@ -295,6 +321,7 @@ def test_upstreams_files_without_ids(tmp_path, caplog):
 
 # --- prompts ---
 
+
 def test_the_packages_prompts():
     prompts = read_alternatives()
     assert {prompt.label for prompt in prompts} == set(LABELS)
@@ -304,10 +331,18 @@ def test_the_packages_prompts():
     assert upstream_prompts()[8].negative == ("no No Finding",)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("synonyms: {Oedema: [a]}", "none of the labels"), ("templates: {positive: [a], negative: [b]}", "has no {}"),
-    ("pairs: {Edema: {positive: [a]}}", "positive. and .negative"), ("synonyms: {Edema: words}", "list of texts"),
-    ("words: {}", "not words"), ("[1]", "must hold"), ("a: [", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("synonyms: {Oedema: [a]}", "none of the labels"),
+        ("templates: {positive: [a], negative: [b]}", "has no {}"),
+        ("pairs: {Edema: {positive: [a]}}", "positive. and .negative"),
+        ("synonyms: {Edema: words}", "list of texts"),
+        ("words: {}", "not words"),
+        ("[1]", "must hold"),
+        ("a: [", "not valid YAML"),
+    ],
+)
 def test_wrong_prompt_files(tmp_path, text, message):
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -326,6 +361,7 @@ def test_alternative_is_chosen_by_validation_alone():
 
 
 # --- a run's folder ---
+
 
 def test_best_steps_and_paths_stay_in_the_run(tmp_path):
     for step in (0, 10, 20):

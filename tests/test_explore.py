@@ -72,11 +72,18 @@ def test_16_bit_and_dicom_files_are_read(explorer, tmp_path):
     assert ask(client, data, name="a.dcm").status_code == 200
 
 
-@pytest.mark.parametrize("data, labels, word", [
-    (b"just text", "edema", "PNG"), (b"", "edema", "empty"), (png(picture())[:2000], "edema", "short"),
-    (png(np.zeros((64, 64), np.uint8)), "edema", "constant"), (png(picture()), " \n ", "no finding"),
-    (png(picture()), "x" * 10_000, "too long"), (png(picture()), "\n".join(map(str, range(3000))), "too many"),
-])
+@pytest.mark.parametrize(
+    "data, labels, word",
+    [
+        (b"just text", "edema", "PNG"),
+        (b"", "edema", "empty"),
+        (png(picture())[:2000], "edema", "short"),
+        (png(np.zeros((64, 64), np.uint8)), "edema", "constant"),
+        (png(picture()), " \n ", "no finding"),
+        (png(picture()), "x" * 10_000, "too long"),
+        (png(picture()), "\n".join(map(str, range(3000))), "too many"),
+    ],
+)
 def test_wrong_input_is_one_sentence(explorer, data, labels, word):
     answer = ask(create_app(explorer).test_client(), data, labels)
     assert answer.status_code == 400 and word in answer.get_json()["error"]
@@ -89,8 +96,13 @@ def test_a_picture_of_50_megapixels_is_answered(explorer):
 
 def test_nothing_else_is_served(explorer):
     client = create_app(explorer).test_client()
-    for path in ("/static/explore.html", "/../chexzero/explore/app.py", "/%2e%2e/etc/passwd", "/templates/explore.html",
-                 "/analyse"):
+    for path in (
+        "/static/explore.html",
+        "/../chexzero/explore/app.py",
+        "/%2e%2e/etc/passwd",
+        "/templates/explore.html",
+        "/analyse",
+    ):
         assert client.get(path).status_code in (404, 405)
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
     page = client.get("/")
@@ -127,6 +139,7 @@ def test_a_patch_answers_for_its_own_place(kind):
         model = small_model()
     else:
         from dinov3_adapter import build_vision_tower
+
         tower = build_vision_tower("dinov3_tiny", "random", image_resolution=64, embed_dim=32)
         model = CLIP(32, 64, 0, 0, None, **TEXT, visual=tower).eval()
     pixels = prepare(torch.from_numpy(picture(320, 320)[None]), 64).clone()
@@ -186,8 +199,9 @@ def test_other_pages_cannot_ask(explorer):
     """A page elsewhere may post a form here without asking; its browser then names that page."""
     client, data = create_app(explorer).test_client(), png(picture())
     for origin, status in (("http://evil.example", 403), ("null", 403), ("http://localhost", 200)):
-        answer = client.post("/analyse", headers={"Origin": origin},
-                             data={"image": (io.BytesIO(data), "a.png"), "labels": "edema"})
+        answer = client.post(
+            "/analyse", headers={"Origin": origin}, data={"image": (io.BytesIO(data), "a.png"), "labels": "edema"}
+        )
         assert answer.status_code == status
 
 
@@ -211,7 +225,8 @@ def test_a_drawn_run_says_so_wherever_it_is_started(tmp_path, monkeypatch):
     run.mkdir()
     torch.save(small_model().state_dict(), run / "checkpoint_1.pt")
     (run / "selection.json").write_text(json.dumps({"checkpoint": "checkpoint_1.pt"}))
-    (run / "config.json").write_text(json.dumps({"settings": {"txt_filepath": "gone/impressions.csv"},
-                                                 "data": {"drawn": True}}))
+    (run / "config.json").write_text(
+        json.dumps({"settings": {"txt_filepath": "gone/impressions.csv"}, "data": {"drawn": True}})
+    )
     found = load_explorer(run, None, None, 10)
     assert found.drawn and found.reports == []

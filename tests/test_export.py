@@ -76,8 +76,7 @@ def small_model(kind: str, size: str = "dinov3_tiny") -> CLIP:
 
 
 @pytest.mark.timeout(900)  # a process of its own that imports a second library
-@pytest.mark.parametrize("kind, target", [*itertools.product(["vit", "dinov3"], LOADERS),
-                                          ("narrow", "open_clip")])
+@pytest.mark.parametrize("kind, target", [*itertools.product(["vit", "dinov3"], LOADERS), ("narrow", "open_clip")])
 def test_another_library_gives_our_logits(tmp_path, kind, target):
     if target == "onnx":
         pytest.importorskip("onnxruntime")
@@ -94,13 +93,26 @@ def test_another_library_gives_our_logits(tmp_path, kind, target):
     np.savez(tmp_path / "data.npz", images=images, prepared=prepared.numpy(), tokens=tokens.long().numpy())
     Image.fromarray(np.tile(images[0], (2, 1))[:500]).save(tmp_path / "chest.png")
     lines = (tmp_path / "out" / "README.md").read_text().split("```python")[1].split("```")[0]
-    done = subprocess.run([sys.executable, "-c", HEAD + LOADERS[target] + TAIL + lines, tmp_path / "out",
-                           tmp_path / "data.npz", tmp_path / "logits.npy", *TEXTS], check=True, cwd=tmp_path,
-                          capture_output=True, text=True,
-                          env=os.environ | {"HF_HUB_OFFLINE": "1"})  # the folder holds all that is needed
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            HEAD + LOADERS[target] + TAIL + lines,
+            tmp_path / "out",
+            tmp_path / "data.npz",
+            tmp_path / "logits.npy",
+            *TEXTS,
+        ],
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # the folder holds all that is needed
     assert np.abs(np.load(tmp_path / "logits.npy") - expected).max() < 1e-4
     assert float(done.stdout.split("edema:")[1]) == pytest.approx(
-        ChestCLIP(model).probabilities([tmp_path / "chest.png"], ["Edema"]).item(), abs=1e-5)
+        ChestCLIP(model).probabilities([tmp_path / "chest.png"], ["Edema"]).item(), abs=1e-5
+    )
     ours, again = model.state_dict(), read_state_dict(tmp_path / "out")
     assert ours.keys() == again.keys()
     same = torch.allclose if kind == "narrow" else torch.equal  # weights divided by three and multiplied again
@@ -112,22 +124,31 @@ def test_training_goes_on_from_an_export(tmp_path, monkeypatch, target):
     monkeypatch.setitem(TEXT_SIZES, "small", TextSize(width=128, heads=2, layers=2, weights="random"))
     model = small_model("dinov3")
     export(model, target, tmp_path / "out")
-    again = create_model("dinov3_tiny", text_encoder="small", vision_weights=tmp_path / "out",
-                         text_weights=tmp_path / "out", image_resolution=96, embed_dim=64).state_dict()
+    again = create_model(
+        "dinov3_tiny",
+        text_encoder="small",
+        vision_weights=tmp_path / "out",
+        text_weights=tmp_path / "out",
+        image_resolution=96,
+        embed_dim=64,
+    ).state_dict()
     assert all(torch.allclose(value, again[key]) for key, value in model.state_dict().items())
     with pytest.raises(UserError, match="those of dinov3_tiny; use --vision dinov3_tiny"):
         create_model("dinov3_vits", text_weights="random", vision_weights=tmp_path / "out")
 
 
-@pytest.mark.parametrize("target, part, key, value, word", [
-    ("open_clip", None, "quick_gelu", False, "quick_gelu is False"),
-    ("open_clip", "vision_cfg", "head_width", 80, "vision head is 80"),
-    ("open_clip", "text_cfg", "heads", 4, "text heads is 4"),
-    ("hf", "text_config", "hidden_act", "gelu", "activation is 'gelu'"),
-    ("hf", "vision_config", "num_attention_heads", 4, "vision heads is 4"),
-    ("hf", "vision_config", "num_hidden_layers", 3, "lacks weights"),
-    ("hf", None, "model_type", "siglip", "holds no CLIP"),
-])
+@pytest.mark.parametrize(
+    "target, part, key, value, word",
+    [
+        ("open_clip", None, "quick_gelu", False, "quick_gelu is False"),
+        ("open_clip", "vision_cfg", "head_width", 80, "vision head is 80"),
+        ("open_clip", "text_cfg", "heads", 4, "text heads is 4"),
+        ("hf", "text_config", "hidden_act", "gelu", "activation is 'gelu'"),
+        ("hf", "vision_config", "num_attention_heads", 4, "vision heads is 4"),
+        ("hf", "vision_config", "num_hidden_layers", 3, "lacks weights"),
+        ("hf", None, "model_type", "siglip", "holds no CLIP"),
+    ],
+)
 def test_what_the_shapes_do_not_show_is_compared(tmp_path, target, part, key, value, word):
     """Weights that load but were trained for another function would give other features without a word."""
     export(small_model("vit"), target, tmp_path / "out")
@@ -144,8 +165,11 @@ def test_the_exported_tokenizer_needs_what_the_card_says():
     import ftfy
 
     tokenizer = _hf_tokenizer(small_model("vit"))
-    for text, plain in [("Heart &amp; lungs; nodule &lt; 3 cm.", False), ("the patient’s “old” ﬁbrosis", False),
-                        ("T1-2 naïve café\n\n  STABLE, 3.5cm", True)]:
+    for text, plain in [
+        ("Heart &amp; lungs; nodule &lt; 3 cm.", False),
+        ("the patient’s “old” ﬁbrosis", False),
+        ("T1-2 naïve café\n\n  STABLE, 3.5cm", True),
+    ]:
         wanted = [token for token in tokenize(text)[0].tolist() if token]
         assert tokenizer(html.unescape(ftfy.fix_text(text))).input_ids == wanted
         assert (tokenizer(text).input_ids == wanted) == plain
@@ -194,16 +218,24 @@ def test_the_card_says_what_is_on_record_and_what_is_not(tmp_path, monkeypatch):
 
     label = {"auroc": 0.75, "lower": 0.7, "upper": 0.8, "n_pos": 3, "n": 9}
     values = {"labels": dict.fromkeys(LABELS, label)} | {
-        key: value for mean in MEANS for key, value in [(mean, 0.75), (f"{mean}_interval", [0.7, 0.8])]}
+        key: value for mean in MEANS for key, value in [(mean, 0.75), (f"{mean}_interval", [0.7, 0.8])]
+    }
     values |= {"mean_14": None, "mean_14_interval": [None, None]}
     results = tmp_path / "results" / "run"
     results.mkdir(parents=True)
-    (results / "metrics.json").write_text(json.dumps(
-        {"valid": values, "test": values, "selected": {"checkpoint": "checkpoint_20.pt"}}))
+    (results / "metrics.json").write_text(
+        json.dumps({"valid": values, "test": values, "selected": {"checkpoint": "checkpoint_20.pt"}})
+    )
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "build.json").write_text(json.dumps({
-        "drawn": True, "counts": {"train": {"rexgradient/train": {"images": 7, "studies": 5, "patients": 4}}},
-        "overlap": {"sentence": "None found.", "dropped": 2, "recall": 0.99, "recall_lower_95": 0.95}}))
+    (tmp_path / "data" / "build.json").write_text(
+        json.dumps(
+            {
+                "drawn": True,
+                "counts": {"train": {"rexgradient/train": {"images": 7, "studies": 5, "patients": 4}}},
+                "overlap": {"sentence": "None found.", "dropped": 2, "recall": 0.99, "recall_lower_95": 0.95},
+            }
+        )
+    )
     main(["--run", str(run), "--to", "open_clip", "second"])
     card = (tmp_path / "second" / "README.md").read_text()
     assert "| Edema | 0.750 (0.700 to 0.800) | 0.750 (0.700 to 0.800) | 3 of 9 |\n| Enlarged" in card

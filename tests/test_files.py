@@ -28,10 +28,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize("content, word", [
-    (b"a,b\n1,2\n", "column"), ("a,caf\xe9\n".encode("latin-1"), "UTF-8"), (b"", "column"),
-    (b"a,needed\n1,2\n1,2,3,4\n", "CSV"), (b"a,needed\n1,2,3\n1,2,3\n", "CSV"),
-])
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        (b"a,b\n1,2\n", "column"),
+        ("a,caf\xe9\n".encode("latin-1"), "UTF-8"),
+        (b"", "column"),
+        (b"a,needed\n1,2\n1,2,3,4\n", "CSV"),
+        (b"a,needed\n1,2,3\n1,2,3\n", "CSV"),
+    ],
+)
 def test_a_damaged_table_is_one_clear_error(tmp_path, content, word):
     path = tmp_path / "t.csv"
     path.write_bytes(content)

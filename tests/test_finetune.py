@@ -66,11 +66,25 @@ def test_defaults_are_upstreams(vision):
     assert finetune.merge_lora(model).keys() == model.state_dict().keys()
 
 
-@pytest.mark.parametrize("vision, block, embedding, norm, projection", [
-    ("plain", "visual.trunk.blocks.{}.attn.q_bias", "visual.trunk.cls_token", "visual.trunk.norm.bias",
-     "visual.head.proj.weight"),
-    ("vit_b_32", "visual.transformer.resblocks.{}.mlp.c_fc.weight", "visual.conv1.weight", "visual.ln_post.weight",
-     "visual.proj")])
+@pytest.mark.parametrize(
+    "vision, block, embedding, norm, projection",
+    [
+        (
+            "plain",
+            "visual.trunk.blocks.{}.attn.q_bias",
+            "visual.trunk.cls_token",
+            "visual.trunk.norm.bias",
+            "visual.head.proj.weight",
+        ),
+        (
+            "vit_b_32",
+            "visual.transformer.resblocks.{}.mlp.c_fc.weight",
+            "visual.conv1.weight",
+            "visual.ln_post.weight",
+            "visual.proj",
+        ),
+    ],
+)
 def test_learning_rates(vision, block, embedding, norm, projection):
     args = arguments("--vision_lr", "0.01", "--projection_lr", "0.2", "--text_lr", "0", "--layer_decay", "0.5")
     model = model_of(vision)
@@ -99,10 +113,18 @@ def test_freezing(vision, blocks, for_some_steps):
     optimizer = torch.optim.AdamW(finetune.parameter_groups(model, args))
     changed = train(model, args, steps=2, optimizer=optimizer)
     projection = {"visual.head.proj.weight", "visual.proj"}
-    last = {name for name in names(model) if any(f"{part}.2." in name for part in ("visual.trunk.blocks",
-            "visual.transformer.resblocks")) or ".norm." in name.removeprefix("visual.trunk") or "ln_post" in name}
-    expected = {name for name in names(model) if not name.startswith("visual.") or name in projection
-                or (blocks == "2" and name in last)}
+    last = {
+        name
+        for name in names(model)
+        if any(f"{part}.2." in name for part in ("visual.trunk.blocks", "visual.transformer.resblocks"))
+        or ".norm." in name.removeprefix("visual.trunk")
+        or "ln_post" in name
+    }
+    expected = {
+        name
+        for name in names(model)
+        if not name.startswith("visual.") or name in projection or (blocks == "2" and name in last)
+    }
     assert changed == expected
     later = train(model, args, steps=3, optimizer=optimizer)
     assert later == (names(model) if for_some_steps else expected)
@@ -130,7 +152,8 @@ def test_lora(vision, grad_checkpointing):
     merged = finetune.merge_lora(model)
     assert merged.keys() == plain.keys()
     assert {key for key in plain if key.startswith("visual.trunk.") and not torch.equal(merged[key], plain[key])} == {
-        name.split(".lora_")[0] + ".weight" for name in trunk}
+        name.split(".lora_")[0] + ".weight" for name in trunk
+    }
     model.eval()
     again = build_model(merged)
     assert torch.allclose(again(images, texts)[0], model(images, texts)[0], atol=1e-4)
@@ -149,13 +172,20 @@ def test_lora_state_can_be_resumed():
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--layer_decay", "1.5"], "not in 0..1"), (["--layer_decay", "0"], "not in 0..1"),
-    (["--vision_lr", "-1"], "no learning rate"), (["--text_lr", "nan"], "no learning rate"),
-    (["--freeze_blocks", "4"], "a tower of 3 blocks"), (["--freeze_blocks", "-1"], "a tower of 3 blocks"),
-    (["--freeze_steps", "5"], "needs --freeze_blocks"), (["--lora_rank", "-2"], "negative"),
-    (["--freeze_blocks", "1", "--freeze_steps", "-1"], "negative"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--layer_decay", "1.5"], "not in 0..1"),
+        (["--layer_decay", "0"], "not in 0..1"),
+        (["--vision_lr", "-1"], "no learning rate"),
+        (["--text_lr", "nan"], "no learning rate"),
+        (["--freeze_blocks", "4"], "a tower of 3 blocks"),
+        (["--freeze_blocks", "-1"], "a tower of 3 blocks"),
+        (["--freeze_steps", "5"], "needs --freeze_blocks"),
+        (["--lora_rank", "-2"], "negative"),
+        (["--freeze_blocks", "1", "--freeze_steps", "-1"], "negative"),
+    ],
+)
 def test_wrong_settings(flags, message):
     with pytest.raises(UserError, match=message):
         finetune.prepare(model_of("plain"), arguments(*flags))

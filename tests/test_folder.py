@@ -72,7 +72,7 @@ def test_dicom_files(tmp_path):
     one, two, three = (read_file(tmp_path / f"{name}.dcm").astype(int) for name in "abc")
     assert abs(one - two).max() <= 1 and np.array_equal(one, three)  # rounding of the inverted values
     whole = (tmp_path / "a.dcm").read_bytes()
-    (tmp_path / "half.dcm").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "half.dcm").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"half.dcm: the DICOM file cannot be decoded \(.*less than expected"):
         ImageFiles([tmp_path / "half.dcm"])[:1]
 

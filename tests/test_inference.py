@@ -28,8 +28,9 @@ def test_predictions_are_upstreams(model):
     np.testing.assert_allclose(predict_labels(model, radiographs()), recorded()["zero_shot/pair"], atol=1e-6)
     classifier = class_embeddings(model, LABELS, TEMPLATES)
     np.testing.assert_allclose(classifier.T, recorded()["zero_shot/classifier"], atol=1e-6)
-    np.testing.assert_allclose(embed_images(model, radiographs()) @ classifier.T, recorded()["zero_shot/cosines"],
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        embed_images(model, radiographs()) @ classifier.T, recorded()["zero_shot/cosines"], atol=1e-6
+    )
 
 
 def test_golden_predictions(shared):

@@ -25,16 +25,44 @@ def command(*words: object) -> None:
 def built(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("learning")
     command("-m", "data_prep", "demo", "--out", root / "releases", "--train", 1200, "--valid", 150, "--test", 2)
-    command("-m", "data_prep", "build", "--data_root", root / "releases", "--out", root / "data",
-            "--splits", root / "splits", "--audit_copies", 9, "--audit_unrelated", 9)
+    command(
+        "-m",
+        "data_prep",
+        "build",
+        "--data_root",
+        root / "releases",
+        "--out",
+        root / "data",
+        "--splits",
+        root / "splits",
+        "--audit_copies",
+        9,
+        "--audit_unrelated",
+        9,
+    )
     return root
 
 
 def curve(root: Path, name: str, reports: Path) -> np.ndarray:
     """Train with these reports; the validation means over the 13 findings, step 0 first."""
-    command("run_train.py", "--config", "configs/demo.yaml", "--cxr_filepath", root / "data/cxr.h5",
-            "--txt_filepath", reports, "--save_dir", root / "checkpoints", "--model_name", name,
-            "--max_steps", STEPS, "--val_interval", STEPS // 2, "--no-tensorboard")
+    command(
+        "run_train.py",
+        "--config",
+        "configs/demo.yaml",
+        "--cxr_filepath",
+        root / "data/cxr.h5",
+        "--txt_filepath",
+        reports,
+        "--save_dir",
+        root / "checkpoints",
+        "--model_name",
+        name,
+        "--max_steps",
+        STEPS,
+        "--val_interval",
+        STEPS // 2,
+        "--no-tensorboard",
+    )
     return pd.read_csv(root / "checkpoints" / name / "metrics.csv")["mean_13"].to_numpy()
 
 

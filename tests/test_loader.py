@@ -26,8 +26,10 @@ def dataset(corpus):
 
 
 def read(dataset, batches, workers):
-    return [(batch["img"].clone(), batch["txt"].clone(), batch["row"].clone())
-            for batch in make_loader(dataset, batches, workers, CPU)]
+    return [
+        (batch["img"].clone(), batch["txt"].clone(), batch["row"].clone())
+        for batch in make_loader(dataset, batches, workers, CPU)
+    ]
 
 
 def test_the_order_does_not_depend_on_the_workers_and_can_be_entered_anywhere(dataset):
@@ -59,8 +61,9 @@ def test_a_batch_holds_the_images_and_texts_of_its_rows(dataset, corpus):
 
 def test_ranks_share_a_batch_without_overlap(dataset):
     whole = Batches(np.arange(30), 8, seed=5)
-    parts = [[torch.tensor(rows) for rows in Batches(np.arange(30), 8, seed=5, rank=rank, world_size=2)]
-             for rank in (0, 1)]
+    parts = [
+        [torch.tensor(rows) for rows in Batches(np.arange(30), 8, seed=5, rank=rank, world_size=2)] for rank in (0, 1)
+    ]
     for batch, first, second in zip(whole.batches, *parts, strict=True):
         assert len(first) == len(second)
         assert torch.cat([first, second]).tolist() == batch.tolist()
@@ -79,7 +82,8 @@ def test_one_per_study():
     assert all(len(set(studies[batch])) == len(batch) <= 8 for batch in batches)
     assert sum(len(batch) < 8 for batch in batches) <= 4
     assert [b.tolist() for b in one_per_study(order, np.arange(len(order)), 8)] == [
-        order[start:start + 8].tolist() for start in range(0, len(order), 8)]
+        order[start : start + 8].tolist() for start in range(0, len(order), 8)
+    ]
     assert [b.tolist() for b in one_per_study(np.array([2, 0, 1]), np.zeros(3, int), 8)] == [[2], [0], [1]]
 
 

@@ -38,8 +38,12 @@ def test_radiologists_whose_columns_stand_in_another_order(shared):
     found = []
     for reader in ("bc4", "bc6", "bc8"):
         decisions = y_true_csv_to_np(folder / f"radiologist_{reader}.csv", LABELS)
-        found.append([compute(decisions, y_true, LABELS, HALF, n_samples=100).loc["mean", COMPETITION_LABELS].mean()
-                      for compute in (compute_mcc, compute_f1)])
+        found.append(
+            [
+                compute(decisions, y_true, LABELS, HALF, n_samples=100).loc["mean", COMPETITION_LABELS].mean()
+                for compute in (compute_mcc, compute_f1)
+            ]
+        )
     np.testing.assert_allclose(np.mean(found, axis=0), [0.530, 0.616], atol=5e-4)
 
 
@@ -53,7 +57,7 @@ def test_thresholds_are_upstreams(arrays):
 
 @pytest.mark.filterwarnings("ignore:A single label")
 def test_ties_take_the_lowest_threshold_and_a_missing_class_is_survived(capsys):
-    y_pred, y_true = np.array([[.8], [.6], [.4], [.2]]), np.array([[1], [0], [1], [0]])
+    y_pred, y_true = np.array([[0.8], [0.6], [0.4], [0.2]]), np.array([[1], [0], [1], [0]])
     assert get_best_p_vals(y_pred, y_true, ["a"], verbose=True) == {"a": 0.4}
     assert "a: 0.5774 at 0.4000" in capsys.readouterr().out
     assert get_best_p_vals(y_pred, y_true * 0, ["a"]) == get_best_p_vals(y_pred, y_true * 0 + 1, ["a"]) == {"a": 0.2}
@@ -89,13 +93,15 @@ def test_tables(arrays):
     assert (table.loc["lower"] <= table.loc["mean"]).all() and (table.loc["mean"] <= table.loc["upper"]).all()
     pd.testing.assert_frame_equal(table, compute_mcc(y_pred, y_true, LABELS, HALF, n_samples=60))
     index = {"Edema": 3, "fluid": 3}
-    one = compute_f1(y_pred[:, [3, 3]], y_true, ["Edema", "fluid"], {"Edema": .5, "fluid": .5}, index, n_samples=60)
+    one = compute_f1(y_pred[:, [3, 3]], y_true, ["Edema", "fluid"], {"Edema": 0.5, "fluid": 0.5}, index, n_samples=60)
     assert one["Edema"].tolist() == one["fluid"].tolist() == one["Mean"].tolist()
 
 
 def test_best_names():
-    frame = pd.DataFrame([[0.5, 0.7, 0.6, 0.9, 0.9]],
-                         columns=["Edema_auc", "fluid_auc", "Fracture_auc", "broken rib_auc", "split rib_auc"])
+    frame = pd.DataFrame(
+        [[0.5, 0.7, 0.6, 0.9, 0.9]],
+        columns=["Edema_auc", "fluid_auc", "Fracture_auc", "broken rib_auc", "split rib_auc"],
+    )
     assert get_best_alt_labels(frame, ["Edema", "Fracture"]) == {"Edema": ["fluid"], "Fracture": ["broken rib"]}
     with pytest.raises(UserError, match="fluid_auc comes before"):
         get_best_alt_labels(frame[["fluid_auc", "Edema_auc"]], ["Edema"])
@@ -103,12 +109,17 @@ def test_best_names():
 
 def test_a_missing_threshold_is_named(arrays):
     with pytest.raises(UserError, match="no threshold is given for Edema"):
-        compute_f1(arrays[1], arrays[0], LABELS, {label: .5 for label in LABELS if label != "Edema"})
+        compute_f1(arrays[1], arrays[0], LABELS, {label: 0.5 for label in LABELS if label != "Edema"})
 
 
-@pytest.mark.parametrize("cells, message", [(["0", "2"], "row 2, column Edema: '2' is not 0 or 1"),
-                                            (["", "1"], "row 1, column Edema: nan is not 0 or 1"),
-                                            (["0", "-1.0"], "'-1.0' is not 0 or 1")])
+@pytest.mark.parametrize(
+    "cells, message",
+    [
+        (["0", "2"], "row 2, column Edema: '2' is not 0 or 1"),
+        (["", "1"], "row 1, column Edema: nan is not 0 or 1"),
+        (["0", "-1.0"], "'-1.0' is not 0 or 1"),
+    ],
+)
 def test_label_files(tmp_path, cells, message):
     pd.DataFrame({"Study": ["a", "b"], "Fracture": [0, 1], "Edema": cells}).to_csv(tmp_path / "y.csv", index=False)
     assert y_true_csv_to_np(tmp_path / "y.csv", ["Fracture"]).tolist() == [[0], [1]]

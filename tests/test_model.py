@@ -19,9 +19,14 @@ def model():
     return build_model(state_dict(torch.float16))
 
 
-@pytest.mark.parametrize("name, vision", [("vit_b_32", (512, 224, 12, 768, 32)),
-                                          ("vit_b_16", (768, 320, 12, 768, 16)),
-                                          ("rn50", (1024, 224, (3, 4, 6, 3), 64, None))])
+@pytest.mark.parametrize(
+    "name, vision",
+    [
+        ("vit_b_32", (512, 224, 12, 768, 32)),
+        ("vit_b_16", (768, 320, 12, 768, 16)),
+        ("rn50", (1024, 224, (3, 4, 6, 3), 64, None)),
+    ],
+)
 def test_keys_and_shapes_are_upstreams(name, vision):
     with torch.device("meta"):
         state = CLIP(*vision, 77, 49408, 512, 8, 12).state_dict()
@@ -103,13 +108,16 @@ def _without(key):
     return state
 
 
-@pytest.mark.parametrize("state, message", [
-    (_without("ln_final.bias"), "lacks ln_final.bias"),
-    (_without("text_projection"), "lacks the key text_projection"),
-    ({**state_dict(), "extra": torch.zeros(1)}, "has unknown extra"),
-    ({**state_dict(), "visual.proj": torch.zeros(64, 33)}, r"visual.proj \(\(64, 33\) instead of \(64, 32\)\)"),
-    ({**state_dict(), "text_projection": torch.zeros(3)}, "describes no CLIP that can be built"),
-])
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        (_without("ln_final.bias"), "lacks ln_final.bias"),
+        (_without("text_projection"), "lacks the key text_projection"),
+        ({**state_dict(), "extra": torch.zeros(1)}, "has unknown extra"),
+        ({**state_dict(), "visual.proj": torch.zeros(64, 33)}, r"visual.proj \(\(64, 33\) instead of \(64, 32\)\)"),
+        ({**state_dict(), "text_projection": torch.zeros(3)}, "describes no CLIP that can be built"),
+    ],
+)
 def test_a_state_dict_that_does_not_fit_is_named(state, message):
     with pytest.raises(UserError, match=message):
         build_model(state)

@@ -59,15 +59,22 @@ def usual(releases, tmp_path_factory) -> dict[str, list]:
 
 def test_roles_ids_and_order(usual):
     names = ids(usual)
-    assert names["train"][:2] == ["chexpert_plus/train/patient00001/study1/view1_frontal",
-                                  "chexpert_plus/train/patient00001/study2/view1_frontal"]
-    assert names["train"][14:17] == ["rexgradient/Gtrain0/Atrain0/1.2.0.0", "rexgradient/Gtrain1/Atrain1/1.2.1.0",
-                                     "rexgradient/Gtrain1/Atrain1/1.2.1.1"]
+    assert names["train"][:2] == [
+        "chexpert_plus/train/patient00001/study1/view1_frontal",
+        "chexpert_plus/train/patient00001/study2/view1_frontal",
+    ]
+    assert names["train"][14:17] == [
+        "rexgradient/Gtrain0/Atrain0/1.2.0.0",
+        "rexgradient/Gtrain1/Atrain1/1.2.1.0",
+        "rexgradient/Gtrain1/Atrain1/1.2.1.1",
+    ]
     assert [row.split for row in usual["train"][14:]] == ["train"] * 6 + ["valid"] * 3 + ["test"]
     assert len(names["valid"]) == 4
     assert all(name.startswith("chexpert_plus/valid/patient6454") for name in names["valid"])
-    assert names["test"] == [f"chexpert/test/patient{64741 + i}/study1/{view}"
-                             for i, view in enumerate(["view2_frontal", "view1_frontal", "view1_frontal"])]
+    assert names["test"] == [
+        f"chexpert/test/patient{64741 + i}/study1/{view}"
+        for i, view in enumerate(["view2_frontal", "view1_frontal", "view1_frontal"])
+    ]
     rex = usual["train"][16]
     assert (rex.view, rex.ap_pa, rex.age, rex.sex) == ("lateral", "", "45", "Female")
     assert rex.patient_id == "rexgradient/Gtrain1"
@@ -95,20 +102,25 @@ def label_images(path: Path) -> None:
 
 
 LAYOUTS = {
-    "PNG/PNG": lambda c: move(c.plus / "PNG" / "train", c.plus / "PNG/PNG/train")
-    or move(c.plus / "PNG" / "valid", c.plus / "PNG/PNG/valid"),
+    "PNG/PNG": lambda c: (
+        move(c.plus / "PNG" / "train", c.plus / "PNG/PNG/train")
+        or move(c.plus / "PNG" / "valid", c.plus / "PNG/PNG/valid")
+    ),
     "train/ at the root": lambda c: [move(c.plus / "PNG" / s, c.plus / s) for s in ("train", "valid")],
     "jpg on disk": lambda c: rename_all(c.plus / "PNG", ".png", ".jpg"),
     "images/deid_png": lambda c: move(c.rex / "deid_png", c.rex / "images/deid_png"),
     "test as png": lambda c: rename_all(c.chexpert / "test", ".jpg", ".png"),
     "CheXpert-v1.0/": lambda c: move(c.chexpert, c.root / "x/CheXpert-v1.0") or move(c.root / "x", c.chexpert),
     "no prefix in the labels": lambda c: [
-        path.write_text(path.read_text().replace("CheXpert-v1.0/", "")) for path in c.chexpert.glob("*.csv")],
+        path.write_text(path.read_text().replace("CheXpert-v1.0/", "")) for path in c.chexpert.glob("*.csv")
+    ],
     "prefix in the table": lambda c: c.edit_plus(
-        lambda t: t.assign(path_to_image="CheXpert-v1.0/" + t["path_to_image"])),
+        lambda t: t.assign(path_to_image="CheXpert-v1.0/" + t["path_to_image"])
+    ),
     "labels by image": lambda c: label_images(c.chexpert / "groundtruth.csv"),
-    "macOS's own files": lambda c: [(path.parent / f"._{path.name}").write_bytes(b"x")
-                                    for path in list(c.chexpert.rglob("*.jpg"))],
+    "macOS's own files": lambda c: [
+        (path.parent / f"._{path.name}").write_bytes(b"x") for path in list(c.chexpert.rglob("*.jpg"))
+    ],
     "byte order mark": lambda c: c.plus_csv.write_text(c.plus_csv.read_text(), encoding="utf-8-sig"),
 }
 
@@ -156,9 +168,12 @@ def test_a_flag_for_each_path(corpus, usual, tmp_path):
     places = tmp_path / "places"
     flags = []
     for flag, source in {
-        "chexpert_plus_csv": corpus.plus_csv, "chexpert_plus_images": corpus.plus / "PNG",
-        "chexpert_valid_csv": corpus.chexpert / "valid.csv", "chexpert_test_csv": corpus.chexpert / "groundtruth.csv",
-        "chexpert_images": corpus.chexpert, "rexgradient_metadata": corpus.rex / "metadata",
+        "chexpert_plus_csv": corpus.plus_csv,
+        "chexpert_plus_images": corpus.plus / "PNG",
+        "chexpert_valid_csv": corpus.chexpert / "valid.csv",
+        "chexpert_test_csv": corpus.chexpert / "groundtruth.csv",
+        "chexpert_images": corpus.chexpert,
+        "rexgradient_metadata": corpus.rex / "metadata",
         "rexgradient_images": corpus.rex / "deid_png",
     }.items():
         target = places / flag / source.name
@@ -167,12 +182,18 @@ def test_a_flag_for_each_path(corpus, usual, tmp_path):
     assert ids(plan_rows(flags, tmp_path / "data")) == ids(usual)
 
 
-@pytest.mark.parametrize(("lost", "flag"), [
-    ("chexpert_plus/df_chexpert_plus_240401.csv", "--chexpert_plus_csv"),
-    ("chexpert_plus/PNG", "--chexpert_plus_images"),
-    ("chexpert/valid.csv", "--chexpert_valid_csv"), ("chexpert/groundtruth.csv", "--chexpert_test_csv"),
-    ("chexpert/test", "--chexpert_images"), ("rexgradient/metadata", "--rexgradient_metadata"),
-    ("rexgradient/deid_png", "--rexgradient_images")])
+@pytest.mark.parametrize(
+    ("lost", "flag"),
+    [
+        ("chexpert_plus/df_chexpert_plus_240401.csv", "--chexpert_plus_csv"),
+        ("chexpert_plus/PNG", "--chexpert_plus_images"),
+        ("chexpert/valid.csv", "--chexpert_valid_csv"),
+        ("chexpert/groundtruth.csv", "--chexpert_test_csv"),
+        ("chexpert/test", "--chexpert_images"),
+        ("rexgradient/metadata", "--rexgradient_metadata"),
+        ("rexgradient/deid_png", "--rexgradient_images"),
+    ],
+)
 def test_what_is_not_found_is_named_with_its_flag(lost, flag, corpus, tmp_path):
     move(corpus.root / lost, tmp_path / "lost")
     for flags in (corpus.flags(), ["--data_root", str(corpus.root)]):
@@ -191,6 +212,7 @@ def test_choices(releases, corpus, tmp_path):
     def planned(*flags):
         planned.count += 1
         return plan_rows(releases.flags(*flags), tmp_path / f"data{planned.count}")
+
     planned.count = 0
 
     frontal = planned("--views", "frontal")
@@ -216,21 +238,32 @@ def test_test_rows_in_the_table_of_chexpert_plus_are_used(corpus, usual, tmp_pat
         new["path_to_image"] = [f"test/patient{64741 + i}/study1/view{2 - (i > 0)}_frontal.jpg" for i in range(3)]
         new["deid_patient_id"], new["split"] = [f"patient{64741 + i}" for i in range(3)], "test"
         return pd.concat([table, new])
+
     corpus.edit_plus(add)
     rows = plan_rows(corpus.flags(), tmp_path / "data")["test"]
     assert [row.id for row in rows] == [row.id.replace("chexpert/", "chexpert_plus/") for row in usual["test"]]
     assert [row.labels for row in rows] == [row.labels for row in usual["test"]] and rows[0].race == "Unknown"
 
 
-@pytest.mark.parametrize(("roles", "words"), [
-    ({"train": {"chexpert_plus": ["train", "valid"]}}, "of chexpert_plus are named for train and for valid"),
-    ({"valid": {"chexpert": ["valid"], "chexpert_plus": ["valid"]}}, "name them once"),
-    ({"test": {"rexgradient": ["test"]}}, "rexgradient"), ({"train": {"chexpert": ["valid"]}}, "chexpert"),
-    ({"test": {}}, "test names no release"), ({"test": {"chexpert": ["train"]}}, "there are only"),
-    ({"other": {"chexpert": ["test"]}}, "exactly the roles"), ({"test": ["chexpert"]}, "exactly the roles")])
+@pytest.mark.parametrize(
+    ("roles", "words"),
+    [
+        ({"train": {"chexpert_plus": ["train", "valid"]}}, "of chexpert_plus are named for train and for valid"),
+        ({"valid": {"chexpert": ["valid"], "chexpert_plus": ["valid"]}}, "name them once"),
+        ({"test": {"rexgradient": ["test"]}}, "rexgradient"),
+        ({"train": {"chexpert": ["valid"]}}, "chexpert"),
+        ({"test": {}}, "test names no release"),
+        ({"test": {"chexpert": ["train"]}}, "there are only"),
+        ({"other": {"chexpert": ["test"]}}, "exactly the roles"),
+        ({"test": ["chexpert"]}, "exactly the roles"),
+    ],
+)
 def test_roles_that_leak_or_cannot_be_played_are_refused(roles, words, tmp_path):
-    usual_roles = {"train": {"chexpert_plus": ["train"]}, "valid": {"chexpert_plus": ["valid"]},
-                   "test": {"chexpert": ["test"]}}
+    usual_roles = {
+        "train": {"chexpert_plus": ["train"]},
+        "valid": {"chexpert_plus": ["valid"]},
+        "test": {"chexpert": ["test"]},
+    }
     path = tmp_path / "roles.yaml"
     path.write_text(json.dumps(usual_roles | roles))
     with pytest.raises(UserError, match=words):
@@ -250,8 +283,10 @@ def test_other_roles(corpus, usual, tmp_path):
 
 def first(column, value):
     """Damage to the first row of CheXpert-Plus's table."""
+
     def edit(table):
         table.loc[0, column] = value
+
     return lambda c: c.edit_plus(edit)
 
 
@@ -266,13 +301,16 @@ def replace(name, old, new):
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new, 1))
+
     return damage
 
 
 #: damage -> (what does it, what the message must say)
 DAMAGES = {
-    "missing column": (lambda c: c.edit_plus(lambda t: t.drop(columns="section_impression")),
-                       "df_chexpert_plus_240401.csv lacks the column section_impression"),
+    "missing column": (
+        lambda c: c.edit_plus(lambda t: t.drop(columns="section_impression")),
+        "df_chexpert_plus_240401.csv lacks the column section_impression",
+    ),
     "missing split column": (lambda c: c.edit_plus(lambda t: t.drop(columns="split")), "lacks the column split"),
     "no patient": (first("deid_patient_id", ""), "row 1: deid_patient_id is empty"),
     "NaN patient": (first("deid_patient_id", "nan"), "row 1: deid_patient_id is empty"),
@@ -283,20 +321,28 @@ DAMAGES = {
     "odd path": (first("path_to_image", "train/pat\tient/study1/view1_frontal.jpg"), "row 1.*odd part"),
     "ragged row": (lambda c: c.plus_csv.write_text(c.plus_csv.read_text() + "a,b\n"), "row 19: 2 cells"),
     "cut in quotes": (lambda c: c.plus_csv.write_text(c.plus_csv.read_text() + 'train,"cut'), "after row 18.*CSV"),
-    "latin-1": (lambda c: c.plus_csv.write_bytes(c.plus_csv.read_bytes().replace(b"whole", b"\xfcber", 1)),
-                "UTF-8.*iconv"),
+    "latin-1": (
+        lambda c: c.plus_csv.write_bytes(c.plus_csv.read_bytes().replace(b"whole", b"\xfcber", 1)),
+        "UTF-8.*iconv",
+    ),
     "latin-1 labels": (lambda c: (c.chexpert / "valid.csv").write_bytes(b"Path,Sch\xfcler\n"), "UTF-8.*iconv"),
     "empty table": (lambda c: c.plus_csv.write_text(""), "lacks the column.*it has: nothing"),
     "no labels for an image": (replace("chexpert/valid.csv", "patient64542", "patient64999"), "has no labels for it"),
     "label of no image": (lambda c: c.edit_plus(lambda t: t.iloc[:-1]), "labels valid/patient64544.*no such image"),
-    "labelled twice": (lambda c: (c.chexpert / "valid.csv").write_text((c.chexpert / "valid.csv").read_text()
-                       + (c.chexpert / "valid.csv").read_text().splitlines()[1] + "\n"), "row 5.*labelled twice"),
+    "labelled twice": (
+        lambda c: (c.chexpert / "valid.csv").write_text(
+            (c.chexpert / "valid.csv").read_text() + (c.chexpert / "valid.csv").read_text().splitlines()[1] + "\n"
+        ),
+        "row 5.*labelled twice",
+    ),
     "blank label": (replace("chexpert/valid.csv", ",0.0,1.0", ",,1.0"), "valid.csv, row 1.*not 0 or 1"),
     "uncertain label": (replace("chexpert/valid.csv", ",0.0,1.0", ",-1,1.0"), "valid.csv, row 1.*-1.*not 0 or 1"),
     "label column lost": (replace("chexpert/groundtruth.csv", "Fracture", "Bruch"), "lacks the column Fracture"),
     "validation row twice": (lambda c: c.edit_plus(lambda t: pd.concat([t, t.iloc[[-1]]])), "twice"),
-    "study without image": (replace("chexpert/groundtruth.csv", "patient64742", "patient64750"), "patient64750.*no "
-                                                                                                 "image"),
+    "study without image": (
+        replace("chexpert/groundtruth.csv", "patient64742", "patient64750"),
+        "patient64750.*no image",
+    ),
     "one path as text": (study(ImagePath="../deid_png/a/b/c.png"), "pGtrain0.*ImagePath is .*not a list"),
     "path of a wrong type": (study(ImagePath=[5]), "pGtrain0.*ImagePath is .*not a list of texts"),
     "null path": (study(ImagePath=[None]), "pGtrain0.*ImagePath is empty"),
@@ -313,19 +359,33 @@ DAMAGES = {
     "study is a list": (lambda c: c.rex_json("train").write_text('{"a": []}'), "a: the entry is a list"),
     "cut JSON": (lambda c: c.rex_json("train").write_text(c.rex_json("train").read_text()[:-40]), "JSON|too early"),
     "empty JSON": (lambda c: c.rex_json("train").write_text(""), "ends too early"),
-    "JSON twice in a file": (lambda c: c.rex_json("train").write_text(2 * c.rex_json("train").read_text()),
-                             "goes on after its last study"),
-    "no study": (lambda c: [c.rex_json(split).write_text(" {} ") for split in ("train", "valid", "test")],
-                 "no row is of the split train or valid or test; name the right table"),
-    "split spelled otherwise": (lambda c: c.edit_plus(lambda t: t.replace({"split": {"train": "Train"}})),
-                                "df_chexpert_plus_240401.csv: no row is of the split train"),
-    "odd file name": (lambda c: (c.chexpert / "test/patient64742/study1/view1 (1).jpg").touch(),
-                      "study1: a file's name has the odd part"),
+    "JSON twice in a file": (
+        lambda c: c.rex_json("train").write_text(2 * c.rex_json("train").read_text()),
+        "goes on after its last study",
+    ),
+    "no study": (
+        lambda c: [c.rex_json(split).write_text(" {} ") for split in ("train", "valid", "test")],
+        "no row is of the split train or valid or test; name the right table",
+    ),
+    "split spelled otherwise": (
+        lambda c: c.edit_plus(lambda t: t.replace({"split": {"train": "Train"}})),
+        "df_chexpert_plus_240401.csv: no row is of the split train",
+    ),
+    "odd file name": (
+        lambda c: (c.chexpert / "test/patient64742/study1/view1 (1).jpg").touch(),
+        "study1: a file's name has the odd part",
+    ),
     "latin-1 JSON": (lambda c: c.rex_json("train").write_bytes(b'{"\xfc": 1}'), "UTF-8.*iconv"),
-    "study twice": (lambda c: c.rex_json("train").write_text('{"a": %s, "a": %s}' % (2 * (json.dumps(next(iter(
-        json.loads(c.rex_json("train").read_text()).values()))),))), "study a is there twice"),
-    "two tables": (lambda c: shutil.copy(c.plus_csv, c.plus / "df_chexpert_plus_other.csv"), "could be "
-                                                                                             "meant.*--chexpert_plus_csv"),
+    "study twice": (
+        lambda c: c.rex_json("train").write_text(
+            '{"a": %s, "a": %s}' % (2 * (json.dumps(next(iter(json.loads(c.rex_json("train").read_text()).values()))),))
+        ),
+        "study a is there twice",
+    ),
+    "two tables": (
+        lambda c: shutil.copy(c.plus_csv, c.plus / "df_chexpert_plus_other.csv"),
+        "could be meant.*--chexpert_plus_csv",
+    ),
 }
 
 
@@ -362,27 +422,38 @@ def test_patient_of_the_column_is_kept_beside_the_path(corpus, tmp_path):
     assert (row.patient_id, row.patient_id_column) == ("patient00001", "patient64541")
 
 
-@pytest.mark.parametrize(("text", "key"), [
-    ("train/patient00001/study1/view1_frontal.jpg", "train/patient00001/study1/view1_frontal"),
-    ("CheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg", "valid/patient64541/study1/view1_frontal"),
-    ("PNG/PNG/test/patient1/study2/view1_lateral.png", "test/patient1/study2/view1_lateral"),
-    ("./train/patient1/study2/v.1.png", "train/patient1/study2/v.1")])
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("train/patient00001/study1/view1_frontal.jpg", "train/patient00001/study1/view1_frontal"),
+        ("CheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg", "valid/patient64541/study1/view1_frontal"),
+        ("PNG/PNG/test/patient1/study2/view1_lateral.png", "test/patient1/study2/view1_lateral"),
+        ("./train/patient1/study2/v.1.png", "train/patient1/study2/v.1"),
+    ],
+)
 def test_image_key(text, key):
     assert image_key(text, "row 1") == key
     assert study_key(text, "row 1") == key.rsplit("/", 1)[0] == study_key(str(Path(text).parent) + "/", "row 1")
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-                           max_leaves=8)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @settings(max_examples=150, deadline=None)
-@given(text=st.text(max_size=40) | st.lists(st.sampled_from(["..", ".", "", "train", "a", "/", "\\", "\0"]),
-                                           max_size=7).map("/".join))
+@given(
+    text=st.text(max_size=40)
+    | st.lists(st.sampled_from(["..", ".", "", "train", "a", "/", "\\", "\0"]), max_size=7).map("/".join)
+)
 def test_no_path_of_a_table_leaves_its_root(text):
-    for check in (lambda: checked_path(text, "row 1").as_posix(), lambda: image_key(text, "row 1"),
-                  lambda: rexgradient.image_path(text, "row 1")):
+    for check in (
+        lambda: checked_path(text, "row 1").as_posix(),
+        lambda: image_key(text, "row 1"),
+        lambda: rexgradient.image_path(text, "row 1"),
+    ):
         try:
             path = check()
         except UserError as error:
@@ -392,11 +463,24 @@ def test_no_path_of_a_table_leaves_its_root(text):
 
 
 @settings(max_examples=150, deadline=None)
-@given(name=st.sampled_from(["PatientID", "AccessionNumber", "PatientAge", "Findings", "Impression",
-                             "ImageViewPosition", "ImagePath"]), value=json_values)
+@given(
+    name=st.sampled_from(
+        ["PatientID", "AccessionNumber", "PatientAge", "Findings", "Impression", "ImageViewPosition", "ImagePath"]
+    ),
+    value=json_values,
+)
 def test_any_json_value_gives_rows_or_one_sentence(name, value):
-    entry = {"PatientID": "G1", "AccessionNumber": "A1", "PatientSex": "M", "PatientAge": "045Y", "Findings": "f",
-             "Impression": "i", "ImageViewPosition": ["PA"], "ImagePath": ["../deid_png/G1/A1/x.png"], name: value}
+    entry = {
+        "PatientID": "G1",
+        "AccessionNumber": "A1",
+        "PatientSex": "M",
+        "PatientAge": "045Y",
+        "Findings": "f",
+        "Impression": "i",
+        "ImageViewPosition": ["PA"],
+        "ImagePath": ["../deid_png/G1/A1/x.png"],
+        name: value,
+    }
     try:
         rows = rexgradient.study_rows(entry, "train", "file, key")
     except UserError as error:
@@ -407,8 +491,12 @@ def test_any_json_value_gives_rows_or_one_sentence(name, value):
 
 
 @settings(max_examples=60, deadline=None)
-@given(studies=st.dictionaries(st.text(), json_values, max_size=6), indent=st.sampled_from([None, 0, 2]),
-       ascii_only=st.booleans(), piece=st.integers(1, 7))
+@given(
+    studies=st.dictionaries(st.text(), json_values, max_size=6),
+    indent=st.sampled_from([None, 0, 2]),
+    ascii_only=st.booleans(),
+    piece=st.integers(1, 7),
+)
 def test_streamed_json_is_what_the_json_module_reads(studies, indent, ascii_only, piece, tmp_path_factory):
     path = tmp_path_factory.mktemp("json") / "studies.json"
     text = json.dumps(studies, indent=indent, ensure_ascii=ascii_only)
@@ -440,8 +528,9 @@ def test_any_damage_to_a_table_gives_rows_or_one_sentence(data, readers, tmp_pat
     damaged = bytearray(original.read_bytes())
     for at in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=4)):
         cut = data.draw(st.integers(0, 3) | st.just(len(damaged)))
-        damaged[at:at + cut] = data.draw(
-            st.binary(max_size=3) | st.sampled_from([b'"', b",", b"\n", b"..", b"null", b"NaN"]))
+        damaged[at : at + cut] = data.draw(
+            st.binary(max_size=3) | st.sampled_from([b'"', b",", b"\n", b"..", b"null", b"NaN"])
+        )
     path = tmp_path_factory.mktemp("damaged") / original.name
     path.write_bytes(damaged)
     try:

@@ -37,8 +37,11 @@ def report(tmp_path) -> Report:
     canvas = Canvas()
     canvas.subplots().plot([0, 1], [0, 1])
     figure = save(canvas, tmp_path / "figures", "line", f"A line {EVIL}")
-    table = Table(f"Caption {EVIL}", ["Patient", f"AUROC | {EVIL}", "Note"],
-                  [[EVIL, 0.7501, "a|b"], ["patient_1", None, "*bold* [x](http://x)"]])
+    table = Table(
+        f"Caption {EVIL}",
+        ["Patient", f"AUROC | {EVIL}", "Note"],
+        [[EVIL, 0.7501, "a|b"], ["patient_1", None, "*bold* [x](http://x)"]],
+    )
     section = Section("evil", f"Title {EVIL}", [f"Text {EVIL} & more"], [table], [figure])
     return Report(f"Name {EVIL}", [f"Summary {EVIL}"], [f"Banner {EVIL}"], {f"Fact {EVIL}": EVIL}, [section])
 
@@ -70,8 +73,9 @@ def test_tables_as_csv_and_latex(tmp_path, report):
     with open(tmp_path / "tables" / "evil.csv", newline="") as handle:
         rows = list(csv.reader(handle))
     assert rows[1] == [EVIL, "0.7501", "a|b"] and rows[2][1] == ""
-    table = Table("A & B", ["Label", "AUROC", "95 % interval"], [["Lung_Lesion $x$ 5 %", 0.5, "0.400–0.600"],
-                                                                ["b", None, None]])
+    table = Table(
+        "A & B", ["Label", "AUROC", "95 % interval"], [["Lung_Lesion $x$ 5 %", 0.5, "0.400–0.600"], ["b", None, None]]
+    )
     latex = as_latex(table)
     assert r"Lung\_Lesion \$x\$ 5 \% & 0.500 & 0.400--0.600 \\" in latex and r"b & n/a & n/a \\" in latex
     assert r"\begin{tabular}{lrr}" in latex
@@ -80,7 +84,15 @@ def test_tables_as_csv_and_latex(tmp_path, report):
 
 def test_cells():
     assert [cell_text(value) for value in (None, float("nan"), 0.12345, 3, "x", 1e-5, 0.0, True)] == [
-        "n/a", "n/a", "0.123", "3", "x", "1.0e-05", "0.000", "True"]
+        "n/a",
+        "n/a",
+        "0.123",
+        "3",
+        "x",
+        "1.0e-05",
+        "0.000",
+        "True",
+    ]
     table = Table("", list("abcde"), [[1, "0.1–0.2", "x", None, "+0.1 to +0.2"], [None, None, 2, "", "< 0.001"]])
     assert number_columns(table) == [True, True, False, False, True]
 
@@ -91,5 +103,4 @@ def test_figures_have_equal_bytes_for_equal_input(tmp_path):
         canvas.subplots().plot(np.arange(4))
         save(canvas, tmp_path / folder, "line", "")
     for kind in ("png", "pdf"):
-        assert Path(tmp_path / "a" / f"line.{kind}").read_bytes() == Path(tmp_path / "b" /
-        f"line.{kind}").read_bytes()
+        assert Path(tmp_path / "a" / f"line.{kind}").read_bytes() == Path(tmp_path / "b" / f"line.{kind}").read_bytes()

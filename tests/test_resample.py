@@ -21,17 +21,31 @@ def picture(height: int, width: int, kind: str) -> np.ndarray:
 
 
 @settings(max_examples=12, deadline=None)
-@given(height=st.integers(1030, 5000), width=st.integers(1030, 5000),
-       kind=st.sampled_from(["noise", "black and white", "bright"]), side=st.sampled_from([320, 320, 257, 511]))
+@given(
+    height=st.integers(1030, 5000),
+    width=st.integers(1030, 5000),
+    kind=st.sampled_from(["noise", "black and white", "bright"]),
+    side=st.sampled_from([320, 320, 257, 511]),
+)
 def test_equal_to_pillow(height, width, kind, side):
     size = tuple(int(length * side / max(height, width)) for length in (width, height))
     image = Image.fromarray(picture(height, width, kind))
     assert np.array_equal(np.asarray(resample.lanczos(image, size)), np.asarray(image.resize(size, LANCZOS)))
 
 
-@pytest.mark.parametrize(("height", "width", "fast"), [
-    (2320, 2828, True), (2828, 2320, True), (1024, 1024, True), (3200, 3000, True),
-    (5000, 4000, True), (1100, 4000, True), (3000, 1000, False), (900, 900, False)])
+@pytest.mark.parametrize(
+    ("height", "width", "fast"),
+    [
+        (2320, 2828, True),
+        (2828, 2320, True),
+        (1024, 1024, True),
+        (3200, 3000, True),
+        (5000, 4000, True),
+        (1100, 4000, True),
+        (3000, 1000, False),
+        (900, 900, False),
+    ],
+)
 def test_where_it_is_exact(height, width, fast):
     size = tuple(int(length * 320 / max(height, width)) for length in (width, height))
     assert resample.can_shrink(height, width, size[1], size[0]) is fast

@@ -17,9 +17,27 @@ from chexzero.common.errors import UserError
 from chexzero.training import resume
 from chexzero.training.logs import CsvLog
 
-STEPS = ["--max_steps", "60", "--val_interval", "7", "--save_last_interval", "3", "--log_interval", "2",
-         "--lr", "1e-3", "--batch_size", "8", "--save_interval", "0", "--drop_path", "0.2", "--one_per_study",
-         "--keep_top_k", "1"]
+STEPS = [
+    "--max_steps",
+    "60",
+    "--val_interval",
+    "7",
+    "--save_last_interval",
+    "3",
+    "--log_interval",
+    "2",
+    "--lr",
+    "1e-3",
+    "--batch_size",
+    "8",
+    "--save_interval",
+    "0",
+    "--drop_path",
+    "0.2",
+    "--one_per_study",
+    "--keep_top_k",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +54,19 @@ def undisturbed(corpus) -> Path:
 def assert_same_run(one: Path, other: Path) -> None:
     """Weights, logs and selection equal bit for bit; only what a clock measured may differ."""
     assert sorted(path.name for path in one.glob("checkpoint*.pt")) == sorted(
-        path.name for path in other.glob("checkpoint*.pt"))
+        path.name for path in other.glob("checkpoint*.pt")
+    )
     for path in one.glob("checkpoint*.pt"):
         ours, theirs = (torch.load(folder / path.name, weights_only=True) for folder in (one, other))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), path.name
     for name in ("metrics.csv", "train_log.csv"):
-        tables = [pd.read_csv(folder / name, dtype=str).drop(
-            columns=["seconds", "pairs_per_second", "data_wait"], errors="ignore") for folder in (one, other)]
+        tables = [
+            pd.read_csv(folder / name, dtype=str).drop(
+                columns=["seconds", "pairs_per_second", "data_wait"], errors="ignore"
+            )
+            for folder in (one, other)
+        ]
         pd.testing.assert_frame_equal(*tables)
     assert (one / "selection.json").read_text() == (other / "selection.json").read_text()
 
@@ -118,7 +141,7 @@ def test_a_damaged_last_falls_back_to_the_one_before(tmp_path, caplog):
     whole = (tmp_path / "last.pt").read_bytes()
     flipped = bytearray(whole)
     flipped[whole.index(torch.full((4,), 2.0).numpy().tobytes()) + 5] ^= 1
-    for damaged in (bytes(flipped), whole[:len(whole) // 2], b"", b"not a file of torch"):
+    for damaged in (bytes(flipped), whole[: len(whole) // 2], b"", b"not a file of torch"):
         (tmp_path / "last.pt").write_bytes(damaged)
         assert resume.load_last(tmp_path)["step"] == 1
         assert (tmp_path / "last.damaged.pt").read_bytes() == damaged and not (tmp_path / "last.pt").exists()

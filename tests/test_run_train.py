@@ -48,29 +48,58 @@ def train(*argv):
 
 # --- upstream's interface ---
 
+
 def test_functions_have_upstreams_names_and_arguments():
-    wanted = {"model_pipeline": "config, verbose=0", "make": "config",
-              "train": "model, loader, device, criterion, optimizer, config",
-              "train_batch": "images, texts, model, device, criterion, optimizer",
-              "train_log": "loss, example_ct, epoch", "save": "model, path"}
+    wanted = {
+        "model_pipeline": "config, verbose=0",
+        "make": "config",
+        "train": "model, loader, device, criterion, optimizer, config",
+        "train_batch": "images, texts, model, device, criterion, optimizer",
+        "train_log": "loss, example_ct, epoch",
+        "save": "model, path",
+    }
     for name, arguments in wanted.items():
         given = inspect.signature(getattr(run_train, name)).parameters.values()
-        plain = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in given
-                          if p.name != "progress")
+        plain = ", ".join(
+            p.name if p.default is p.empty else f"{p.name}={p.default}" for p in given if p.name != "progress"
+        )
         assert plain == arguments
 
 
 def test_defaults_are_upstreams(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = vars(run_train.parse_args([]))
-    upstream = {"cxr_filepath": "data/cxr.h5", "txt_filepath": "data/impressions.csv", "batch_size": 16, "epochs": 4,
-                "lr": 1e-4, "save_interval": 100, "log_interval": 10, "save_dir": "checkpoints/", "seed": 1234,
-                "optimizer": "sgd", "momentum": 0.9, "context_length": 77, "random_init": False,
-                "model_name": "pt-imp"}
-    unchanged = {"vision": "vit_b_32", "precision": "fp32", "grad_accum": 1, "warmup_steps": 0,
-                 "equal_text": "negative", "lr_schedule": "constant", "clip_grad_norm": None,
-                 "clip_logit_scale": None, "one_per_study": False,
-                 "max_steps": None, "keep_top_k": None, "patience": 0, "val_pairs": 0}
+    upstream = {
+        "cxr_filepath": "data/cxr.h5",
+        "txt_filepath": "data/impressions.csv",
+        "batch_size": 16,
+        "epochs": 4,
+        "lr": 1e-4,
+        "save_interval": 100,
+        "log_interval": 10,
+        "save_dir": "checkpoints/",
+        "seed": 1234,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "context_length": 77,
+        "random_init": False,
+        "model_name": "pt-imp",
+    }
+    unchanged = {
+        "vision": "vit_b_32",
+        "precision": "fp32",
+        "grad_accum": 1,
+        "warmup_steps": 0,
+        "equal_text": "negative",
+        "lr_schedule": "constant",
+        "clip_grad_norm": None,
+        "clip_logit_scale": None,
+        "one_per_study": False,
+        "max_steps": None,
+        "keep_top_k": None,
+        "patience": 0,
+        "val_pairs": 0,
+    }
     assert {name: config[name] for name in upstream} == upstream
     assert {name: config[name] for name in unchanged} == unchanged
     assert (config["valid"], config["valid_labels"]) == ("data/valid.h5", "data/valid_labels.csv")
@@ -93,6 +122,7 @@ def test_upstreams_own_files_are_taken_where_they_alone_exist(tmp_path, monkeypa
 
 
 # --- upstream's numbers ---
+
 
 @pytest.fixture(scope="module")
 def golden(shared, tmp_path_factory):
@@ -117,11 +147,16 @@ def golden(shared, tmp_path_factory):
 def test_losses_of_upstreams_loop_step_by_step(golden, name):
     _, record, images, texts, weights = golden
     model = load_model(weights).train()
-    optimizer = (torch.optim.SGD(model.parameters(), lr=record["lr"]["sgd"], momentum=record["momentum"])
-                 if name == "sgd" else torch.optim.AdamW(model.parameters(), lr=record["lr"]["adam"]))
+    optimizer = (
+        torch.optim.SGD(model.parameters(), lr=record["lr"]["sgd"], momentum=record["momentum"])
+        if name == "sgd"
+        else torch.optim.AdamW(model.parameters(), lr=record["lr"]["adam"])
+    )
     prepared, tokens = prepare(torch.from_numpy(images), 224), tokenize(texts, 77, truncate=True)
-    losses = [run_train.train_batch(prepared, tokens, model, torch.device("cpu"), nn.CrossEntropyLoss(),
-                                    optimizer).item() for _ in record["losses"][name]]
+    losses = [
+        run_train.train_batch(prepared, tokens, model, torch.device("cpu"), nn.CrossEntropyLoss(), optimizer).item()
+        for _ in record["losses"][name]
+    ]
     assert losses == pytest.approx(record["losses"][name], abs=2e-5)
 
 
@@ -129,19 +164,53 @@ def test_losses_of_upstreams_loop_step_by_step(golden, name):
 def test_losses_of_upstreams_loop_through_the_whole_command(golden, name, more, monkeypatch, tmp_path):
     root, record, _, _, weights = golden
     monkeypatch.setattr(run_train, "model_from_args", lambda config: load_model(weights).train())
-    train("--cxr_filepath", root / "data/cxr.h5", "--save_dir", tmp_path, "--epochs", 6, "--log_interval", 1,
-          "--batch_size", 8, "--lr", record["lr"][name], "--optimizer", name, "--val_interval", 0, "--no-tensorboard",
-          *more)
+    train(
+        "--cxr_filepath",
+        root / "data/cxr.h5",
+        "--save_dir",
+        tmp_path,
+        "--epochs",
+        6,
+        "--log_interval",
+        1,
+        "--batch_size",
+        8,
+        "--lr",
+        record["lr"][name],
+        "--optimizer",
+        name,
+        "--val_interval",
+        0,
+        "--no-tensorboard",
+        *more,
+    )
     losses = pd.read_csv(tmp_path / "pt-imp/train_log.csv")["loss"].tolist()
     assert losses == pytest.approx(record["losses"][name], abs=2e-5)
 
 
 # --- what a run writes ---
 
+
 @pytest.fixture(scope="module")
 def finished(corpus):
-    train(*flags(corpus, "whole", "--max_steps", 12, "--val_interval", 5, "--save_interval", 4, "--log_interval", 3,
-                 "--lr", 0.01, "--val_pairs", 6))
+    train(
+        *flags(
+            corpus,
+            "whole",
+            "--max_steps",
+            12,
+            "--val_interval",
+            5,
+            "--save_interval",
+            4,
+            "--log_interval",
+            3,
+            "--lr",
+            0.01,
+            "--val_pairs",
+            6,
+        )
+    )
     return corpus / "runs/whole"
 
 
@@ -150,7 +219,8 @@ def test_files_of_a_run(finished):
     assert list(metrics) == METRIC_COLUMNS and list(log) == TRAIN_COLUMNS
     assert metrics["step"].tolist() == [0, 5, 10, 12] and log["step"].tolist() == [3, 6, 9, 12]
     assert {path.name for path in finished.glob("checkpoint*.pt")} == {
-        f"checkpoint{end}.pt" for end in ("", "_0", "_4", "_5", "_8", "_10", "_12")}
+        f"checkpoint{end}.pt" for end in ("", "_0", "_4", "_5", "_8", "_10", "_12")
+    }
     assert log["samples"].tolist() == [34, 68, 102, 136]  # an epoch is 16, 16 and 2 of 34 pairs: 6 of 40 held out
     assert log["epoch"].tolist() == [0, 1, 2, 3]
     assert metrics["train_loss"].isna().tolist() == [True, False, False, False]
@@ -191,8 +261,7 @@ def test_the_record_is_enough_to_run_again(finished, corpus):
     train("--config", finished / "config.json", "--model_name", "again")
     again = corpus / "runs/again"
     for name in ("metrics.csv", "train_log.csv"):
-        one, other = (pd.read_csv(folder / name).drop(columns=CLOCKED, errors="ignore")
-                      for folder in (finished, again))
+        one, other = (pd.read_csv(folder / name).drop(columns=CLOCKED, errors="ignore") for folder in (finished, again))
         pd.testing.assert_frame_equal(one, other, check_exact=True)
     train("--config", finished / "config.json", "--model_name", "other_seed", "--seed", 7, "--max_steps", 3)
     losses = [pd.read_csv(corpus / f"runs/{name}/train_log.csv")["loss"][0] for name in ("again", "other_seed")]
@@ -210,12 +279,32 @@ def test_the_recorded_hash_of_the_build_is_taken(tmp_path):
 
 
 def test_patience_ends_a_run_and_only_the_best_stay(corpus):
-    train(*flags(corpus, "patient", "--max_steps", 100, "--val_interval", 2, "--save_interval", 3, "--lr", 0,
-                 "--patience", 2, "--keep_top_k", 1, "--overwrite"))
+    train(
+        *flags(
+            corpus,
+            "patient",
+            "--max_steps",
+            100,
+            "--val_interval",
+            2,
+            "--save_interval",
+            3,
+            "--lr",
+            0,
+            "--patience",
+            2,
+            "--keep_top_k",
+            1,
+            "--overwrite",
+        )
+    )
     folder = corpus / "runs/patient"
     assert pd.read_csv(folder / "metrics.csv")["step"].tolist() == [0, 2, 4]
     assert sorted(path.name for path in folder.glob("checkpoint*.pt")) == [
-        "checkpoint.pt", "checkpoint_0.pt", "checkpoint_2.pt"]
+        "checkpoint.pt",
+        "checkpoint_0.pt",
+        "checkpoint_2.pt",
+    ]
 
 
 def test_labels_with_one_class_are_left_out_and_named(tmp_path, caplog):
@@ -239,6 +328,7 @@ def test_labels_with_one_class_are_left_out_and_named(tmp_path, caplog):
 
 # --- what goes wrong ---
 
+
 def test_a_loss_that_is_not_finite_ends_the_run(corpus, monkeypatch):
     steps = []
 
@@ -248,8 +338,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(corpus, monkeypatch):
         return loss * math.nan if len(steps) == 6 else loss
 
     monkeypatch.setattr(run_train, "train_batch", spoil)
-    argv = flags(corpus, "spoilt", "--max_steps", 9, "--save_interval", 2, "--val_interval", 0,
-                 "--save_last_interval", 2)
+    argv = flags(
+        corpus, "spoilt", "--max_steps", 9, "--save_interval", 2, "--val_interval", 0, "--save_last_interval", 2
+    )
     with pytest.raises(UserError, match=r"loss of step 6 is nan.*checkpoint_4\.pt") as error:
         train(*argv)
     folder = corpus / "runs/spoilt"
@@ -290,22 +381,43 @@ def test_another_run_is_not_overwritten_unless_asked(corpus, finished):
 
 def test_a_finished_run_resumed_does_nothing(corpus, finished):
     before = {name: (finished / name).read_bytes() for name in ("metrics.csv", "train_log.csv", "selection.json")}
-    train(*flags(corpus, "whole", "--max_steps", 12, "--val_interval", 5, "--save_interval", 4, "--log_interval", 3,
-                 "--lr", 0.01, "--val_pairs", 6, "--resume", "auto"))
+    train(
+        *flags(
+            corpus,
+            "whole",
+            "--max_steps",
+            12,
+            "--val_interval",
+            5,
+            "--save_interval",
+            4,
+            "--log_interval",
+            3,
+            "--lr",
+            0.01,
+            "--val_pairs",
+            6,
+            "--resume",
+            "auto",
+        )
+    )
     assert before == {name: (finished / name).read_bytes() for name in before}
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--batch_size", "0"], "--batch_size 0 must be at least 1"),
-    (["--lr", "nan"], "--lr nan"),
-    (["--txt_filepath", "nowhere.csv"], "nowhere.csv does not exist; run `python -m data_prep build`"),
-    (["--valid", "nowhere.h5"], "nowhere.h5 does not exist"),
-    (["--select_by", "val_loss"], "--val_pairs"),
-    (["--wandb"], "pip install wandb"),
-    (["--resume", "auto", "--overwrite"], "leave one of them out"),
-    (["--model_name", "../elsewhere"], "--model_name"),
-    (["--save_dir", "/proc/nowhere"], "--save_dir"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--batch_size", "0"], "--batch_size 0 must be at least 1"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--txt_filepath", "nowhere.csv"], "nowhere.csv does not exist; run `python -m data_prep build`"),
+        (["--valid", "nowhere.h5"], "nowhere.h5 does not exist"),
+        (["--select_by", "val_loss"], "--val_pairs"),
+        (["--wandb"], "pip install wandb"),
+        (["--resume", "auto", "--overwrite"], "leave one of them out"),
+        (["--model_name", "../elsewhere"], "--model_name"),
+        (["--save_dir", "/proc/nowhere"], "--save_dir"),
+    ],
+)
 def test_what_cannot_work_is_refused_in_one_sentence(corpus, argv, message):
     with pytest.raises(UserError, match=message):
         train(*flags(corpus, "refused", *argv))
@@ -363,15 +475,29 @@ def test_a_tensorboard_file_is_written(corpus):
 
 # --- on a GPU ---
 
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("more", [[], ["--precision", "bf16", "--optimizer", "adam", "--fused", "--num_workers", 2,
-                                       "--grad_accum", 2]])
+@pytest.mark.parametrize(
+    "more", [[], ["--precision", "bf16", "--optimizer", "adam", "--fused", "--num_workers", 2, "--grad_accum", 2]]
+)
 def test_a_gpu_trains_as_the_cpu_does_and_goes_on(corpus, more):
     for name, steps, environment in (("cpu", 12, {"CUDA_VISIBLE_DEVICES": ""}), ("gpu", 6, {}), ("gpu", 12, {})):
-        argv = flags(corpus, f"on_{name}_{len(more)}", "--max_steps", steps, "--log_interval", 1, "--val_interval", 6,
-                     "--resume", "auto", *more)
-        subprocess.run([sys.executable, "run_train.py", *map(str, argv)], cwd=ROOT, env=os.environ | environment,
-                       check=True)
+        argv = flags(
+            corpus,
+            f"on_{name}_{len(more)}",
+            "--max_steps",
+            steps,
+            "--log_interval",
+            1,
+            "--val_interval",
+            6,
+            "--resume",
+            "auto",
+            *more,
+        )
+        subprocess.run(
+            [sys.executable, "run_train.py", *map(str, argv)], cwd=ROOT, env=os.environ | environment, check=True
+        )
     folders = [corpus / f"runs/on_{name}_{len(more)}" for name in ("cpu", "gpu")]
     cpu, gpu = (pd.read_csv(folder / "train_log.csv")["loss"] for folder in folders)
     np.testing.assert_allclose(gpu, cpu, rtol=0.02)

@@ -42,8 +42,9 @@ def baseline(root: Path) -> Path:
 
 
 def arguments(root: Path, *more: str):
-    return run_zero_shot.parse_args(["--run", str(root / "checkpoints" / "small"), "--out", str(root / "results"),
-                                     "--device", "cpu", *more])
+    return run_zero_shot.parse_args(
+        ["--run", str(root / "checkpoints" / "small"), "--out", str(root / "results"), "--device", "cpu", *more]
+    )
 
 
 def evaluate(root: Path, *more: str) -> Path:
@@ -75,8 +76,11 @@ def test_an_exported_folder_is_a_checkpoint(place, tmp_path):
 
 def test_metrics_json_keeps_the_contract(place):
     found = metrics_of(place / "results" / "small")
-    assert found["selected"] == {"checkpoint": "checkpoint_20.pt", "step": 20,
-                                 "reason": "Step 20 had the highest mean_5 of 3."}
+    assert found["selected"] == {
+        "checkpoint": "checkpoint_20.pt",
+        "step": 20,
+        "reason": "Step 20 had the highest mean_5 of 3.",
+    }
     assert found["drawn"] is True
     for name, n in (("valid", 60), ("test", 90)):
         one = found[name]
@@ -93,8 +97,9 @@ def test_metrics_json_keeps_the_contract(place):
             if np.isnan(areas[i]):
                 assert values["auroc"] is values["lower"] is values["upper"] is values["f1"] is None
             else:
-                np.testing.assert_allclose([values["auroc"], values["lower"], values["upper"]],
-                                           [areas[i], lower[i], upper[i]], atol=1e-9)
+                np.testing.assert_allclose(
+                    [values["auroc"], values["lower"], values["upper"]], [areas[i], lower[i], upper[i]], atol=1e-9
+                )
         assert one["mean_14"] == pytest.approx(np.nanmean(areas), abs=1e-9)
         assert one["mean_13"] == pytest.approx(np.nanmean(areas[[LABELS.index(name) for name in FINDINGS]]), abs=1e-9)
         assert one["mean_13_interval"][0] < one["mean_13"] < one["mean_13_interval"][1]
@@ -108,14 +113,31 @@ def test_report_has_what_a_reader_needs(place):
     folder = place / "results" / "small"
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     mean = metrics_of(folder)["valid"]["mean_5"]
-    for wanted in ("counted: mean_5 0.800, by which", f"counts (60 of 72 images): mean_5 {mean:.3f} for the same",
-                   "drawn by a program", "Beside CheXzero", "0.889", "Step 20 had the highest", "Sanity checks",
-                   "Fracture (0 of 60 positive)", "SHA-256", "Most confident cases", "patient20000",
-                   "Beside the baseline"):
+    for wanted in (
+        "counted: mean_5 0.800, by which",
+        f"counts (60 of 72 images): mean_5 {mean:.3f} for the same",
+        "drawn by a program",
+        "Beside CheXzero",
+        "0.889",
+        "Step 20 had the highest",
+        "Sanity checks",
+        "Fracture (0 of 60 positive)",
+        "SHA-256",
+        "Most confident cases",
+        "patient20000",
+        "Beside the baseline",
+    ):
         assert wanted in page and wanted in text, wanted
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "small &amp; &lt;b&gt;odd" in page
-    for name in ("roc", "precision_recall", "reliability", "beside_chexzero", "validation_auroc", "training_loss",
-                 "baseline"):
+    for name in (
+        "roc",
+        "precision_recall",
+        "reliability",
+        "beside_chexzero",
+        "validation_auroc",
+        "training_loss",
+        "baseline",
+    ):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
         assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert page.count("data:image/png;base64,") == 7 + 14
@@ -152,22 +174,30 @@ def test_ensemble_is_the_mean_of_the_probabilities(place):
     np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-12)
     args = arguments(place, "--ensemble", "top", "2")
     assert run_zero_shot.choose(args).selected == {
-        "checkpoint": "checkpoint_20.pt", "step": 20, "ensemble": ["checkpoint_10.pt", "checkpoint_20.pt"],
+        "checkpoint": "checkpoint_20.pt",
+        "step": 20,
+        "ensemble": ["checkpoint_10.pt", "checkpoint_20.pt"],
         "reason": "Ensemble (mean of the probabilities) of the 2 checkpoints with the best mean_5 on validation: "
-                  "steps 20, 10, of 3 validated."}
+        "steps 20, 10, of 3 validated.",
+    }
 
 
 def test_study_level_uses_all_views(place):
     image, largest = measure(place).test, measure(place, "--level", "study_max").test
     assert len(image) == len(largest) == 90
-    assert (largest.probability >= image.probability - 1e-12).all() and (largest.probability >
-    image.probability).any()
+    assert (largest.probability >= image.probability - 1e-12).all() and (largest.probability > image.probability).any()
 
 
 def test_permuted_labels_are_flagged(copy):
     def permute(table: pd.DataFrame) -> pd.DataFrame:
-        table[LABELS] = table.groupby("study_id", sort=False)[LABELS].first().sample(frac=1, random_state=0).set_axis(
-            table["study_id"].unique()).loc[table["study_id"]].to_numpy()
+        table[LABELS] = (
+            table.groupby("study_id", sort=False)[LABELS]
+            .first()
+            .sample(frac=1, random_state=0)
+            .set_axis(table["study_id"].unique())
+            .loc[table["study_id"]]
+            .to_numpy()
+        )
         return table
 
     change_labels(copy / "data", "test", permute)
@@ -182,14 +212,17 @@ def blank(table):
     return table.astype(object).assign(Edema=[None, *table["Edema"][1:]])
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda table: table.assign(Edema=[-1, *table["Edema"][1:]]), "row 1, column Edema: '-1' is not 0 or 1"),
-    (blank, "row 1, column Edema: nan is not 0 or 1"),
-    (lambda table: table.drop(columns="Edema"), "lacks the column Edema"),
-    (lambda table: table[1:], "images but"),
-    (lambda table: table[::-1], "row 0 of"),
-    (lambda table: table.assign(Edema=[1 - table["Edema"][0], *table["Edema"][1:]]), "those of another view"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.assign(Edema=[-1, *table["Edema"][1:]]), "row 1, column Edema: '-1' is not 0 or 1"),
+        (blank, "row 1, column Edema: nan is not 0 or 1"),
+        (lambda table: table.drop(columns="Edema"), "lacks the column Edema"),
+        (lambda table: table[1:], "images but"),
+        (lambda table: table[::-1], "row 0 of"),
+        (lambda table: table.assign(Edema=[1 - table["Edema"][0], *table["Edema"][1:]]), "those of another view"),
+    ],
+)
 def test_wrong_label_files_are_refused(copy, change, message):
     change_labels(copy / "data", "test", change)
     with pytest.raises(UserError, match=message):
@@ -240,9 +273,14 @@ def test_a_folder_of_images(place, tmp_path):
     np.testing.assert_allclose(table["Pleural Effusion"][0], whole[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    ([], "nothing to evaluate"), (["--run", "missing"], "missing is not a folder"),
-    (["--checkpoint", "missing.pt"], "missing.pt does not exist")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to evaluate"),
+        (["--run", "missing"], "missing is not a folder"),
+        (["--checkpoint", "missing.pt"], "missing.pt does not exist"),
+    ],
+)
 def test_what_is_evaluated_must_be_there(words, message):
     with pytest.raises(UserError, match=message):
         run_zero_shot.choose(run_zero_shot.parse_args(words))

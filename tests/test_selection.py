@@ -10,8 +10,17 @@ from chexzero.runs import selection
 from chexzero.runs.run_folder import checkpoint_name, checkpoint_steps, remove_checkpoints
 from chexzero.training.validation import bootstrap_interval, labels_with_both_classes, zero_shot_row
 
-ROWS = [{"step": step, "mean_5": value, "val_loss": loss} for step, value, loss in [
-    (0, 0.5, 3.0), (100, 0.7, 2.0), (200, None, 1.5), (300, 0.8, 1.0), (400, 0.8, 2.5), (500, 0.6, 2.6)]]
+ROWS = [
+    {"step": step, "mean_5": value, "val_loss": loss}
+    for step, value, loss in [
+        (0, 0.5, 3.0),
+        (100, 0.7, 2.0),
+        (200, None, 1.5),
+        (300, 0.8, 1.0),
+        (400, 0.8, 2.5),
+        (500, 0.6, 2.6),
+    ]
+]
 
 
 def test_the_highest_is_selected_and_of_equals_the_earlier():
@@ -21,7 +30,8 @@ def test_the_highest_is_selected_and_of_equals_the_earlier():
     assert found["reason"] == (
         "The checkpoint of step 300 was selected because its mean zero-shot AUROC over the five CheXpert competition "
         "labels on the 234 validation images (0.800, 95 % CI 0.750 to 0.850) was the highest of 5 validated "
-        "checkpoints; the runner-up was step 400 (0.800). The test set played no part.")
+        "checkpoints; the runner-up was step 400 (0.800). The test set played no part."
+    )
     lowest = selection.describe(ROWS, "val_loss", "val_loss", (None, None), 234)
     assert lowest["step"] == 300 and "lowest of 6" in lowest["reason"]
     first = selection.describe(ROWS[:1], "mean_5", "mean_5", (None, None), 234)

@@ -31,10 +31,18 @@ def test_a_file_sets_defaults_and_flags_win(tmp_path):
     assert (args.lr, args.wandb, args.suite, args.optimizer) == (2e-3, True, ["a", "b"], "sgd")
 
 
-@pytest.mark.parametrize("text, word", [
-    ("learning_rate: 1", "no flags"), ("lr: fast", "lr"), ("optimizer: adamw", "adamw"),
-    ("wandb: 3", "true or false"), ("- a", "flag: value"), ("a: [", "YAML"), ("config: x.yaml", "no flags"),
-])
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("learning_rate: 1", "no flags"),
+        ("lr: fast", "lr"),
+        ("optimizer: adamw", "adamw"),
+        ("wandb: 3", "true or false"),
+        ("- a", "flag: value"),
+        ("a: [", "YAML"),
+        ("config: x.yaml", "no flags"),
+    ],
+)
 def test_a_mistake_in_the_file_is_one_sentence(tmp_path, text, word):
     path = tmp_path / "run.yaml"
     path.write_text(text)
@@ -46,15 +54,22 @@ def test_a_mistake_in_the_file_is_one_sentence(tmp_path, text, word):
 def test_every_settings_file_of_ours_is_understood(name, tmp_path):
     """The command gets as far as looking for the data, which are not there."""
     command = [sys.executable, ROOT / "run_train.py", "--config", ROOT / "configs" / name]
-    done = subprocess.run([*command, "--cxr_filepath", tmp_path / "none.h5"], capture_output=True, text=True,
-                          cwd=tmp_path)
+    done = subprocess.run(
+        [*command, "--cxr_filepath", tmp_path / "none.h5"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 2 and "data_prep build" in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("module, argv, first", [
-    ("run_train", ["--help"], "CheXzero's flags"), ("run_zero_shot", ["--help"], "what is evaluated"),
-    ("data_prep.__main__", ["build", "--help"], "where the releases are"),
-    ("chexzero.export", ["--help"], "what is exported"), ("chexzero.explore", ["--help"], "what is shown")])
+@pytest.mark.parametrize(
+    "module, argv, first",
+    [
+        ("run_train", ["--help"], "CheXzero's flags"),
+        ("run_zero_shot", ["--help"], "what is evaluated"),
+        ("data_prep.__main__", ["build", "--help"], "where the releases are"),
+        ("chexzero.export", ["--help"], "what is exported"),
+        ("chexzero.explore", ["--help"], "what is shown"),
+    ],
+)
 def test_help_is_grouped_and_says_the_exit_codes(module, argv, first, capsys):
     command = importlib.import_module(module)
     with pytest.raises(SystemExit) as stopped:
@@ -72,6 +87,10 @@ def test_every_step_of_data_prep_is_completed(capsys):
 
 
 def test_completion_is_printed():
-    done = subprocess.run([sys.executable, ROOT / "run_train.py", "--print-completion", "bash"], capture_output=True,
-                          text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "run_train.py", "--print-completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "--vision" in done.stdout

@@ -28,8 +28,9 @@ GOLDEN = np.load(Path(__file__).parent / "golden" / "evaluation.npz")
 def reference(truth, scores):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return np.array([roc_auc_score(t, s) if len(set(t)) == 2 else np.nan
-                         for t, s in zip(truth.T, scores.T, strict=True)])
+        return np.array(
+            [roc_auc_score(t, s) if len(set(t)) == 2 else np.nan for t, s in zip(truth.T, scores.T, strict=True)]
+        )
 
 
 @given(st.integers(0, 10_000), st.integers(2, 60), st.integers(1, 12))
@@ -47,7 +48,7 @@ def test_auroc_equals_scikit_learn_with_ties(seed, n, levels):
 
 def test_exact_values_for_ties_and_missing_class():
     truth = np.array([[0, 1, 0], [1, 1, 0], [0, 1, 0], [1, 1, 0]])
-    scores = np.array([[.5, .1, .2], [.5, .2, .2], [.5, .3, .2], [.5, .4, .2]])
+    scores = np.array([[0.5, 0.1, 0.2], [0.5, 0.2, 0.2], [0.5, 0.3, 0.2], [0.5, 0.4, 0.2]])
     assert auroc(truth, scores)[0] == 0.5
     assert np.isnan(auroc(truth, scores)[1:]).all()
     assert np.isnan(bootstrap_auroc(truth, scores, 3)[:, 1:]).all()
@@ -81,7 +82,7 @@ def test_interval_leaves_out_undefined_resamples():
     samples = np.full((1000, 2), np.nan)
     samples[100:300, 0] = np.arange(200)[::-1]
     lower, upper = percentile_interval(samples)
-    assert (lower[0], upper[0]) == (int(.025 * 200) - 1, int(.975 * 200) - 1)
+    assert (lower[0], upper[0]) == (int(0.025 * 200) - 1, int(0.975 * 200) - 1)
     assert np.isnan([lower[1], upper[1]]).all()
     assert percentile_interval(np.arange(1000.0)) == (24, 974)
 
@@ -111,13 +112,16 @@ def test_paired_difference():
     assert (lower == 0).all() and (upper == 0).all() and (p == 1).all()
 
 
-@pytest.mark.parametrize(("truth", "scores", "message"), [
-    ([[0], [-1]], [[.1], [.2]], "row 2, label column 1: -1 is not 0 or 1"),
-    ([[0], [np.nan]], [[.1], [.2]], "nan is not 0 or 1"),
-    ([[0], [1]], [[.1], [np.nan]], "row 2, prediction column 1 is nan"),
-    ([[0], [1]], [[.1], [.2], [.3]], "do not match"),
-    (np.zeros((0, 2)), np.zeros((0, 2)), "at least one row"),
-])
+@pytest.mark.parametrize(
+    ("truth", "scores", "message"),
+    [
+        ([[0], [-1]], [[0.1], [0.2]], "row 2, label column 1: -1 is not 0 or 1"),
+        ([[0], [np.nan]], [[0.1], [0.2]], "nan is not 0 or 1"),
+        ([[0], [1]], [[0.1], [np.nan]], "row 2, prediction column 1 is nan"),
+        ([[0], [1]], [[0.1], [0.2], [0.3]], "do not match"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), "at least one row"),
+    ],
+)
 def test_wrong_input_is_refused_with_the_place(truth, scores, message):
     with pytest.raises(UserError, match=message):
         auroc(truth, scores)

@@ -26,11 +26,18 @@ def accuracy_pairs(section):
     if section.key == "chexbench":
         return [(task, *(part[key] for key in ("accuracy", "lower", "upper", "chance"))) for task, part in m.items()]
     if section.key == "retrieval":
-        return [(f"{direction} {at}", *(part[key] for key in ("recall", "lower", "upper", "chance")))
-                for direction in ("image_to_report", "report_to_image") for at, part in m[direction].items()]
-    return [(f"{attribute} {label} {name}", g["auroc"], g["auroc_lower"], g["auroc_upper"], 0.5)
-            for attribute, labels in m["attributes"].items() for label, entry in labels.items()
-            for name, g in entry["groups"].items() if g["enough"]]
+        return [
+            (f"{direction} {at}", *(part[key] for key in ("recall", "lower", "upper", "chance")))
+            for direction in ("image_to_report", "report_to_image")
+            for at, part in m[direction].items()
+        ]
+    return [
+        (f"{attribute} {label} {name}", g["auroc"], g["auroc_lower"], g["auroc_upper"], 0.5)
+        for attribute, labels in m["attributes"].items()
+        for label, entry in labels.items()
+        for name, g in entry["groups"].items()
+        if g["enough"]
+    ]
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -58,8 +65,12 @@ def test_a_model_that_knows_reaches_1(corpus, suite):
         assert [part["accuracy"] for part in by_view.values()] == [1, 1, 1]
     if suite == "subgroups":
         assert section.metrics["found"] == 0
-        assert all(group["f1"] == 1 for labels in section.metrics["attributes"].values()
-                   for entry in labels.values() for group in entry["groups"].values())
+        assert all(
+            group["f1"] == 1
+            for labels in section.metrics["attributes"].values()
+            for entry in labels.values()
+            for group in entry["groups"].values()
+        )
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -92,9 +103,10 @@ def test_any_set_of_findings_is_scored_and_ranked(corpus, tmp_path, n_findings):
     table.sample(frac=1, random_state=0).to_csv(path, index=False)
     section = SUITES["cxr-lt"].run(corpus.random("--cxr_lt_labels", str(path)))
     assert section.metrics["findings"] == n_findings
-    ranked = next(table for table in section.tables
-                  if f"({n_findings} classes)" in table.caption and "rank" in table.columns)
-    assert [row[1] for row in ranked.rows] == [1, 2, 3, 4, 5][:len(ranked.rows)]
+    ranked = next(
+        table for table in section.tables if f"({n_findings} classes)" in table.caption and "rank" in table.columns
+    )
+    assert [row[1] for row in ranked.rows] == [1, 2, 3, 4, 5][: len(ranked.rows)]
     assert sum("this model" in row[0] for row in ranked.rows) == 1
     values = [row[2] for row in ranked.rows]
     assert values == sorted(values, reverse=True)
@@ -165,15 +177,18 @@ def test_questions_are_true_balanced_and_have_one_right_answer(corpus):
     assert words.count("left") == words.count("right") > 0 and words.count("mild") == words.count("severe") > 0
 
 
-@pytest.mark.parametrize(("sentence", "want"), [
-    ("Small left effusion, left base.", "Small right effusion, right base."),
-    ("Severe edema is present.", "Mild edema is present."),
-    ("Large right effusion.", "Large left effusion."),
-    ("Large effusions, right over left.", "Tiny effusions, right over left."),
-    ("Left and right effusions are seen.", None),
-    ("No left effusion.", None),
-    ("Leftward shift is present.", None),
-])
+@pytest.mark.parametrize(
+    ("sentence", "want"),
+    [
+        ("Small left effusion, left base.", "Small right effusion, right base."),
+        ("Severe edema is present.", "Mild edema is present."),
+        ("Large right effusion.", "Large left effusion."),
+        ("Large effusions, right over left.", "Tiny effusions, right over left."),
+        ("Left and right effusions are seen.", None),
+        ("No left effusion.", None),
+        ("Leftward shift is present.", None),
+    ],
+)
 def test_a_hard_negative_exchanges_one_word(sentence, want):
     made = exchange(sentence, [["left", "right"], ["severe", "mild"], ["large", "tiny"]], ["no"])
     assert (made and made[2]) == want

@@ -25,24 +25,32 @@ def broken_prompts(change):
     return text.replace(*change)
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (("findings:", "findngs:"), "lacks findings"),
-    (("about: >", "extra: 1\nabout: >"), "unknown key extra"),
-    (("{phrases: [edema, pulmonary edema, interstitial edema]}", "{phrases: []}"), "Edema must be"),
-    (("{phrases: [edema, pulmonary edema, interstitial edema]}", "[edema]"), "Edema must be"),
-    (("{phrases: [edema, pulmonary edema, interstitial edema]}", "{phrase: [edema]}"), "Edema must be"),
-    (('positive: ["{}"]', 'positive: ["a finding"]'), "one {} each"),
-    (('positive: ["{}"]', 'positive: ["{} and {x}"]'), "one {} each"),
-    (("No Finding: Normal", "No Finding: Norml"), "'No Finding: Norml' leads to no finding"),
-    (("unseen: [Bulla,", "unseen: [Bullla,"), "unseen names 'Bullla'"),
-    (("templates:", "templates: ["), "not valid YAML"),
-    (("  Bulla: {", "  Edema: {"), "'Edema' stands there twice"),
-    (('positive: ["{}"]', 'positive: ["{:d}"]'), "one {} each"),
-    (("task2: [", "task2: Edema\nextra: ["), "unknown key extra"),
-    (("critical: [Pneumothorax, Hydropneumothorax, Pneumomediastinum, Pneumoperitoneum, Pulmonary Embolism]",
-      "critical: Pneumothorax"), "critical must be a list"),
-    (("No Finding: Normal", "No Finding: [Normal]"), "leads to no finding"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("findings:", "findngs:"), "lacks findings"),
+        (("about: >", "extra: 1\nabout: >"), "unknown key extra"),
+        (("{phrases: [edema, pulmonary edema, interstitial edema]}", "{phrases: []}"), "Edema must be"),
+        (("{phrases: [edema, pulmonary edema, interstitial edema]}", "[edema]"), "Edema must be"),
+        (("{phrases: [edema, pulmonary edema, interstitial edema]}", "{phrase: [edema]}"), "Edema must be"),
+        (('positive: ["{}"]', 'positive: ["a finding"]'), "one {} each"),
+        (('positive: ["{}"]', 'positive: ["{} and {x}"]'), "one {} each"),
+        (("No Finding: Normal", "No Finding: Norml"), "'No Finding: Norml' leads to no finding"),
+        (("unseen: [Bulla,", "unseen: [Bullla,"), "unseen names 'Bullla'"),
+        (("templates:", "templates: ["), "not valid YAML"),
+        (("  Bulla: {", "  Edema: {"), "'Edema' stands there twice"),
+        (('positive: ["{}"]', 'positive: ["{:d}"]'), "one {} each"),
+        (("task2: [", "task2: Edema\nextra: ["), "unknown key extra"),
+        (
+            (
+                "critical: [Pneumothorax, Hydropneumothorax, Pneumomediastinum, Pneumoperitoneum, Pulmonary Embolism]",
+                "critical: Pneumothorax",
+            ),
+            "critical must be a list",
+        ),
+        (("No Finding: Normal", "No Finding: [Normal]"), "leads to no finding"),
+    ],
+)
 def test_a_broken_prompt_file_is_named_with_its_mistake(corpus, tmp_path, change, says):
     path = tmp_path / "prompts.yaml"
     path.write_text(broken_prompts(change))
@@ -88,8 +96,14 @@ def test_ids_that_do_not_join_are_named(corpus, tmp_path):
     assert "twice" in said
     said = message(corpus, "retrieval", "--report_texts", csv(path, pd.DataFrame({"id": ["a"], "impression": ["b"]})))
     assert "none of the 240 images" in said
-    said = message(corpus, "subgroups", "--subgroups_labels", csv(path, pd.concat([table, table[1:2]])),
-                   "--subgroups_images", "test")
+    said = message(
+        corpus,
+        "subgroups",
+        "--subgroups_labels",
+        csv(path, pd.concat([table, table[1:2]])),
+        "--subgroups_images",
+        "test",
+    )
     assert f"the id {table['id'][1]!r} twice" in said and str(path) in said
     said = message(corpus, "cxr-lt", "--cxr_lt_labels", csv(path, table.drop(columns="id")))  # as many, but whose?
     assert "no column id" in said and "test.h5" in said
@@ -128,11 +142,18 @@ def test_counts_demographics_and_reports_that_are_missing_are_named(corpus, tmp_
     assert "reasoning" not in left_out.metrics and any("--report_texts" in text for text in left_out.text)
 
 
-@pytest.mark.parametrize(("entry", "says"), [
-    ({"answer": 2}, "question 1"), ({"answer": "0"}, "question 1"), ({"answer": True}, "question 1"),
-    ({"options": ["a"]}, "question 1"), ({"options": ["a", "a"]}, "question 1"), ({"image": 3}, "question 1"),
-    ({"image": "elsewhere"}, "1 of 1 ids of the questions"),
-])
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"answer": 2}, "question 1"),
+        ({"answer": "0"}, "question 1"),
+        ({"answer": True}, "question 1"),
+        ({"options": ["a"]}, "question 1"),
+        ({"options": ["a", "a"]}, "question 1"),
+        ({"image": 3}, "question 1"),
+        ({"image": "elsewhere"}, "1 of 1 ids of the questions"),
+    ],
+)
 def test_a_broken_question_is_named(corpus, tmp_path, entry, says):
     path = tmp_path / "questions.json"
     image = corpus.table["valid"].index[0]

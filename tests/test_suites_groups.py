@@ -25,8 +25,9 @@ def planted(seed, gap, n=400, groups=2):
         rows = np.flatnonzero(group == 0)
         truth[rows] = truth[rng.permutation(rows)]
     members = {"group": {f"{i}": group == i for i in range(groups)}}
-    result = subgroups.compare(truth, score, np.array([np.median(score)]), ["finding"], members,
-                               np.arange(n).astype(str), 10, seed, 500)["group"]["finding"]
+    result = subgroups.compare(
+        truth, score, np.array([np.median(score)]), ["finding"], members, np.arange(n).astype(str), 10, seed, 500
+    )["group"]["finding"]
     return {metric: any(gaps[metric]["found"] for gaps in result["gaps"].values()) for metric in ("auroc", "f1")}
 
 
@@ -72,10 +73,12 @@ def test_balanced_f1_and_its_resamples_are_those_of_a_double_loop():
 
 def test_a_patients_images_are_drawn_together():
     positive, score = np.repeat([True, False], 30), np.tile(np.arange(3) / 2, 20)
-    apart = subgroups.balanced_resamples(positive, score, score > 0.4, np.arange(60).astype(str),
-                                         np.random.default_rng(0), 400)["auroc"].std()
-    together = subgroups.balanced_resamples(positive, score, score > 0.4, np.repeat(np.arange(20), 3).astype(str),
-                                            np.random.default_rng(0), 400)["auroc"].std()
+    apart = subgroups.balanced_resamples(
+        positive, score, score > 0.4, np.arange(60).astype(str), np.random.default_rng(0), 400
+    )["auroc"].std()
+    together = subgroups.balanced_resamples(
+        positive, score, score > 0.4, np.repeat(np.arange(20), 3).astype(str), np.random.default_rng(0), 400
+    )["auroc"].std()
     assert together < 0.2 * apart  # every patient has the same three scores, so drawing patients changes nothing
 
 
@@ -98,10 +101,20 @@ def test_ages_are_read_as_the_releases_spell_them(age, known):
     assert groups.get("age (65)") == ({"under 65": np.array([True])} if known else None)
 
 
-@pytest.mark.parametrize(("race", "group"), [
-    ("White, non-Hispanic", "White"), ("Black or African American", "Black"), ("Asian, Hispanic", "Asian"),
-    ("Native American, non-Hispanic", "Native or Pacific"), ("Other, Hispanic", "Other"), ("Unknown", None),
-    ("Race and Ethnicity Unknown", None), ("Patient Refused", None), ("something else", "Other")])
+@pytest.mark.parametrize(
+    ("race", "group"),
+    [
+        ("White, non-Hispanic", "White"),
+        ("Black or African American", "Black"),
+        ("Asian, Hispanic", "Asian"),
+        ("Native American, non-Hispanic", "Native or Pacific"),
+        ("Other, Hispanic", "Other"),
+        ("Unknown", None),
+        ("Race and Ethnicity Unknown", None),
+        ("Patient Refused", None),
+        ("something else", "Other"),
+    ],
+)
 def test_races_are_read_as_the_releases_spell_them(race, group):
     people = pd.DataFrame({"sex": ["f"], "race": [race], "age": ["70"]})
     groups, _ = assign(people, read_groups(subgroups.DESCRIPTION))
@@ -112,8 +125,17 @@ def test_races_are_read_as_the_releases_spell_them(race, group):
 def test_without_a_threshold_f1_is_undefined_and_no_gap():
     rng = np.random.default_rng(0)
     truth, score, group = (rng.random((200, 1)) < 0.3) * 1.0, rng.random((200, 1)), rng.random(200) < 0.5
-    result = subgroups.compare(truth, score, np.array([np.nan]), ["finding"], {"sex": {"a": group, "b": ~group}},
-                               np.arange(200).astype(str), 10, 0, 100)["sex"]["finding"]
+    result = subgroups.compare(
+        truth,
+        score,
+        np.array([np.nan]),
+        ["finding"],
+        {"sex": {"a": group, "b": ~group}},
+        np.arange(200).astype(str),
+        10,
+        0,
+        100,
+    )["sex"]["finding"]
     gap = next(iter(result["gaps"].values()))
     assert np.isnan(gap["f1"]["gap"]) and not gap["f1"]["found"] and np.isfinite(gap["auroc"]["gap"])
 

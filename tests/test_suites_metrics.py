@@ -69,7 +69,8 @@ def test_f1_and_misses_are_scikit_learns(drawn):
             assert f1[j] == pytest.approx(f1_score(truth[:, j], predicted[:, j], zero_division=0))
             assert missed[j] == pytest.approx(1 - recall_score(truth[:, j], predicted[:, j]))
     assert metrics.micro_f1(truth, predicted) == pytest.approx(
-        f1_score(truth.astype(int), predicted.astype(int), average="micro", zero_division=0))
+        f1_score(truth.astype(int), predicted.astype(int), average="micro", zero_division=0)
+    )
     assert np.isnan(metrics.micro_f1(np.zeros((3, 2)), np.ones((3, 2))))
 
 
@@ -122,8 +123,9 @@ def test_chance_of_a_hit_is_the_share_of_all_orders(n, hits, k):
 @pytest.mark.parametrize("k", [1, 3, 5, 10])
 def test_chance_of_a_block_is_the_share_of_all_orders(sizes, k):
     orders = list(permutations(range(len(sizes))))
-    want = [np.mean([sum(sizes[b] for b in order[:order.index(own)]) < k for order in orders])
-            for own in range(len(sizes))]
+    want = [
+        np.mean([sum(sizes[b] for b in order[: order.index(own)]) < k for order in orders]) for own in range(len(sizes))
+    ]
     assert metrics.block_chance(sizes, k) == pytest.approx(want)
 
 

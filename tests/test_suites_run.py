@@ -31,8 +31,7 @@ def folder(demo_releases, tmp_path_factory):
 
 
 def run(folder, *flags):
-    paths = ["--checkpoint", str(folder / "tiny.pt"), "--data", str(folder / "data"),
-             "--out", str(folder / "results")]
+    paths = ["--checkpoint", str(folder / "tiny.pt"), "--data", str(folder / "data"), "--out", str(folder / "results")]
     evaluate(parse_args([*paths, "--n_bootstrap", "20", *flags]))
     return json.loads((folder / "results/tiny/metrics.json").read_text())["sections"]
 
@@ -40,15 +39,30 @@ def run(folder, *flags):
 def test_all_suites_reach_the_report_and_the_metrics(folder):
     counts = pd.DataFrame({"finding": ["images", *LABELS], "count": [1000, *range(5, 145, 10)]})
     counts.to_csv(folder / "counts.csv", index=False)
-    sections = run(folder, "--suite", "cxr-lt", "chexbench", "subgroups", "retrieval",
-                   "--cxr_lt_counts", str(folder / "counts.csv"))  # the reports are in the table of the build
+    sections = run(
+        folder,
+        "--suite",
+        "cxr-lt",
+        "chexbench",
+        "subgroups",
+        "retrieval",
+        "--cxr_lt_counts",
+        str(folder / "counts.csv"),
+    )  # the reports are in the table of the build
     assert set(sections["cxr_lt"]["groups"]) == {"head", "medium", "tail", "average"}
     assert {"view", "binary", "single", "sets"} <= set(sections["chexbench"])
     assert set(sections["subgroups"]["attributes"]) == {"sex", "race", "age (65)", "age (bands)"}
     assert sections["retrieval"]["pairs"] >= 20
     page = (folder / "results/tiny/report.html").read_text()
-    for title in ("Long-tailed and unseen findings", "Multiple choice by similarity", "Groups of patients",
-                  "Image to report and back", "too few to say", "CheXagent (paper)", "team A"):
+    for title in (
+        "Long-tailed and unseen findings",
+        "Multiple choice by similarity",
+        "Groups of patients",
+        "Image to report and back",
+        "too few to say",
+        "CheXagent (paper)",
+        "team A",
+    ):
         assert title in page
     assert (folder / "results/tiny/chexbench_questions.json").is_file()
 

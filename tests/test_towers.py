@@ -37,15 +37,29 @@ def is_text(key):
 
 def test_choices():
     assert VISION_CHOICES[0] == "vit_b_32"
-    assert {"dinov3_tiny", "dinov3_vits", "dinov3_vitsplus", "dinov3_vitb", "dinov3_vitl", "dinov3_vithplus",
-            "dinov3_vit7b"} == {name for name in VISION_CHOICES if name.startswith("dinov3")} == set(SIZES)
+    assert (
+        {
+            "dinov3_tiny",
+            "dinov3_vits",
+            "dinov3_vitsplus",
+            "dinov3_vitb",
+            "dinov3_vitl",
+            "dinov3_vithplus",
+            "dinov3_vit7b",
+        }
+        == {name for name in VISION_CHOICES if name.startswith("dinov3")}
+        == set(SIZES)
+    )
 
 
-@pytest.mark.parametrize("vision, text, resolution", [("vit_b_32", "tiny", 224), ("dinov3_tiny", "tiny", 64),
-                                                      ("dinov3_tiny", "chexzero", 96)])
+@pytest.mark.parametrize(
+    "vision, text, resolution",
+    [("vit_b_32", "tiny", 224), ("dinov3_tiny", "tiny", 64), ("dinov3_tiny", "chexzero", 96)],
+)
 def test_one_state_dict_holds_all(vision, text, resolution, tmp_path):
-    model = create_model(vision, text_encoder=text, vision_weights="random", text_weights="random",
-                         image_resolution=resolution).eval()
+    model = create_model(
+        vision, text_encoder=text, vision_weights="random", text_weights="random", image_resolution=resolution
+    ).eval()
     images = torch.randn(2, 3, resolution, resolution)
     assert model.encode_image(images).shape == model.encode_text(TOKENS).shape == (2, 512)
     expected = model(images, TOKENS)
@@ -60,10 +74,16 @@ def test_one_state_dict_holds_all(vision, text, resolution, tmp_path):
 def test_dinov3_model_keys():
     model = create_model("dinov3_tiny", text_encoder="tiny")  # nothing is published for these: random without a word
     keys = set(model.state_dict())
-    assert {"visual.trunk.cls_token", "visual.head.proj.weight", "visual.image_resolution", "text_projection",
-            "logit_scale"} <= keys
+    assert {
+        "visual.trunk.cls_token",
+        "visual.head.proj.weight",
+        "visual.image_resolution",
+        "text_projection",
+        "logit_scale",
+    } <= keys
     assert {key for key in keys if is_text(key)} == {key for key in small_clip().state_dict() if is_text(key)} | {
-        key for key in keys if key.startswith("transformer.resblocks.")}
+        key for key in keys if key.startswith("transformer.resblocks.")
+    }
 
 
 def test_random_init_is_upstreams_model():
@@ -84,7 +104,8 @@ def test_text_side_alone_is_taken(name, tmp_path, caplog):
     if name == "parallel.pt":
         state = {f"module.{key}": value for key, value in state.items()}
     save_file(state, path) if name.endswith(".safetensors") else torch.save(
-        {"model": state} if name == "last.pt" else state, path)
+        {"model": state} if name == "last.pt" else state, path
+    )
     with caplog.at_level(logging.INFO):
         model = create_model("dinov3_tiny", text_encoder="small", text_weights=path)
     assert f"{path}: text encoder" in caplog.text
@@ -150,8 +171,14 @@ def test_open_clip_name(monkeypatch, tmp_path):
     assert torch.equal(model.encode_text(TOKENS), source.encode_text(TOKENS))
 
 
-@pytest.mark.parametrize("name, reason", [("ViT-B-32/laion2b_s34b_b79k", "another activation"),
-                                          ("ViT-B-32/nonsense", "not published"), ("nonsense", "not published")])
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("ViT-B-32/laion2b_s34b_b79k", "another activation"),
+        ("ViT-B-32/nonsense", "not published"),
+        ("nonsense", "not published"),
+    ],
+)
 def test_open_clip_name_that_does_not_fit(name, reason):
     with pytest.raises(UserError, match=reason) as caught:
         create_model("dinov3_tiny", text_weights=f"open_clip:{name}")
@@ -177,15 +204,18 @@ def test_without_a_connection(monkeypatch):
     create_model("dinov3_tiny", vision_weights="random")  # asks for nothing that is published
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(vision="resnet"), "choose one of vit_b_32"),
-    (dict(text_encoder="huge"), "choose one of chexzero, tiny"),
-    (dict(image_resolution=230), "multiple of 16"),
-    (dict(vision="vit_b_32", vision_weights="random", image_resolution=230), "multiple of the patch size 32"),
-    (dict(vision="vit_b_32", drop_path=0.1), "for the DINOv3 towers"),
-    (dict(vision_weights="nowhere.pth"), "no such file"),
-    (dict(text_weights="nowhere.pt"), "is no file or folder; name a checkpoint"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(vision="resnet"), "choose one of vit_b_32"),
+        (dict(text_encoder="huge"), "choose one of chexzero, tiny"),
+        (dict(image_resolution=230), "multiple of 16"),
+        (dict(vision="vit_b_32", vision_weights="random", image_resolution=230), "multiple of the patch size 32"),
+        (dict(vision="vit_b_32", drop_path=0.1), "for the DINOv3 towers"),
+        (dict(vision_weights="nowhere.pth"), "no such file"),
+        (dict(text_weights="nowhere.pt"), "is no file or folder; name a checkpoint"),
+    ],
+)
 def test_wrong_settings(options, message):
     with pytest.raises(UserError, match=message):
         create_model(**{"vision": "dinov3_tiny", "text_encoder": "tiny", **options})
@@ -210,8 +240,19 @@ def test_flags():
     towers.add_arguments(parser)
     parser.add_argument("--context_length", type=int, default=77)
     parser.add_argument("--random_init", action="store_true")
-    args = parser.parse_args(["--vision", "dinov3_tiny", "--text_encoder", "tiny", "--image_resolution", "96",
-                              "--grad_checkpointing", "--drop_path", "0.2"])
+    args = parser.parse_args(
+        [
+            "--vision",
+            "dinov3_tiny",
+            "--text_encoder",
+            "tiny",
+            "--image_resolution",
+            "96",
+            "--grad_checkpointing",
+            "--drop_path",
+            "0.2",
+        ]
+    )
     model = towers.model_from_args(args)
     assert model.image_resolution == 96
     assert model.visual.trunk.grad_checkpointing and model.transformer.grad_checkpointing

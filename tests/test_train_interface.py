@@ -30,17 +30,22 @@ def files(tmp_path_factory):
 
 def _losses(model, images, words, name, rate, momentum=0.9):
     model.train()
-    optimizer = (torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum) if name == "sgd"
-                 else torch.optim.AdamW(model.parameters(), lr=rate))
+    optimizer = (
+        torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
+        if name == "sgd"
+        else torch.optim.AdamW(model.parameters(), lr=rate)
+    )
     criterion = torch.nn.CrossEntropyLoss()
-    return [train.train_batch(images, words, model, torch.device("cpu"), criterion, optimizer).item()
-            for _ in range(STEPS)]
+    return [
+        train.train_batch(images, words, model, torch.device("cpu"), criterion, optimizer).item() for _ in range(STEPS)
+    ]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_recorded_losses(name):
-    found = _losses(build_model(state_dict()), prepare(torch.from_numpy(radiographs()), 224), texts()[4:12], name,
-                    RATES[name])
+    found = _losses(
+        build_model(state_dict()), prepare(torch.from_numpy(radiographs()), 224), texts()[4:12], name, RATES[name]
+    )
     np.testing.assert_allclose(found, recorded()[f"training/{name}"], rtol=1e-5)
 
 
@@ -50,8 +55,9 @@ def test_golden_losses(shared, name):
     words = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))["texts"]
     model = build_model(torch.load(shared / "goldens/small_clip.pt", weights_only=True))
     images = prepare(torch.from_numpy(np.load(shared / "goldens/cxr320.npz")["cxr"]), 224)
-    found = _losses(model, images, [words[i] for i in golden["text_index"]], name, golden["lr"][name],
-                    golden["momentum"])
+    found = _losses(
+        model, images, [words[i] for i in golden["text_index"]], name, golden["lr"][name], golden["momentum"]
+    )
     np.testing.assert_allclose(found, golden["losses"][name], rtol=1e-5)
 
 
@@ -74,8 +80,9 @@ def test_an_empty_cell_is_one_space(files, tmp_path):
 
 @pytest.mark.parametrize("pretrained, resolution", [(True, 224), (False, 320)])
 def test_load_data(files, pretrained, resolution):
-    loader, device = train.load_data(files / "cxr.h5", files / "texts.csv", batch_size=5, column="impression",
-                                     pretrained=pretrained)
+    loader, device = train.load_data(
+        files / "cxr.h5", files / "texts.csv", batch_size=5, column="impression", pretrained=pretrained
+    )
     batches = list(loader)
     assert [len(batch["txt"]) for batch in batches] == [5, 3] and isinstance(device, torch.device)
     found = {word: image for batch in batches for word, image in zip(batch["txt"], batch["img"], strict=True)}
@@ -85,8 +92,9 @@ def test_load_data(files, pretrained, resolution):
 
 
 def test_worker_processes_open_the_file_for_themselves(files):
-    dataset = train.CXRDataset(files / "cxr.h5", files / "texts.csv", "impression",
-                               transform=train.image_transform(224))
+    dataset = train.CXRDataset(
+        files / "cxr.h5", files / "texts.csv", "impression", transform=train.image_transform(224)
+    )
     first = dataset[0]["img"]  # the file is open here when the workers are forked
     batch = next(iter(DataLoader(dataset, batch_size=8, num_workers=1)))
     assert torch.equal(batch["img"][0], first)
@@ -111,8 +119,9 @@ def test_preprocess_text():
 
 def test_make(files):
     config = types.SimpleNamespace(batch_size=4, pretrained=True, column="impression", context_length=77, lr=1e-3)
-    model, loader, device, criterion, optimizer = train.make(config, files / "cxr.h5", files / "texts.csv",
-                                                             model_path=files / "small.pt")
+    model, loader, device, criterion, optimizer = train.make(
+        config, files / "cxr.h5", files / "texts.csv", model_path=files / "small.pt"
+    )
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["lr"] == 1e-3
     assert len(loader) == 2 and isinstance(criterion, torch.nn.CrossEntropyLoss)
     assert next(model.parameters()).device.type == device.type
@@ -121,8 +130,14 @@ def test_make(files):
 def test_train_main_writes_a_state_dict_with_upstreams_keys(files, tmp_path):
     torch.manual_seed(0)
     settings = {"batch_size": 4, "learning_rate": 1e-2, "momentum": 0.9, "epochs": 2}
-    model = train.train_main(files / "cxr.h5", files / "texts.csv", settings, tmp_path / "out" / "model.pt",
-                             model_path=files / "small.pt", pretrained=True)
+    model = train.train_main(
+        files / "cxr.h5",
+        files / "texts.csv",
+        settings,
+        tmp_path / "out" / "model.pt",
+        model_path=files / "small.pt",
+        pretrained=True,
+    )
     saved = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert set(saved) == set(state_dict())
     assert torch.equal(saved["visual.proj"], model.state_dict()["visual.proj"])

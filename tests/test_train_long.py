@@ -35,10 +35,29 @@ def test_over_fitting_is_caught(tmp_path):
         rows[i][1] = text
     with open(path, "w", newline="") as handle:
         csv.writer(handle).writerows(rows)
-    argv = flags(tmp_path, "run", "--max_steps", "800", "--val_interval", "50", "--optimizer", "adam", "--lr", "1e-3",
-                 "--adam_beta2", "0.95", "--save_interval", "0", "--keep_top_k", "0", "--image_resolution", "64")
-    done = subprocess.run([sys.executable, "run_train.py", *argv], cwd=ROOT, env=ONE_THREAD, capture_output=True,
-                          text=True)
+    argv = flags(
+        tmp_path,
+        "run",
+        "--max_steps",
+        "800",
+        "--val_interval",
+        "50",
+        "--optimizer",
+        "adam",
+        "--lr",
+        "1e-3",
+        "--adam_beta2",
+        "0.95",
+        "--save_interval",
+        "0",
+        "--keep_top_k",
+        "0",
+        "--image_resolution",
+        "64",
+    )
+    done = subprocess.run(
+        [sys.executable, "run_train.py", *argv], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs/run"
     metrics = pd.read_csv(folder / "metrics.csv").set_index("step")
@@ -51,18 +70,37 @@ def test_over_fitting_is_caught(tmp_path):
     assert [one.name for one in folder.glob("checkpoint_*.pt")] == [f"checkpoint_{peak}.pt"]
 
 
-@pytest.mark.parametrize("more", [
-    ["--vision", "dinov3_vitb", "--vision_weights", "random", "--text_weights", "random"],
-    ["--vision", "vit_b_32", "--vision_weights", "random", "--text_weights", "random", "--optimizer", "adam"],
-    ["--random_init", "--precision", "bf16", "--grad_checkpointing"],
-])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--vision", "dinov3_vitb", "--vision_weights", "random", "--text_weights", "random"],
+        ["--vision", "vit_b_32", "--vision_weights", "random", "--text_weights", "random", "--optimizer", "adam"],
+        ["--random_init", "--precision", "bf16", "--grad_checkpointing"],
+    ],
+)
 def test_the_full_sizes_train_on_a_cpu(tmp_path, more):
     write_corpus(tmp_path, train=6, valid=4)
-    argv = ["--cxr_filepath", str(tmp_path / "data/cxr.h5"), "--save_dir", str(tmp_path), "--model_name", "full",
-            "--max_steps", "3", "--batch_size", "4", "--log_interval", "1", "--val_interval", "2",
-            "--keep_top_k", "0"]
-    done = subprocess.run([sys.executable, "run_train.py", *argv, *more], cwd=ROOT, env=ONE_THREAD,
-                          capture_output=True, text=True)
+    argv = [
+        "--cxr_filepath",
+        str(tmp_path / "data/cxr.h5"),
+        "--save_dir",
+        str(tmp_path),
+        "--model_name",
+        "full",
+        "--max_steps",
+        "3",
+        "--batch_size",
+        "4",
+        "--log_interval",
+        "1",
+        "--val_interval",
+        "2",
+        "--keep_top_k",
+        "0",
+    ]
+    done = subprocess.run(
+        [sys.executable, "run_train.py", *argv, *more], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(tmp_path / "full/train_log.csv")["loss"].between(0.01, 10).all()
     assert pd.read_csv(tmp_path / "full/metrics.csv")["step"].tolist() == [0, 2, 3]
@@ -70,10 +108,32 @@ def test_the_full_sizes_train_on_a_cpu(tmp_path, more):
 
 def test_torchrun_passes_a_signal_on_and_the_run_goes_on(tmp_path):
     write_corpus(tmp_path, train=40)
-    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
-            "--rdzv_endpoint", "127.0.0.1:0", "run_train.py",
-            *flags(tmp_path, "run", "--max_steps", "40", "--batch_size", "8", "--log_interval", "1", "--val_interval",
-                   "100", "--resume", "auto")]
+    argv = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_endpoint",
+        "127.0.0.1:0",
+        "run_train.py",
+        *flags(
+            tmp_path,
+            "run",
+            "--max_steps",
+            "40",
+            "--batch_size",
+            "8",
+            "--log_interval",
+            "1",
+            "--val_interval",
+            "100",
+            "--resume",
+            "auto",
+        ),
+    ]
     job = subprocess.Popen(argv, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "runs/run/train_log.csv"
     while job.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 3):
@@ -94,10 +154,24 @@ def test_compiled_towers_train_as_the_others_do(tmp_path, parts):
     """Also in parts, validated, and gone on with after a stop; the checkpoints carry the same names."""
     write_corpus(tmp_path, train=40)
     for name, steps, more in (("plain", 12, []), ("compiled", 6, ["--compile"]), ("compiled", 12, ["--compile"])):
-        argv = flags(tmp_path, name, "--max_steps", str(steps), "--log_interval", "1", "--val_interval", "6",
-                     "--grad_accum", parts, "--resume", "auto", *more)
-        done = subprocess.run([sys.executable, "run_train.py", *argv], cwd=ROOT, env=ONE_THREAD, capture_output=True,
-                              text=True)
+        argv = flags(
+            tmp_path,
+            name,
+            "--max_steps",
+            str(steps),
+            "--log_interval",
+            "1",
+            "--val_interval",
+            "6",
+            "--grad_accum",
+            parts,
+            "--resume",
+            "auto",
+            *more,
+        )
+        done = subprocess.run(
+            [sys.executable, "run_train.py", *argv], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
     runs = [tmp_path / "runs" / name for name in ("plain", "compiled")]
     plain, compiled = (pd.read_csv(run / "train_log.csv")["loss"] for run in runs)
@@ -111,9 +185,27 @@ def test_compiled_towers_train_as_the_others_do(tmp_path, parts):
 
 
 def test_the_benchmark_runs(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "benchmarks.train", "--vision", "dinov3_tiny", "--batch_size", "8",
-                           "--steps", "2", "--images", "16", "--out", str(tmp_path)],
-                          cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.train",
+            "--vision",
+            "dinov3_tiny",
+            "--batch_size",
+            "8",
+            "--steps",
+            "2",
+            "--images",
+            "16",
+            "--out",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(next(tmp_path.glob("train_*.json")).read_text())["results"][0]
     assert result["pairs_per_second"] > 0 and 0 < result["share_of_peak"] < 2 and result["upstreams_loop"] > 0

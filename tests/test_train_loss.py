@@ -16,8 +16,15 @@ from chexzero.training.loss import ContrastiveLoss, equal_pairs, matches, text_c
 from chexzero.training.step import Towers, Updates, bare, lr_factor
 from run_train import train_batch
 
-DEFAULTS = dict(precision="fp32", clip_grad_norm=None, clip_logit_scale=None, warmup_steps=0, lr_schedule="constant",
-                freeze_steps=None, freeze_blocks=0)
+DEFAULTS = dict(
+    precision="fp32",
+    clip_grad_norm=None,
+    clip_logit_scale=None,
+    warmup_steps=0,
+    lr_schedule="constant",
+    freeze_steps=None,
+    freeze_blocks=0,
+)
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     texts = torch.randint(1, 190, (6, 20), generator=generator)
     for row, length in enumerate((5, 9, 12, 5, 7, 3)):
         texts[row, length] = 199
-        texts[row, length + 1:] = 0
+        texts[row, length + 1 :] = 0
     return images, texts
 
 
@@ -100,7 +107,8 @@ def test_equal_texts_as_positives(clip, batch):
     images, texts = batch
     criterion, model = ContrastiveLoss("positive"), Towers(clip)
     assert loss_of(model, images, texts, criterion).item() == pytest.approx(
-        loss_of(model, images, texts).item(), abs=1e-6)  # without equal texts it is upstream's loss
+        loss_of(model, images, texts).item(), abs=1e-6
+    )  # without equal texts it is upstream's loss
     texts[3], texts[5] = texts[1], texts[1]
     labels = matches(cut(texts.numpy()), criterion)
     assert labels[1].tolist() == labels[5].tolist() == [False, True, False, True, False, True]
@@ -108,8 +116,14 @@ def test_equal_texts_as_positives(clip, batch):
     logits = model(images, texts)[0].detach()
     by_hand = []
     for z in (logits, logits.T):
-        rows = [[math.log1p(sum(math.exp(z[i, k] - z[i, j]) for k in range(6) if not labels[i, k]))
-                 for j in range(6) if labels[i, j]] for i in range(6)]
+        rows = [
+            [
+                math.log1p(sum(math.exp(z[i, k] - z[i, j]) for k in range(6) if not labels[i, k]))
+                for j in range(6)
+                if labels[i, j]
+            ]
+            for i in range(6)
+        ]
         by_hand.append(sum(sum(row) / len(row) for row in rows) / 6)
     positive = loss_of(model, images, texts, criterion).item()
     assert positive == pytest.approx(sum(by_hand) / 2, abs=1e-6)
@@ -150,8 +164,13 @@ def test_low_precision_is_close_and_float16_steps_are_taken(clip, batch):
         assert float(loss_of(model, images, texts)) == pytest.approx(exact, abs=0.05)
         assert all(parameter.dtype == torch.float32 for parameter in clip.parameters())
     device = torch.device("cpu")
-    optimizer = Updates(torch.optim.SGD(clip.parameters(), lr=0.05), model,
-                        Namespace(**DEFAULTS | {"precision": "fp16", "clip_grad_norm": 1.0}), 10, device)
+    optimizer = Updates(
+        torch.optim.SGD(clip.parameters(), lr=0.05),
+        model,
+        Namespace(**DEFAULTS | {"precision": "fp16", "clip_grad_norm": 1.0}),
+        10,
+        device,
+    )
     losses = [float(train_batch(images, texts, model, device, ContrastiveLoss(), optimizer)) for _ in range(8)]
     assert losses[-1] < losses[0] - 0.05
     assert optimizer.state_dict()["scaler"]["scale"] > 1
@@ -164,8 +183,11 @@ def test_clipping_and_limits(clip, batch):
     optimizer = Updates(torch.optim.SGD(clip.parameters(), lr=1.0), model, config, 10, device)
     before = {name: parameter.detach().clone() for name, parameter in clip.named_parameters()}
     train_batch(images, texts, model, device, ContrastiveLoss(), optimizer)
-    moved = sum(float((parameter.detach() - before[name]).square().sum())
-                for name, parameter in clip.named_parameters() if name != "logit_scale")
+    moved = sum(
+        float((parameter.detach() - before[name]).square().sum())
+        for name, parameter in clip.named_parameters()
+        if name != "logit_scale"
+    )
     assert math.sqrt(moved) <= 1.001e-3
     assert float(clip.logit_scale.exp()) == pytest.approx(5.0)
 

@@ -44,8 +44,9 @@ def test_recorded_results(parts, files):
     np.testing.assert_allclose(pair, theirs["zero_shot/pair"], atol=1e-6)
     single = zero_shot.run_single_prediction(LABELS, "{}", model, loader, softmax_eval=False)
     np.testing.assert_allclose(single, theirs["zero_shot/single"], atol=1e-6)
-    results, y_pred = zero_shot.run_experiment(model, LABELS, [PAIR], loader, files[1], alt_labels_dict=ALTERNATIVES,
-                                               use_bootstrap=False)
+    results, y_pred = zero_shot.run_experiment(
+        model, LABELS, [PAIR], loader, files[1], alt_labels_dict=ALTERNATIVES, use_bootstrap=False
+    )
     np.testing.assert_allclose(y_pred, theirs["zero_shot/alternatives"], atol=1e-6)
     np.testing.assert_allclose(results[0], theirs["zero_shot/areas"], atol=1e-9)
 
@@ -74,8 +75,9 @@ def test_images_are_encoded_once_for_all_templates(parts, files):
 
 
 def test_single_templates(parts, files):
-    results, y_pred = zero_shot.run_experiment(*parts[:1], LABELS, ["{}", "a {}"], parts[1], files[1],
-                                               softmax_eval=False, use_bootstrap=False)
+    results, y_pred = zero_shot.run_experiment(
+        *parts[:1], LABELS, ["{}", "a {}"], parts[1], files[1], softmax_eval=False, use_bootstrap=False
+    )
     assert len(results) == 2 and results[0].shape == (1, 14)
     expected = zero_shot.run_single_prediction(LABELS, "a {}", *parts, softmax_eval=False)
     np.testing.assert_allclose(y_pred, expected, atol=1e-6)
@@ -83,11 +85,13 @@ def test_single_templates(parts, files):
 
 def test_run_zero_shot_and_run_cxr_zero_shot(files):
     folder, y_true = files
-    results, y_pred = zero_shot.run_zero_shot(LABELS, [PAIR], folder / "small.pt", folder / "cxr.h5",
-                                              folder / "labels.csv", use_bootstrap=False)
+    results, y_pred = zero_shot.run_zero_shot(
+        LABELS, [PAIR], folder / "small.pt", folder / "cxr.h5", folder / "labels.csv", use_bootstrap=False
+    )
     np.testing.assert_allclose(y_pred, recorded()["zero_shot/pair"], atol=1e-6)
-    labels, again = zero_shot.run_cxr_zero_shot(folder / "small.pt", cxr_filepath=folder / "cxr.h5",
-                                                final_label_path=folder / "labels.csv")
+    labels, again = zero_shot.run_cxr_zero_shot(
+        folder / "small.pt", cxr_filepath=folder / "cxr.h5", final_label_path=folder / "labels.csv"
+    )
     assert labels == LABELS
     pd.testing.assert_frame_equal(again[0], results[0])
 
@@ -157,21 +161,27 @@ def _run(folder, tmp_path, labels=LABELS, table=None, images=None, template=PAIR
 TABLE = pd.DataFrame(np.tile([[0], [1]], (4, 14)), columns=LABELS)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"table": TABLE.drop(columns="Edema")}, "labels.csv lacks the column Edema"),
-    ({"table": TABLE.iloc[:5]}, "has 8 images but .* has 5 rows"),
-    ({"table": TABLE.assign(Edema=2)}, "row 1, column Edema: '2' is not 0 or 1"),
-    ({"table": TABLE.assign(Edema=-1)}, "'-1' is not 0 or 1"),
-    ({"table": TABLE.assign(Edema=np.nan)}, "nan is not 0 or 1"),
-    ({"images": ("images", radiographs())}, "has no dataset `cxr`"),
-    ({"images": ("cxr", radiographs()[0])}, "images of shape"),
-    ({"images": ("cxr", radiographs() * np.arange(8)[:, None, None].clip(max=1).astype(np.uint8))}, "one grey value"),
-    ({"template": "{}"}, "with softmax_eval=True a template is a pair"),
-    ({"template": PAIR, "softmax_eval": False}, "with softmax_eval=False a template is one text"),
-    ({"context_length": 50}, "context length 50 was asked for, but this model has 77"),
-    ({"model": "labels.csv"}, "labels.csv cannot be read as a checkpoint"),
-    ({"model": "absent.pt"}, "absent.pt does not exist"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"table": TABLE.drop(columns="Edema")}, "labels.csv lacks the column Edema"),
+        ({"table": TABLE.iloc[:5]}, "has 8 images but .* has 5 rows"),
+        ({"table": TABLE.assign(Edema=2)}, "row 1, column Edema: '2' is not 0 or 1"),
+        ({"table": TABLE.assign(Edema=-1)}, "'-1' is not 0 or 1"),
+        ({"table": TABLE.assign(Edema=np.nan)}, "nan is not 0 or 1"),
+        ({"images": ("images", radiographs())}, "has no dataset `cxr`"),
+        ({"images": ("cxr", radiographs()[0])}, "images of shape"),
+        (
+            {"images": ("cxr", radiographs() * np.arange(8)[:, None, None].clip(max=1).astype(np.uint8))},
+            "one grey value",
+        ),
+        ({"template": "{}"}, "with softmax_eval=True a template is a pair"),
+        ({"template": PAIR, "softmax_eval": False}, "with softmax_eval=False a template is one text"),
+        ({"context_length": 50}, "context length 50 was asked for, but this model has 77"),
+        ({"model": "labels.csv"}, "labels.csv cannot be read as a checkpoint"),
+        ({"model": "absent.pt"}, "absent.pt does not exist"),
+    ],
+)
 def test_wrong_input(files, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         _run(files[0], tmp_path, **change)

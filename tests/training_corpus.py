@@ -20,23 +20,36 @@ TINY = ["--vision", "dinov3_tiny", "--text_encoder", "tiny", "--image_resolution
 PATIENTS_IMAGES = 3
 
 
-def write_corpus(root: Path, train: int, valid: int = 24, seed: int = 0, share: float = 0.3,
-                 valid_share: float = 0.4) -> Path:
+def write_corpus(
+    root: Path, train: int, valid: int = 24, seed: int = 0, share: float = 0.3, valid_share: float = 0.4
+) -> Path:
     """Write `root/data` as `data_prep build` would; each label is a bright square at a place of its own."""
     data = root / "data"
     data.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     labels = (rng.random((train, 14)) < share).astype(int)
-    ids = [f"chexpert_plus/train/patient{i // PATIENTS_IMAGES:05d}/study1/view{i % PATIENTS_IMAGES + 1}_frontal"
-           for i in range(train)]
+    ids = [
+        f"chexpert_plus/train/patient{i // PATIENTS_IMAGES:05d}/study1/view{i % PATIENTS_IMAGES + 1}_frontal"
+        for i in range(train)
+    ]
     _write_images(data / "cxr.h5", labels, ids, rng)
     with open(data / "impressions.csv", "w", newline="") as handle:
         rows = csv.writer(handle)
         rows.writerow(["filename", "impression", "id", "source", "split", "patient_id", "study_id", "view"])
         for name, row in zip(ids, labels, strict=True):
             text = ". ".join(label for label, present in zip(LABELS, row, strict=True) if present)
-            rows.writerow([f"{name}.jpg", text, name, "chexpert_plus", "train", name.split("/")[2],
-                           name.rpartition("/")[0], "frontal"])
+            rows.writerow(
+                [
+                    f"{name}.jpg",
+                    text,
+                    name,
+                    "chexpert_plus",
+                    "train",
+                    name.split("/")[2],
+                    name.rpartition("/")[0],
+                    "frontal",
+                ]
+            )
     labels = (rng.random((valid, 14)) < valid_share).astype(int)
     labels[0], labels[1] = 0, 1
     write_validation(data, labels, rng)
@@ -62,14 +75,22 @@ def _write_images(path: Path, labels: np.ndarray, ids: list[str], rng: np.random
             image = np.kron(rng.integers(0, 80, (40, 40)), np.ones((8, 8))).astype(np.uint8)
             for j in np.flatnonzero(row):
                 top, left = 80 * (j // 4), 80 * (j % 4)
-                image[top + 8:top + 72, left + 8:left + 72] += 120
+                image[top + 8 : top + 72, left + 8 : left + 72] += 120
             images[i] = image
 
 
 def flags(root: Path, name: str, *more: str) -> list[str]:
     """Arguments of a run of the tiny model on a corpus, in the folder `root/runs/<name>`."""
-    return ["--cxr_filepath", str(root / "data/cxr.h5"), "--save_dir", str(root / "runs"), "--model_name", name,
-            *TINY, *more]
+    return [
+        "--cxr_filepath",
+        str(root / "data/cxr.h5"),
+        "--save_dir",
+        str(root / "runs"),
+        "--model_name",
+        name,
+        *TINY,
+        *more,
+    ]
 
 
 def forked(target: Callable[..., None], *args: object) -> multiprocessing.Process:

@@ -5,8 +5,10 @@ import os
 import sys
 from collections.abc import Callable
 
-EXIT_CODES = ("exit codes: 0 done; 2 a wrong input, said in one sentence; 75 a training stopped by a signal "
-              "after saving:\nstart it again with --resume auto; 130 Ctrl-C; 1 anything else")
+EXIT_CODES = (
+    "exit codes: 0 done; 2 a wrong input, said in one sentence; 75 a training stopped by a signal "
+    "after saving:\nstart it again with --resume auto; 130 Ctrl-C; 1 anything else"
+)
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 

@@ -36,8 +36,9 @@ def inside(root: str | os.PathLike, relative: str) -> Path:
     except (OSError, RuntimeError) as error:  # a loop of symbolic links
         raise UserError(f"the path cannot be followed ({relative!r} under {root}: {error}); mend it") from error
     if not path.is_relative_to(root):
-        raise UserError(f"the path leads out of its root ({relative!r}, out of {root}); correct the entry or name "
-                        f"the right root")
+        raise UserError(
+            f"the path leads out of its root ({relative!r}, out of {root}); correct the entry or name the right root"
+        )
     return path
 
 
@@ -56,8 +57,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; check the disk's space and the "
-                        f"folder's permissions") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; check the disk's space and the folder's permissions"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -84,9 +86,13 @@ def read_json(path: str | os.PathLike, remedy: str = "name another file or make 
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); {remedy}") from error
 
 
-def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
-               remedy: str = "name another file or make it again",
-               all_columns: bool = True) -> "pd.DataFrame":
+def read_table(
+    path: str | os.PathLike,
+    columns: Sequence[str] = (),
+    *,
+    remedy: str = "name another file or make it again",
+    all_columns: bool = True,
+) -> "pd.DataFrame":
     """Read a CSV as strings (an empty cell is NaN), sure that `columns` are there.
 
     With `all_columns=False` only `columns` are kept, so that a table with a million reports stays small.
@@ -100,16 +106,25 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] = (), *,
             header = next(csv.reader(handle), [])
         missing = [name for name in columns if name not in header]
         if missing:
-            raise UserError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} "
-                            f"(it has: {', '.join(header[:20])[:300]}); {remedy}")
+            raise UserError(
+                f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} "
+                f"(it has: {', '.join(header[:20])[:300]}); {remedy}"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-            return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig",
-                               index_col=False,  # else such rows shift every column by one, and nothing is said
-                               usecols=None if all_columns else list(columns))
+            return pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                na_values=[""],
+                encoding="utf-8-sig",
+                index_col=False,  # else such rows shift every column by one, and nothing is said
+                usecols=None if all_columns else list(columns),
+            )
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with "
-                        f"`iconv -f latin1 -t utf-8`") from error
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with `iconv -f latin1 -t utf-8`"
+        ) from error
     except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV ({' '.join(str(error).split())}); {remedy}") from error
 

@@ -28,8 +28,10 @@ def open_images(path: str | os.PathLike) -> h5py.File:
     try:
         handle = h5py.File(path, "r")
     except OSError as error:
-        raise UserError(f"{path} is not a whole HDF5 file ({str(error).split(',')[0]}); make it again with "
-                        f"`python -m data_prep build`") from error
+        raise UserError(
+            f"{path} is not a whole HDF5 file ({str(error).split(',')[0]}); make it again with "
+            f"`python -m data_prep build`"
+        ) from error
     images = handle.get("cxr")
     if not isinstance(images, h5py.Dataset):
         keys = ", ".join(handle) or "nothing"
@@ -38,8 +40,10 @@ def open_images(path: str | os.PathLike) -> h5py.File:
     if images.ndim != 3 or len(images) == 0 or images.dtype not in (np.uint8, np.float32, np.float64):
         shape, dtype = images.shape, images.dtype
         handle.close()
-        raise UserError(f"{path}: `cxr` is {dtype} of shape {shape}, but images of shape (N, height, width), N > 0, "
-                        f"uint8 or float32 are needed; make it with `python -m data_prep build`")
+        raise UserError(
+            f"{path}: `cxr` is {dtype} of shape {shape}, but images of shape (N, height, width), N > 0, "
+            f"uint8 or float32 are needed; make it with `python -m data_prep build`"
+        )
     return handle
 
 
@@ -59,15 +63,19 @@ def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, tab
     with open_images(image_path) as handle:
         n_images, ids = len(handle["cxr"]), image_ids(handle)
     if n_images != len(table):
-        raise UserError(f"{image_path} has {n_images} images but {table_path} has {len(table)} rows; build both "
-                        f"again with `python -m data_prep build`")
+        raise UserError(
+            f"{image_path} has {n_images} images but {table_path} has {len(table)} rows; build both "
+            f"again with `python -m data_prep build`"
+        )
     if ids is None or "id" not in table:
         log.warning("%s and %s carry no ids: that their rows match cannot be checked", image_path, table_path)
         return
     wrong = next((i for i, (a, b) in enumerate(zip(ids, table["id"], strict=True)) if a != b), None)
     if wrong is not None:
-        raise UserError(f"row {wrong} of {image_path} is {ids[wrong]!r} but row {wrong} of {table_path} is "
-                        f"{table['id'][wrong]!r}; build both again with `python -m data_prep build`")
+        raise UserError(
+            f"row {wrong} of {image_path} is {ids[wrong]!r} but row {wrong} of {table_path} is "
+            f"{table['id'][wrong]!r}; build both again with `python -m data_prep build`"
+        )
 
 
 def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd.DataFrame, np.ndarray]:
@@ -84,6 +92,8 @@ def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd
     wrong = np.argwhere(~np.isin(values, (0.0, 1.0)))
     if len(wrong):
         i, j = wrong[0]
-        raise UserError(f"{Path(path)}, row {i + 1}, column {labels[j]}: {table[labels[j]][i]!r} is not 0 or 1 "
-                        f"({len(wrong)} such cells); a label that is uncertain or blank must be decided first")
+        raise UserError(
+            f"{Path(path)}, row {i + 1}, column {labels[j]}: {table[labels[j]][i]!r} is not 0 or 1 "
+            f"({len(wrong)} such cells); a label that is uncertain or blank must be decided first"
+        )
     return table, values

@@ -28,8 +28,13 @@ def lanczos(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def can_shrink(height: int, width: int, new_height: int, new_width: int) -> bool:
     """Whether `shrink` is exact for these sizes, and worth it. (New Pillow turns the passes round for tall ones.)"""
-    return (height * width >= 2**20 and 2 * height <= 3 * width and height > new_height and width > new_width
-            and _agrees_with_pillow())
+    return (
+        height * width >= 2**20
+        and 2 * height <= 3 * width
+        and height > new_height
+        and width > new_width
+        and _agrees_with_pillow()
+    )
 
 
 def shrink(image: np.ndarray, new_height: int, new_width: int) -> np.ndarray:
@@ -66,11 +71,11 @@ def _along_rows(image: np.ndarray, new_width: int) -> np.ndarray:
     sums, floors = np.empty((2, rows, len(kernel.groups) * GROUP), np.float32)
     result = np.empty((len(image), new_width), np.uint8)
     for top in range(0, len(image), ROWS):
-        part = image[top:top + ROWS]
+        part = image[top : top + ROWS]
         n = len(part)
         pixels[:n] = part
         for i, (start, stop, weights) in enumerate(kernel.groups):
-            np.matmul(pixels[:n, start:stop], weights, out=sums[:n, i * GROUP:(i + 1) * GROUP])
+            np.matmul(pixels[:n, start:stop], weights, out=sums[:n, i * GROUP : (i + 1) * GROUP])
         rounded, rest = floors[:n, :new_width], sums[:n, :new_width]
         rest += 0.5
         np.floor(rest, out=rounded)
@@ -79,7 +84,7 @@ def _along_rows(image: np.ndarray, new_width: int) -> np.ndarray:
         np.abs(rest, out=rest)
         row, column = np.divmod(np.flatnonzero(rest > 0.5 - kernel.error), new_width)
         rounded[row, column] = _exact(part, row, column, kernel)
-        result[top:top + ROWS] = np.clip(rounded, 0, 255, out=rounded)
+        result[top : top + ROWS] = np.clip(rounded, 0, 255, out=rounded)
     return result
 
 
@@ -109,7 +114,7 @@ def _filter(old: int, new: int) -> _Filter:
     span = int((begins - begins[outputs // GROUP * GROUP]).max()) + taps
     products = np.zeros((len(starts), span, GROUP), np.float32)
     products[group, place - starts[group], output % GROUP] = weights[output, tap] / (1 << SHIFT)
-    groups = [(int(start), min(int(start) + span, old), products[i, :old - start]) for i, start in enumerate(starts)]
+    groups = [(int(start), min(int(start) + span, old), products[i, : old - start]) for i, start in enumerate(starts)]
     # A float32 sum of n products, in any order, is off by at most n * 2**-24 times the sum of their absolute values;
     # two more for adding the half.
     largest = 255 * np.abs(weights).sum(1).max() / (1 << SHIFT)

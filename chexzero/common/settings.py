@@ -21,10 +21,12 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
     not a mapping, or a value the flag would refuse raises `UserError`.
     """
     group = parser.add_argument_group("settings file and shell completion")
-    group.add_argument("--config", metavar="FILE", help="YAML file with flags as keys, or a run's config.json; "
-                                                        "flags given here win")
-    shtab.add_argument_to(group, "--print-completion", parent=parser,
-                          help="print a completion script for a shell, and leave")
+    group.add_argument(
+        "--config", metavar="FILE", help="YAML file with flags as keys, or a run's config.json; flags given here win"
+    )
+    shtab.add_argument_to(
+        group, "--print-completion", parent=parser, help="print a completion script for a shell, and leave"
+    )
     complete_paths(parser)
     parser.usage, parser.epilog = "%(prog)s [flags]", EXIT_CODES
     known, _ = parser.parse_known_args(argv)
@@ -50,8 +52,9 @@ def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one `flag: value` a line; correct it")
     if isinstance(values.get("settings"), dict):  # a run's config.json; how that run was started is not repeated
-        values = {key: value for key, value in values["settings"].items()
-                  if key not in ("config", "resume", "overwrite")}
+        values = {
+            key: value for key, value in values["settings"].items() if key not in ("config", "resume", "overwrite")
+        }
     actions = {action.dest: action for action in parser._actions}
     unknown = sorted(str(key) for key in values if key not in actions or key in ("config", "help"))
     if unknown:

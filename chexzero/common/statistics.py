@@ -30,15 +30,19 @@ def check_arrays(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.bool
     if scores.ndim == 1:
         scores = scores[:, None]
     if truth.shape != scores.shape or truth.ndim != 2 or len(truth) == 0:
-        raise UserError(f"labels of shape {truth.shape} and predictions of shape {scores.shape} do not match; "
-                        f"both must be rows x labels, with at least one row")
+        raise UserError(
+            f"labels of shape {truth.shape} and predictions of shape {scores.shape} do not match; "
+            f"both must be rows x labels, with at least one row"
+        )
     if not np.isin(truth, (0, 1)).all():
         i, j = np.argwhere(~np.isin(truth, (0, 1)))[0]
         raise UserError(f"row {i + 1}, label column {j + 1}: {truth[i, j]} is not 0 or 1; decide it or leave it out")
     if not np.isfinite(scores).all():
         i, j = np.argwhere(~np.isfinite(scores))[0]
-        raise UserError(f"row {i + 1}, prediction column {j + 1} is {scores[i, j]}, not a finite number; "
-                        f"predict again with a sound checkpoint")
+        raise UserError(
+            f"row {i + 1}, prediction column {j + 1} is {scores[i, j]}, not a finite number; "
+            f"predict again with a sound checkpoint"
+        )
     return truth.astype(bool), scores
 
 
@@ -121,8 +125,9 @@ def percentile_interval(samples: ArrayLike, level: float = 0.95) -> tuple[Floats
     return (lower[0], upper[0]) if samples.ndim == 1 else (lower, upper)
 
 
-def mean_over_labels(values: ArrayLike, wanted: Sequence[str],
-                     labels: Sequence[str] = LABELS) -> tuple[float, list[str]]:
+def mean_over_labels(
+    values: ArrayLike, wanted: Sequence[str], labels: Sequence[str] = LABELS
+) -> tuple[float, list[str]]:
     """Mean of `values` (L,) over the labels `wanted`, those that are NaN left out, and the labels it was taken over.
 
     Without any defined label the mean is NaN and the list empty.

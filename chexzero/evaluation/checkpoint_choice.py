@@ -38,17 +38,21 @@ def choose(args: argparse.Namespace) -> Choice:
     elif args.ensemble:
         steps = run.best_steps(ensemble_size(args.ensemble))
         checkpoints, step = sorted(run.checkpoint_of(step) for step in steps), steps[0]
-        reason = (f"Ensemble (mean of the probabilities) of the {len(steps)} checkpoints with the best "
-                  f"{run.ranking_metric} on validation: steps {', '.join(map(str, steps))}, of "
-                  f"{len(run.metrics)} validated.")
+        reason = (
+            f"Ensemble (mean of the probabilities) of the {len(steps)} checkpoints with the best "
+            f"{run.ranking_metric} on validation: steps {', '.join(map(str, steps))}, of "
+            f"{len(run.metrics)} validated."
+        )
     else:
         checkpoints, step = [run.selected()], run.selection.get("step")
         reason = str(run.selection.get("reason") or "The run's selection.json names it.")
     name = run.path.resolve().name if run else checkpoints[0].stem if len(checkpoints) == 1 else "ensemble"
     selected = {"checkpoint": checkpoints[0].name, "step": step, "reason": reason}
     if len(checkpoints) > 1:
-        selected |= {"checkpoint": run.checkpoint_of(step).name if run and step is not None else checkpoints[0].name,
-                     "ensemble": [path.name for path in checkpoints]}
+        selected |= {
+            "checkpoint": run.checkpoint_of(step).name if run and step is not None else checkpoints[0].name,
+            "ensemble": [path.name for path in checkpoints],
+        }
     return Choice(safe_name(name, "name of the run"), run, checkpoints, selected)
 
 

@@ -24,8 +24,15 @@ from chexzero.model import CLIP
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def embed_images(model: CLIP, images: Any, *, batch_size: int = 64, device: str | torch.device | None = None,
-                 progress: bool = False, precision: str = "fp32") -> np.ndarray:
+def embed_images(
+    model: CLIP,
+    images: Any,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    precision: str = "fp32",
+) -> np.ndarray:
     """Encode images once: float32 (N, D), rows of length 1.
 
     images: an HDF5 dataset, an array, or anything with a length whose slices give (b, H, W), uint8 or float, 0..255.
@@ -36,8 +43,13 @@ def embed_images(model: CLIP, images: Any, *, batch_size: int = 64, device: str 
     model.to(device)
     features = []
     with _inference(model, device, precision):
-        batches = tqdm(_read_ahead(images, batch_size), total=-(-len(images) // batch_size), unit="batch",
-                       disable=not progress, desc="images")
+        batches = tqdm(
+            _read_ahead(images, batch_size),
+            total=-(-len(images) // batch_size),
+            unit="batch",
+            disable=not progress,
+            desc="images",
+        )
         for batch in batches:
             pixels = prepare(batch.to(device, non_blocking=True), model.image_resolution)
             features.append(functional.normalize(model.encode_image(pixels).float(), dim=-1).cpu())
@@ -50,7 +62,7 @@ def embed_texts(model: CLIP, texts: Sequence[str], *, batch_size: int = 256) -> 
     features = []
     with _inference(model, device, "fp32"):
         for start in range(0, len(texts), batch_size):
-            batch = list(texts[start:start + batch_size])
+            batch = list(texts[start : start + batch_size])
             tokens = trim_padding(tokenize(batch, model.context_length, truncate=True))
             features.append(functional.normalize(model.encode_text(tokens.to(device)).float(), dim=-1).cpu())
     return torch.cat(features).numpy() if features else np.zeros((0, _embed_dim(model)), np.float32)
@@ -77,8 +89,13 @@ def pair_probabilities(image_features: np.ndarray, positive: np.ndarray, negativ
     return 1 / (1 + np.exp(-difference))
 
 
-def predict_labels(model: CLIP, images: Any, labels: Sequence[str] = LABELS,
-                   template: tuple[str, str] = ("{}", "no {}"), **options: Any) -> np.ndarray:
+def predict_labels(
+    model: CLIP,
+    images: Any,
+    labels: Sequence[str] = LABELS,
+    template: tuple[str, str] = ("{}", "no {}"),
+    **options: Any,
+) -> np.ndarray:
     """Zero-shot probabilities (N, len(labels)) in 0..1; `options` are those of `embed_images`."""
     features = embed_images(model, images, **options)
     positive, negative = (class_embeddings(model, labels, [one]) for one in template)
@@ -105,8 +122,9 @@ def _embed_dim(model: CLIP) -> int:
 
 def _read_ahead(images: Any, batch_size: int) -> Iterator[torch.Tensor]:
     """Yield the batches in order; a thread reads the next one while the model works on this one."""
+
     def read(start: int) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(images[start:start + batch_size]))
+        return torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
 
     with ThreadPoolExecutor(max_workers=1) as reader:
         starts = range(0, len(images), batch_size)

@@ -37,8 +37,12 @@ def rates(y_true: ArrayLike, y_called: ArrayLike, counts: Floats | None = None) 
     """
     truth, called = (np.asarray(a).astype(np.float64) for a in (y_true, y_called))
     weights = np.ones(len(truth)) if counts is None else counts.T
-    return confusion_rates(weights @ (truth * called), weights @ ((1 - truth) * called),
-                           weights @ (truth * (1 - called)), weights @ ((1 - truth) * (1 - called)))
+    return confusion_rates(
+        weights @ (truth * called),
+        weights @ ((1 - truth) * called),
+        weights @ (truth * (1 - called)),
+        weights @ ((1 - truth) * (1 - called)),
+    )
 
 
 def best_mcc_threshold(y_true: ArrayLike, y_score: ArrayLike) -> float:
@@ -72,8 +76,9 @@ def rates_at(y_true: ArrayLike, y_score: ArrayLike, at: ArrayLike, counts: Float
     """Rates at thresholds (L,) that another set chose; NaN for labels without one."""
     found = rates(y_true, call(y_score, at), counts)
     missing = np.isnan(np.asarray(at))
-    return Rates(*(np.where(missing, np.nan, value) for value in (found.f1, found.mcc, found.sensitivity,
-                                                                  found.specificity)))
+    return Rates(
+        *(np.where(missing, np.nan, value) for value in (found.f1, found.mcc, found.sensitivity, found.specificity))
+    )
 
 
 def bootstrap_rates(y_true: ArrayLike, y_score: ArrayLike, at: ArrayLike, n_samples: int = 1000) -> Rates:

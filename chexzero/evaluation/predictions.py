@@ -62,15 +62,19 @@ def _identity(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     row = pd.Series([f"row {i + 1}" for i in range(len(table))])
     ids = table.get("id", row)
     study = table.get("study_id", ids)
-    columns = {"id": ids,
-               "patient_id": table.get("patient_id", study),
-               "study_id": study,
-               "view": table["view"] if "view" in table and "study_id" in table else "frontal"}
+    columns = {
+        "id": ids,
+        "patient_id": table.get("patient_id", study),
+        "study_id": study,
+        "view": table["view"] if "view" in table and "study_id" in table else "frontal",
+    }
     found = pd.DataFrame(columns)
     blank = found.isna().any(axis=1)
     if blank.any():
-        raise UserError(f"{path}, row {int(blank.argmax()) + 1} has a blank id, patient, study or view; build it "
-                        f"again with `python -m data_prep build`")
+        raise UserError(
+            f"{path}, row {int(blank.argmax()) + 1} has a blank id, patient, study or view; build it "
+            f"again with `python -m data_prep build`"
+        )
     return found
 
 
@@ -80,13 +84,15 @@ def check_images(path: Path) -> None:
         images, ids = handle["cxr"], image_ids(handle)
         constant = []
         for start in range(0, len(images), 64):
-            block = images[start:start + 64].reshape(len(images[start:start + 64]), -1)
+            block = images[start : start + 64].reshape(len(images[start : start + 64]), -1)
             constant.extend(start + np.flatnonzero(block.max(1) == block.min(1)))
         if constant:
             first = ids[constant[0]] if ids else f"row {constant[0] + 1}"
-            raise UserError(f"{path}: {len(constant)} of {len(images)} images are of one grey value (the first is "
-                            f"{first}); they were not read, so no number from them would mean anything; build the "
-                            f"file again with `python -m data_prep build`")
+            raise UserError(
+                f"{path}: {len(constant)} of {len(images)} images are of one grey value (the first is "
+                f"{first}); they were not read, so no number from them would mean anything; build the "
+                f"file again with `python -m data_prep build`"
+            )
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,10 @@ def units(evaluation_set: EvaluationSet, level: str) -> Units:
     first = np.unique(codes, return_index=True)[1]
     differ = np.flatnonzero((truth != truth[first[codes]]).any(1))
     if len(differ):
-        raise UserError(f"{evaluation_set.labels}, row {differ[0] + 1}: the labels differ from those of another view "
-                        f"of the study {table['study_id'][differ[0]]!r}; correct the file")
+        raise UserError(
+            f"{evaluation_set.labels}, row {differ[0] + 1}: the labels differ from those of another view "
+            f"of the study {table['study_id'][differ[0]]!r}; correct the file"
+        )
     if level == "image":
         frontal = np.flatnonzero(table["view"] == "frontal")
         rows = frontal[np.unique(codes[frontal], return_index=True)[1]]
@@ -147,26 +155,39 @@ def units(evaluation_set: EvaluationSet, level: str) -> Units:
 def check_predictions(scores: np.ndarray, where: str, names: Sequence[str] = LABELS) -> None:
     """Refuse probabilities (N, K) that are not finite, lie outside 0..1, or are the same for every image."""
     if scores.ndim != 2 or scores.shape[1] != len(names):
-        raise UserError(f"{where}: predictions of shape {scores.shape} do not have the {len(names)} columns wanted; "
-                        f"predict again")
+        raise UserError(
+            f"{where}: predictions of shape {scores.shape} do not have the {len(names)} columns wanted; predict again"
+        )
     bad = np.argwhere(~((scores >= 0) & (scores <= 1)))
     if len(bad):
         i, j = bad[0]
-        raise UserError(f"{where}, row {i + 1}, {names[j]}: the prediction {scores[i, j]} is outside 0..1 "
-                        f"({len(bad)} such cells); predict again with a sound checkpoint")
+        raise UserError(
+            f"{where}, row {i + 1}, {names[j]}: the prediction {scores[i, j]} is outside 0..1 "
+            f"({len(bad)} such cells); predict again with a sound checkpoint"
+        )
     if len(scores) > 1:
         constant = [name for name, spread in zip(names, np.ptp(scores, axis=0), strict=True) if spread == 0]
         if constant:
-            raise UserError(f"{where}: the prediction for {constant[0]} is the same for every image "
-                            f"({len(constant)} of {len(names)} predictions are constant); the checkpoint tells "
-                            f"images not apart, or the images are all alike")
+            raise UserError(
+                f"{where}: the prediction for {constant[0]} is the same for every image "
+                f"({len(constant)} of {len(names)} predictions are constant); the checkpoint tells "
+                f"images not apart, or the images are all alike"
+            )
 
 
 class Predictor:
     """A checkpoint that predicts sets, each once: results are cached by the content of all that they depend on."""
 
-    def __init__(self, checkpoint: Path, cache_dir: Path, *, device: str = "cpu", batch_size: int = 64,
-                 precision: str = "fp32", progress: bool = False):
+    def __init__(
+        self,
+        checkpoint: Path,
+        cache_dir: Path,
+        *,
+        device: str = "cpu",
+        batch_size: int = 64,
+        precision: str = "fp32",
+        progress: bool = False,
+    ):
         self.checkpoint, self.cache_dir = checkpoint, cache_dir
         self.device, self.batch_size, self.precision, self.progress = device, batch_size, precision, progress
 
@@ -186,8 +207,13 @@ class Predictor:
 
     def cache_file(self, evaluation_set: EvaluationSet, prompts: Sequence[Prompt]) -> Path:
         """Where the probabilities lie: a digest of the checkpoint, the images, the prompts and the precision."""
-        parts = [CACHE_VERSION, self.sha256, evaluation_set.images_sha256, self.precision,
-                 [prompt.as_dict() for prompt in prompts]]
+        parts = [
+            CACHE_VERSION,
+            self.sha256,
+            evaluation_set.images_sha256,
+            self.precision,
+            [prompt.as_dict() for prompt in prompts],
+        ]
         return self.cache_dir / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}.npz"
 
     def predict(self, evaluation_set: EvaluationSet, prompts: Sequence[Prompt]) -> np.ndarray:
@@ -208,12 +234,20 @@ class Predictor:
 
         log.info("%s: %d images of %s", self.checkpoint, len(evaluation_set.table), evaluation_set.images)
         with open_images(evaluation_set.images) as handle:
-            features = embed_images(self.model, handle["cxr"], batch_size=self.batch_size, device=self.device,
-                                    precision=self.precision, progress=self.progress)
+            features = embed_images(
+                self.model,
+                handle["cxr"],
+                batch_size=self.batch_size,
+                device=self.device,
+                precision=self.precision,
+                progress=self.progress,
+            )
         if len(features) > 1 and np.ptp(features, axis=0).max() < SAME_FEATURES:
-            raise UserError(f"{self.checkpoint} gives every image of {evaluation_set.images} the same features, so "
-                            f"its predictions are the same for every image; take another checkpoint, or look at the "
-                            f"images")
+            raise UserError(
+                f"{self.checkpoint} gives every image of {evaluation_set.images} the same features, so "
+                f"its predictions are the same for every image; take another checkpoint, or look at the "
+                f"images"
+            )
         return probabilities(self.model, features, prompts)
 
 

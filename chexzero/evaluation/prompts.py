@@ -58,8 +58,7 @@ def read_alternatives(path: str | Path | None = None) -> list[Prompt]:
         raise UserError(f"{path} must hold templates, synonyms and pairs; correct it")
     unknown = sorted(map(str, set(content) - {"templates", "synonyms", "pairs"}))
     if unknown:
-        raise UserError(f"{path} must hold templates, synonyms and pairs, not {', '.join(unknown)}; "
-                        f"correct it")
+        raise UserError(f"{path} must hold templates, synonyms and pairs, not {', '.join(unknown)}; correct it")
     by_label = {label: [] for label in LABELS}
     _add_pairs(by_label, path, content.get("pairs") or {})
     _add_templates(by_label, path, content.get("templates"), skip=set(content.get("pairs") or {}))
@@ -103,8 +102,14 @@ def _add_templates(by_label: dict[str, list[Prompt]], path: Path, templates: obj
         raise UserError(f"{path}: the template {without[0]!r} has no {{}} for the label's name; correct it")
     for label in set(by_label) - skip:
         name = label.lower()
-        by_label[label].append(Prompt(label, "templates", tuple(text.replace("{}", name) for text in positive),
-                                      tuple(text.replace("{}", name) for text in negative)))
+        by_label[label].append(
+            Prompt(
+                label,
+                "templates",
+                tuple(text.replace("{}", name) for text in positive),
+                tuple(text.replace("{}", name) for text in negative),
+            )
+        )
 
 
 def probabilities(model, image_features: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
@@ -125,8 +130,10 @@ def probabilities(model, image_features: np.ndarray, prompts: Sequence[Prompt]) 
         mean = np.mean([features[text] for text in side], axis=0)
         return mean / np.linalg.norm(mean)
 
-    positive, negative = (np.stack([average(side) for side in sides]) for sides in
-                          ([prompt.positive for prompt in prompts], [prompt.negative for prompt in prompts]))
+    positive, negative = (
+        np.stack([average(side) for side in sides])
+        for sides in ([prompt.positive for prompt in prompts], [prompt.negative for prompt in prompts])
+    )
     # in float64: a model that has hardly learned separates images by less than float32 can tell apart near 0.5
     return pair_probabilities(np.asarray(image_features, np.float64), positive, negative)
 

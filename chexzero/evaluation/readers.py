@@ -50,19 +50,27 @@ def read_reader(path: str | Path, studies: Sequence[str], *, binary: bool) -> Re
     wanted = [study_key(study) for study in studies]
     missing = [study for study in wanted if study not in table.index]
     if missing:
-        raise UserError(f"{path} has no row for {len(missing)} of our {len(wanted)} test studies (the first is "
-                        f"{missing[0]!r}); name the file that belongs to this test set")
+        raise UserError(
+            f"{path} has no row for {len(missing)} of our {len(wanted)} test studies (the first is "
+            f"{missing[0]!r}); name the file that belongs to this test set"
+        )
     values = np.column_stack([pd.to_numeric(table.loc[wanted, label], errors="coerce") for label in labels])
     bad = np.argwhere(~(np.isin(values, (0, 1)) if binary else np.isfinite(values)))
     if len(bad):
         i, j = bad[0]
-        raise UserError(f"{path}, study {wanted[i]!r}, column {labels[j]}: {table[labels[j]][wanted[i]]!r} is not "
-                        f"{'0 or 1' if binary else 'a number'} ({len(bad)} such cells); correct the file")
+        raise UserError(
+            f"{path}, study {wanted[i]!r}, column {labels[j]}: {table[labels[j]][wanted[i]]!r} is not "
+            f"{'0 or 1' if binary else 'a number'} ({len(bad)} such cells); correct the file"
+        )
     return Reader(path.stem, labels, values.astype(np.float64))
 
 
-def mean_rates(truth: np.ndarray, readers: Sequence[Reader], labels: Sequence[str] = COMPETITION_LABELS,
-               counts: np.ndarray | None = None) -> Rates:
+def mean_rates(
+    truth: np.ndarray,
+    readers: Sequence[Reader],
+    labels: Sequence[str] = COMPETITION_LABELS,
+    counts: np.ndarray | None = None,
+) -> Rates:
     """Rates of several readers, averaged over them: each (len(labels),), or (S, len(labels)) with resample counts.
 
     truth: (N, 14). Readers that lack one of `labels` raise `UserError`.
@@ -75,5 +83,6 @@ def mean_rates(truth: np.ndarray, readers: Sequence[Reader], labels: Sequence[st
             raise UserError(f"the radiologists' file {reader.name} lacks the column {lacking[0]}; name a whole file")
         called = reader.values[:, [reader.labels.index(label) for label in labels]]
         each.append(rates(truth[:, columns], called, counts))
-    return Rates(*(np.mean([getattr(one, name) for one in each], axis=0)
-                   for name in ("f1", "mcc", "sensitivity", "specificity")))
+    return Rates(
+        *(np.mean([getattr(one, name) for one in each], axis=0) for name in ("f1", "mcc", "sensitivity", "specificity"))
+    )

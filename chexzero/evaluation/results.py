@@ -20,8 +20,12 @@ def number(value: float) -> float | None:
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Average precision of each column of (N, L): (L,), NaN where a class is missing."""
-    return np.array([average_precision_score(t, s) if 0 < t.sum() < len(t) else np.nan
-                     for t, s in zip(truth.T, scores.T, strict=True)])
+    return np.array(
+        [
+            average_precision_score(t, s) if 0 < t.sum() < len(t) else np.nan
+            for t, s in zip(truth.T, scores.T, strict=True)
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,29 @@ class SetResult:
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` has for this set; undefined values are None."""
-        columns = {"auroc": self.auroc, "lower": self.lower, "upper": self.upper,
-                   "average_precision": self.average_precision, "ece": self.ece, "threshold": self.at,
-                   "f1": self.rates.f1, "mcc": self.rates.mcc, "sensitivity": self.rates.sensitivity,
-                   "specificity": self.rates.specificity}
-        labels = {label: {name: number(values[i]) for name, values in columns.items()}
-                  | {"n_pos": int(self.n_pos[i]), "n": len(self)} for i, label in enumerate(LABELS)}
-        found: dict[str, Any] = {"labels": labels, "n": len(self), "level": self.units.level,
-                                 "studies_without_frontal_view": self.units.left_out}
+        columns = {
+            "auroc": self.auroc,
+            "lower": self.lower,
+            "upper": self.upper,
+            "average_precision": self.average_precision,
+            "ece": self.ece,
+            "threshold": self.at,
+            "f1": self.rates.f1,
+            "mcc": self.rates.mcc,
+            "sensitivity": self.rates.sensitivity,
+            "specificity": self.rates.specificity,
+        }
+        labels = {
+            label: {name: number(values[i]) for name, values in columns.items()}
+            | {"n_pos": int(self.n_pos[i]), "n": len(self)}
+            for i, label in enumerate(LABELS)
+        }
+        found: dict[str, Any] = {
+            "labels": labels,
+            "n": len(self),
+            "level": self.units.level,
+            "studies_without_frontal_view": self.units.left_out,
+        }
         for key in MEANS:
             mean = self.mean(key)
             found[key] = number(mean.value)
@@ -95,14 +114,25 @@ class SetResult:
         return found
 
 
-def evaluate_set(name: str, units: Units, probability: np.ndarray, at: np.ndarray,
-                 n_bootstrap: int = 1000) -> SetResult:
+def evaluate_set(
+    name: str, units: Units, probability: np.ndarray, at: np.ndarray, n_bootstrap: int = 1000
+) -> SetResult:
     """Evaluate probabilities (N units, 14) with thresholds `at` (14,)."""
     samples = bootstrap_auroc(units.truth, probability, n_bootstrap)
     lower, upper = percentile_interval(samples)
     areas = auroc(units.truth, probability)
     undefined = np.isnan(areas)
     ece = np.array([reliability(t, p).ece for t, p in zip(units.truth.T, probability.T, strict=True)])
-    return SetResult(name, units, probability, areas, np.where(undefined, np.nan, lower),
-                     np.where(undefined, np.nan, upper), samples, average_precision(units.truth, probability),
-                     ece, np.asarray(at), rates_at(units.truth, probability, at))
+    return SetResult(
+        name,
+        units,
+        probability,
+        areas,
+        np.where(undefined, np.nan, lower),
+        np.where(undefined, np.nan, upper),
+        samples,
+        average_precision(units.truth, probability),
+        ece,
+        np.asarray(at),
+        rates_at(units.truth, probability, at),
+    )

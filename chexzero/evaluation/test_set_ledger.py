@@ -14,8 +14,7 @@ def record_test_read(path: Path, predictors: Sequence[Predictor], test: Evaluati
     An entry names the checkpoints and the test images by SHA-256; the same checkpoints on the same images at the same
     level are one read, because their predictions come from the cache.
     """
-    entry = {"checkpoints": sorted(one.sha256 for one in predictors), "test_images": test.images_sha256,
-             "level": level}
+    entry = {"checkpoints": sorted(one.sha256 for one in predictors), "test_images": test.images_sha256, "level": level}
     entries = read_json(path, "delete it to begin a new ledger") if path.is_file() else []
     if not any(all(old.get(key) == value for key, value in entry.items()) for old in entries):
         names = sorted(one.checkpoint.name for one in predictors)

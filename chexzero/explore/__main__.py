@@ -1,5 +1,4 @@
-"""A page to try a model on one image: `python -m chexzero.explore --run checkpoints/<name>`.
-"""
+"""A page to try a model on one image: `python -m chexzero.explore --run checkpoints/<name>`."""
 
 import argparse
 import logging
@@ -12,20 +11,26 @@ from chexzero.explore.app import HOST, create_app, load_explorer
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m chexzero.explore", description=__doc__.splitlines()[0],
-                                     epilog=EXIT_CODES)
+    parser = argparse.ArgumentParser(
+        prog="python -m chexzero.explore", description=__doc__.splitlines()[0], epilog=EXIT_CODES
+    )
     what = parser.add_argument_group("what is shown")
-    what.add_argument("--run", type=Path, required=True, metavar="DIR",
-                      help="folder that run_train.py wrote: checkpoints/<name>")
+    what.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", help="folder that run_train.py wrote: checkpoints/<name>"
+    )
     what.add_argument("--checkpoint", type=Path, metavar="FILE", help="another checkpoint than the selected one")
-    what.add_argument("--reports", type=Path, metavar="FILE",
-                      help="CSV with a column `impression` to find nearest reports in (default: the training "
-                           "reports if the corpus is drawn, else none)")
-    what.add_argument("--max_reports", type=int, default=2000, metavar="N",
-                      help="compare with at most so many (default: %(default)s)")
+    what.add_argument(
+        "--reports",
+        type=Path,
+        metavar="FILE",
+        help="CSV with a column `impression` to find nearest reports in (default: the training "
+        "reports if the corpus is drawn, else none)",
+    )
+    what.add_argument(
+        "--max_reports", type=int, default=2000, metavar="N", help="compare with at most so many (default: %(default)s)"
+    )
     where = parser.add_argument_group("where it is served")
-    where.add_argument("--port", type=int, default=8000,
-                       help="on 127.0.0.1; 0 takes a free one (default: %(default)s)")
+    where.add_argument("--port", type=int, default=8000, help="on 127.0.0.1; 0 takes a free one (default: %(default)s)")
     return parser.parse_args(argv)
 
 

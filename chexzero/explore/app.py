@@ -63,15 +63,18 @@ class Explorer:
         with self.lock:
             features = embed_images(self.model, image[None])
             texts = embed_texts(self.model, labels + [f"no {label}" for label in labels])
-            maps = patch_similarity(self.model, prepare(torch.from_numpy(image[None]), self.model.image_resolution),
-                                    torch.from_numpy(texts))[0].numpy()
+            maps = patch_similarity(
+                self.model, prepare(torch.from_numpy(image[None]), self.model.image_resolution), torch.from_numpy(texts)
+            )[0].numpy()
         n = len(labels)
         probabilities = pair_probabilities(features, texts[:n], texts[n:])[0]
         nearest = np.argsort(-(self.report_features @ features[0]))[:N_NEAREST] if self.reports else []
         return {
             "image": _data_uri(image),
-            "findings": [{"label": label, "probability": float(p), "heat": _data_uri(_heat(pos - neg))}
-                         for label, p, pos, neg in zip(labels, probabilities, maps[:n], maps[n:], strict=True)],
+            "findings": [
+                {"label": label, "probability": float(p), "heat": _data_uri(_heat(pos - neg))}
+                for label, p, pos, neg in zip(labels, probabilities, maps[:n], maps[n:], strict=True)
+            ],
             "reports": [self.reports[i] for i in nearest],
         }
 
@@ -110,13 +113,22 @@ def create_app(explorer: Explorer) -> Flask:
     @app.get("/")
     def page():
         nonce = secrets.token_urlsafe(16)
-        html = render_template("explore.html", name=explorer.name, drawn=explorer.drawn, labels=FINDINGS, nonce=nonce,
-                               n_reports=len(explorer.reports),
-                               most=MAX_UPLOAD, too_large=TOO_LARGE,
-                               dicom=importlib.util.find_spec("pydicom") is not None,
-                               no_reports="No reports were given; name a CSV with --reports.")
-        policy = (f"default-src 'none'; img-src data:; connect-src 'self'; script-src 'nonce-{nonce}'; "
-                  f"style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+        html = render_template(
+            "explore.html",
+            name=explorer.name,
+            drawn=explorer.drawn,
+            labels=FINDINGS,
+            nonce=nonce,
+            n_reports=len(explorer.reports),
+            most=MAX_UPLOAD,
+            too_large=TOO_LARGE,
+            dicom=importlib.util.find_spec("pydicom") is not None,
+            no_reports="No reports were given; name a CSV with --reports.",
+        )
+        policy = (
+            f"default-src 'none'; img-src data:; connect-src 'self'; script-src 'nonce-{nonce}'; "
+            f"style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
         return html, {"Content-Security-Policy": policy}
 
     @app.post("/analyse")

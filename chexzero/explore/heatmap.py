@@ -15,7 +15,7 @@ def patch_features(model, images: torch.Tensor) -> torch.Tensor:
     """
     visual = model.visual
     if hasattr(visual, "trunk"):  # a DINOv3 tower
-        tokens = visual.trunk.forward_features(images)[:, visual.trunk.num_prefix_tokens:]
+        tokens = visual.trunk.forward_features(images)[:, visual.trunk.num_prefix_tokens :]
         projected = visual.head.proj(tokens)
     else:  # open_clip's VisionTransformer gives the patches after its last norm when asked
         visual.output_tokens = True

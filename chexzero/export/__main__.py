@@ -16,17 +16,26 @@ from chexzero.runs.run_folder import read_run
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m chexzero.export", description=__doc__, epilog=EXIT_CODES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m chexzero.export",
+        description=__doc__,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     what = parser.add_argument_group("what is exported")
-    what.add_argument("--run", type=Path, required=True, metavar="DIR",
-                      help="folder that run_train.py wrote: checkpoints/<name>")
+    what.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", help="folder that run_train.py wrote: checkpoints/<name>"
+    )
     what.add_argument("--checkpoint", type=Path, metavar="FILE", help="another checkpoint than the selected one")
     where = parser.add_argument_group("for whom, and where to")
     where.add_argument("--to", choices=list(WRITERS), required=True, help="which library is to load it")
     where.add_argument("folder", type=Path, metavar="DIR", help="new folder to write")
-    where.add_argument("--results", type=Path, metavar="DIR",
-                       help="folder with the run's metrics.json, for the model card (default: results/<name>)")
+    where.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="folder with the run's metrics.json, for the model card (default: results/<name>)",
+    )
     return parser.parse_args(argv)
 
 

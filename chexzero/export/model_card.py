@@ -18,11 +18,22 @@ log = logging.getLogger(__name__)
 #: Target of an export -> the library's name as the hubs spell it.
 LIBRARIES = {"hf": "transformers", "open_clip": "open_clip", "onnx": "onnx"}
 #: Key of `metrics.json` -> how the card calls it.
-MEANS = {"mean_5": "mean of the 5 competition labels", "mean_13": "mean of the 13 findings",
-         "mean_14": "mean of all 14"}
+MEANS = {
+    "mean_5": "mean of the 5 competition labels",
+    "mean_13": "mean of the 13 findings",
+    "mean_14": "mean of all 14",
+}
 #: Settings of the command rather than of the model.
-NOT_THE_MODEL = ("config", "print_completion", "resume", "overwrite", "save_dir", "tensorboard", "wandb",
-                 "wandb_project")
+NOT_THE_MODEL = (
+    "config",
+    "print_completion",
+    "resume",
+    "overwrite",
+    "save_dir",
+    "tensorboard",
+    "wandb",
+    "wandb_project",
+)
 
 
 def model_card(model: CLIP, target: str, folder: Path, run: RunFolder, checkpoint: Path, results: Path) -> str:
@@ -31,22 +42,41 @@ def model_card(model: CLIP, target: str, folder: Path, run: RunFolder, checkpoin
     folder: where the export will lie. results: the folder with the `metrics.json` of this run's evaluation.
     """
     build = read_build(Path(run.settings.get("cxr_filepath", "data/cxr.h5")).parent)
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("chexzero.export"), undefined=jinja2.StrictUndefined,
-                                     trim_blocks=True, lstrip_blocks=True, autoescape=False)  # Markdown, not HTML
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("chexzero.export"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )  # Markdown, not HTML
     environment.filters["interval"] = _interval
-    settings = {name: value for name, value in run.settings.items()
-                if name not in NOT_THE_MODEL and value is not None}
+    settings = {name: value for name, value in run.settings.items() if name not in NOT_THE_MODEL and value is not None}
     dinov3, metrics = hasattr(model.visual, "trunk"), _metrics(results, checkpoint)
     cases = "the first frontal view of a study" if metrics.get("level") == "image" else "a study with all its views"
     return environment.get_template("model_card.md").render(
-        name=run.path.resolve().name, run=run.path, target=target, library=LIBRARIES[target], folder=folder,
-        vision=run.settings.get("vision", "unknown"), dinov3=dinov3,
+        name=run.path.resolve().name,
+        run=run.path,
+        target=target,
+        library=LIBRARIES[target],
+        folder=folder,
+        vision=run.settings.get("vision", "unknown"),
+        dinov3=dinov3,
         model_class="VisionTextDualEncoderModel" if dinov3 else "CLIPModel",
-        drawn=run.drawn or bool(build.get("drawn")), settings=settings, resolution=model.image_resolution,
-        context_length=model.context_length, mean=MEAN, std=STD, counts=build.get("counts") or {},
-        overlap=build.get("overlap") or {}, labels=LABELS, means=MEANS, checkpoint=checkpoint.name,
-        cases=cases, selection=run.selection if run.selection.get("checkpoint") == checkpoint.name else {},
-        metrics=metrics)
+        drawn=run.drawn or bool(build.get("drawn")),
+        settings=settings,
+        resolution=model.image_resolution,
+        context_length=model.context_length,
+        mean=MEAN,
+        std=STD,
+        counts=build.get("counts") or {},
+        overlap=build.get("overlap") or {},
+        labels=LABELS,
+        means=MEANS,
+        checkpoint=checkpoint.name,
+        cases=cases,
+        selection=run.selection if run.selection.get("checkpoint") == checkpoint.name else {},
+        metrics=metrics,
+    )
 
 
 def _metrics(results: Path, checkpoint: Path) -> dict[str, Any]:
@@ -56,8 +86,10 @@ def _metrics(results: Path, checkpoint: Path) -> dict[str, Any]:
     measured = Path(str(metrics.get("selected", {}).get("checkpoint", ""))).name
     if measured == checkpoint.name and "ensemble" not in metrics["selected"]:
         return metrics
-    log.warning("the model card will have no figures: %s; name the folder with --results",
-                f"{path} is about {measured}, not {checkpoint.name}" if measured else f"there is no {path}")
+    log.warning(
+        "the model card will have no figures: %s; name the folder with --results",
+        f"{path} is about {measured}, not {checkpoint.name}" if measured else f"there is no {path}",
+    )
     return {}
 
 

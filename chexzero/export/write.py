@@ -35,15 +35,21 @@ def to_hf(model: CLIP, folder: Path) -> str:
 
     text = {key: value for key, value in model.state_dict().items() if not key.startswith("visual.")}
     text_config = transformers.CLIPTextConfig(
-        vocab_size=model.vocab_size, hidden_size=len(model.ln_final.weight), hidden_act="quick_gelu",
-        intermediate_size=4 * len(model.ln_final.weight), projection_dim=model.text_projection.shape[1],
-        num_hidden_layers=len(model.transformer.resblocks), max_position_embeddings=model.context_length,
-        num_attention_heads=max(1, len(model.ln_final.weight) // HEAD_WIDTH))
+        vocab_size=model.vocab_size,
+        hidden_size=len(model.ln_final.weight),
+        hidden_act="quick_gelu",
+        intermediate_size=4 * len(model.ln_final.weight),
+        projection_dim=model.text_projection.shape[1],
+        num_hidden_layers=len(model.transformer.resblocks),
+        max_position_embeddings=model.context_length,
+        num_attention_heads=max(1, len(model.ln_final.weight) // HEAD_WIDTH),
+    )
     if is_dinov3(model):
         from dinov3_adapter import to_huggingface
 
         config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
-            _hf_dinov3_config(model), text_config, projection_dim=model.text_projection.shape[1])
+            _hf_dinov3_config(model), text_config, projection_dim=model.text_projection.shape[1]
+        )
         theirs = transformers.VisionTextDualEncoderModel(config)
         state = key_names.to_hf_clip(text)
         for key, value in to_huggingface(model.visual.trunk.state_dict()).items():
@@ -54,20 +60,32 @@ def to_hf(model: CLIP, folder: Path) -> str:
         require_vision_transformer(model, "hf")
         state = model.state_dict()
         width, _, patch, _ = state["visual.conv1.weight"].shape
-        theirs = transformers.CLIPModel(transformers.CLIPConfig(
-            text_config=text_config.to_dict(), projection_dim=model.text_projection.shape[1],
-            vision_config=dict(hidden_size=width, intermediate_size=4 * width, patch_size=patch,
-                               num_hidden_layers=count_blocks(state, "visual.transformer.resblocks."),
-                               num_attention_heads=width // HEAD_WIDTH, image_size=model.image_resolution,
-                               projection_dim=model.text_projection.shape[1], hidden_act="quick_gelu")))
+        theirs = transformers.CLIPModel(
+            transformers.CLIPConfig(
+                text_config=text_config.to_dict(),
+                projection_dim=model.text_projection.shape[1],
+                vision_config=dict(
+                    hidden_size=width,
+                    intermediate_size=4 * width,
+                    patch_size=patch,
+                    num_hidden_layers=count_blocks(state, "visual.transformer.resblocks."),
+                    num_attention_heads=width // HEAD_WIDTH,
+                    image_size=model.image_resolution,
+                    projection_dim=model.text_projection.shape[1],
+                    hidden_act="quick_gelu",
+                ),
+            )
+        )
         state = key_names.to_hf_clip(state)
         processor_class, model_class = transformers.VisionTextDualEncoderProcessor, "CLIPModel"
     theirs.load_state_dict(state, strict=True)
     transformers.utils.logging.disable_progress_bar()
     theirs.save_pretrained(folder)
     processor_class(_hf_image_processor(model), _hf_tokenizer(model)).save_pretrained(folder)
-    return (f'transformers.{model_class}.from_pretrained("{folder}") with '
-            f'transformers.VisionTextDualEncoderProcessor.from_pretrained("{folder}")')
+    return (
+        f'transformers.{model_class}.from_pretrained("{folder}") with '
+        f'transformers.VisionTextDualEncoderProcessor.from_pretrained("{folder}")'
+    )
 
 
 def _hf_dinov3_config(model: CLIP):
@@ -77,11 +95,21 @@ def _hf_dinov3_config(model: CLIP):
     gated = "blocks.0.mlp.fc1_g.weight" in keys
     biased = "blocks.0.attn.q_bias" in keys
     return DINOv3ViTConfig(
-        patch_size=trunk.patch_embed.patch_size[0], hidden_size=trunk.embed_dim, image_size=model.image_resolution,
+        patch_size=trunk.patch_embed.patch_size[0],
+        hidden_size=trunk.embed_dim,
+        image_size=model.image_resolution,
         intermediate_size=len(keys["blocks.0.mlp.fc1_g.weight" if gated else "blocks.0.mlp.fc1.weight"]),
-        num_hidden_layers=len(trunk.blocks), num_attention_heads=trunk.blocks[0].attn.num_heads,
-        num_register_tokens=trunk.num_prefix_tokens - 1, use_gated_mlp=gated, hidden_act="silu" if gated else "gelu",
-        query_bias=biased, value_bias=biased, key_bias=False, mlp_bias=True, proj_bias=True)
+        num_hidden_layers=len(trunk.blocks),
+        num_attention_heads=trunk.blocks[0].attn.num_heads,
+        num_register_tokens=trunk.num_prefix_tokens - 1,
+        use_gated_mlp=gated,
+        hidden_act="silu" if gated else "gelu",
+        query_bias=biased,
+        value_bias=biased,
+        key_bias=False,
+        mlp_bias=True,
+        proj_bias=True,
+    )
 
 
 def _hf_image_processor(model: CLIP):
@@ -90,9 +118,15 @@ def _hf_image_processor(model: CLIP):
     from transformers.image_utils import PILImageResampling
 
     return DepthProImageProcessor(
-        do_resize=True, size={"height": model.image_resolution, "width": model.image_resolution},
-        resample=PILImageResampling.BICUBIC, do_rescale=True, rescale_factor=1 / 255, do_normalize=True,
-        image_mean=[MEAN / 255] * 3, image_std=[STD / 255] * 3)
+        do_resize=True,
+        size={"height": model.image_resolution, "width": model.image_resolution},
+        resample=PILImageResampling.BICUBIC,
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=[MEAN / 255] * 3,
+        image_std=[STD / 255] * 3,
+    )
 
 
 def _hf_tokenizer(model: CLIP):
@@ -101,8 +135,15 @@ def _hf_tokenizer(model: CLIP):
     ours = default_tokenizer()
     merges = [pair for pair, _ in sorted(ours.bpe_ranks.items(), key=lambda item: item[1])]
     start, end = "<|startoftext|>", "<|endoftext|>"
-    return CLIPTokenizer(vocab=dict(ours.encoder), merges=merges, bos_token=start, eos_token=end, unk_token=end,
-                         pad_token=end, model_max_length=model.context_length)
+    return CLIPTokenizer(
+        vocab=dict(ours.encoder),
+        merges=merges,
+        bos_token=start,
+        eos_token=end,
+        unk_token=end,
+        pad_token=end,
+        model_max_length=model.context_length,
+    )
 
 
 def to_open_clip(model: CLIP, folder: Path) -> str:
@@ -118,16 +159,33 @@ def to_open_clip(model: CLIP, folder: Path) -> str:
         require_vision_transformer(model, "open_clip")
         times = 1
         weight = state["visual.conv1.weight"]
-        vision = dict(image_size=model.image_resolution, patch_size=weight.shape[-1], width=weight.shape[0],
-                      layers=count_blocks(state, "visual.transformer.resblocks."))
+        vision = dict(
+            image_size=model.image_resolution,
+            patch_size=weight.shape[-1],
+            width=weight.shape[0],
+            layers=count_blocks(state, "visual.transformer.resblocks."),
+        )
     config = {
         "model_cfg": {
-            "embed_dim": model.text_projection.shape[1], "quick_gelu": True, "vision_cfg": vision,
-            "text_cfg": dict(context_length=model.context_length, vocab_size=model.vocab_size, width=width,
-                             heads=max(1, width // HEAD_WIDTH), layers=len(model.transformer.resblocks)),
+            "embed_dim": model.text_projection.shape[1],
+            "quick_gelu": True,
+            "vision_cfg": vision,
+            "text_cfg": dict(
+                context_length=model.context_length,
+                vocab_size=model.vocab_size,
+                width=width,
+                heads=max(1, width // HEAD_WIDTH),
+                layers=len(model.transformer.resblocks),
+            ),
         },
-        "preprocess_cfg": {"mean": [MEAN / 255] * 3, "std": [STD / 255] * 3, "interpolation": "bicubic",
-                           "resize_mode": "longest", "fill_color": 0, "size": [model.image_resolution] * 2},
+        "preprocess_cfg": {
+            "mean": [MEAN / 255] * 3,
+            "std": [STD / 255] * 3,
+            "interpolation": "bicubic",
+            "resize_mode": "longest",
+            "fill_color": 0,
+            "size": [model.image_resolution] * 2,
+        },
         key_names.REPEATED: times,
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1))
@@ -160,10 +218,18 @@ def _open_clip_dinov3(state: dict[str, torch.Tensor], image_resolution: int) -> 
             for key in (*ours, "visual.head.proj.weight"):
                 state[key] = key_names.widen(key, state[key], times)
             state.update({key: torch.zeros(wanted[key]) for key in missing})
-            return dict(image_size=image_resolution, timm_model_name=architecture, timm_model_pretrained=False,
-                        timm_pool="token", timm_proj="linear", timm_proj_bias=False), times
-    raise UserError("open_clip builds vision towers by timm's registered names and none has this tower's shapes; "
-                    "export with `--to hf` or `--to onnx`, which carry any DINOv3 tower")
+            return dict(
+                image_size=image_resolution,
+                timm_model_name=architecture,
+                timm_model_pretrained=False,
+                timm_pool="token",
+                timm_proj="linear",
+                timm_proj_bias=False,
+            ), times
+    raise UserError(
+        "open_clip builds vision towers by timm's registered names and none has this tower's shapes; "
+        "export with `--to hf` or `--to onnx`, which carry any DINOv3 tower"
+    )
 
 
 class _VisionForOnnx(nn.Module):
@@ -194,31 +260,53 @@ def to_onnx(model: CLIP, folder: Path) -> str:
         import onnxscript  # noqa: F401  (torch.onnx needs it and says so only deep inside)
     except ImportError as error:
         raise UserError("the ONNX export needs onnxscript; install it with `pip install onnx onnxscript`") from error
-    size = max(sum(value.numel() for key, value in model.state_dict().items() if key.startswith("visual.") == vision)
-               for vision in (True, False)) * 4
+    size = (
+        max(
+            sum(value.numel() for key, value in model.state_dict().items() if key.startswith("visual.") == vision)
+            for vision in (True, False)
+        )
+        * 4
+    )
     if size > LARGEST_ONNX:
-        raise UserError(f"an ONNX file holds at most {LARGEST_ONNX >> 20} MiB and a tower of this model has "
-                        f"{size >> 20} MiB of weights; export it with `--to hf` or `--to open_clip`")
+        raise UserError(
+            f"an ONNX file holds at most {LARGEST_ONNX >> 20} MiB and a tower of this model has "
+            f"{size >> 20} MiB of weights; export it with `--to hf` or `--to open_clip`"
+        )
     for name in ("onnxscript", "onnx_ir"):  # a line for every node they touch
         logging.getLogger(name).setLevel(logging.WARNING)
     images, tokens = torch.rand(2, STORED_SIZE, STORED_SIZE) * 255, torch.randint(1, 100, (2, model.context_length))
-    towers = {"vision.onnx": (_VisionForOnnx(model), images, "images", "image_features"),
-              "text.onnx": (_TextForOnnx(model), tokens, "tokens", "text_features")}
+    towers = {
+        "vision.onnx": (_VisionForOnnx(model), images, "images", "image_features"),
+        "text.onnx": (_TextForOnnx(model), tokens, "tokens", "text_features"),
+    }
     for name, (tower, example, given, result) in towers.items():
-        torch.onnx.export(tower.eval(), (example,), folder / name, dynamo=True, opset_version=OPSET, verbose=False,
-                          input_names=[given], output_names=[result], external_data=False,
-                          optimize=False,  # onnxruntime optimises; here the weights keep their names
-                          dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.onnx.export(
+            tower.eval(),
+            (example,),
+            folder / name,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=[given],
+            output_names=[result],
+            external_data=False,
+            optimize=False,  # onnxruntime optimises; here the weights keep their names
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
     tokenizer = _hf_tokenizer(model).backend_tokenizer
     tokenizer.enable_truncation(model.context_length)
     tokenizer.enable_padding(length=model.context_length, pad_id=0, pad_token="!")
     tokenizer.save(str(folder / "tokenizer.json"))
-    about = {"logit_scale": model.logit_scale.exp().item(), "log_logit_scale": model.logit_scale.item(),
-             "context_length": model.context_length, "image_resolution": model.image_resolution,
-             "images": f"float32 (batch, {STORED_SIZE}, {STORED_SIZE}), grey, 0..255, as data_prep stores them",
-             "tokens": f"int64 (batch, {model.context_length}), CLIP's byte-pair tokens padded with 0, which "
-                       "tokenizers.Tokenizer.from_file('tokenizer.json') gives",
-             "logits": "logit_scale * image_features @ text_features.T"}
+    about = {
+        "logit_scale": model.logit_scale.exp().item(),
+        "log_logit_scale": model.logit_scale.item(),
+        "context_length": model.context_length,
+        "image_resolution": model.image_resolution,
+        "images": f"float32 (batch, {STORED_SIZE}, {STORED_SIZE}), grey, 0..255, as data_prep stores them",
+        "tokens": f"int64 (batch, {model.context_length}), CLIP's byte-pair tokens padded with 0, which "
+        "tokenizers.Tokenizer.from_file('tokenizer.json') gives",
+        "logits": "logit_scale * image_features @ text_features.T",
+    }
     (folder / ONNX_ABOUT).write_text(json.dumps(about, indent=1))
     return f'onnxruntime.InferenceSession("{folder}/vision.onnx") and the same of text.onnx (see {folder}/clip.json)'
 
@@ -234,8 +322,10 @@ def is_dinov3(model: CLIP) -> bool:
 def require_vision_transformer(model: CLIP, target: str) -> None:
     """`UserError` for a tower the target's classes lack (OpenAI's ResNets)."""
     if not hasattr(model.visual, "conv1") or not hasattr(model.visual, "class_embedding"):
-        raise UserError(f"`--to {target}` has no place for this vision tower (a CLIP ResNet); export it with "
-                        f"`--to onnx`, or train with `--vision vit_b_32` or a DINOv3")
+        raise UserError(
+            f"`--to {target}` has no place for this vision tower (a CLIP ResNet); export it with "
+            f"`--to onnx`, or train with `--vision vit_b_32` or a DINOv3"
+        )
 
 
 def export(model: CLIP, target: str, folder: Path, card: str = "") -> str:
@@ -255,8 +345,7 @@ def export(model: CLIP, target: str, folder: Path, card: str = "") -> str:
             folder.rmdir()
         partial.rename(folder)
     except OSError as error:
-        raise UserError(f"cannot write {folder} ({error.strerror or error}); check its disk and permissions") \
-            from error
+        raise UserError(f"cannot write {folder} ({error.strerror or error}); check its disk and permissions") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return how

@@ -29,8 +29,9 @@ def decode_dicom(data: bytes) -> np.ndarray:
         pixels = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(np.float32)
     except Exception as error:  # pydicom's plugins have exceptions of their own
         why = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"the DICOM file cannot be decoded ({why})"
-                         + (f"; {DECODERS}" if "plugins" in why else "")) from error
+        raise ValueError(
+            f"the DICOM file cannot be decoded ({why})" + (f"; {DECODERS}" if "plugins" in why else "")
+        ) from error
     if pixels.ndim != 2:
         raise ValueError(f"the DICOM file has pixels of shape {pixels.shape}; one grey frame is needed")
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":

@@ -24,8 +24,11 @@ def images_in(folder: str | os.PathLike) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name one that holds images ({', '.join(SUFFIXES)})")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-                   and not path.name.startswith("."))
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
     if not found:
         raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}); name another folder")
     return found
@@ -59,5 +62,3 @@ class ImageFiles:
             return read_file(path)
         except UNREADABLE as error:
             raise UserError(f"{path}: {reason(error)}; repair it or leave it out") from error
-
-

@@ -24,6 +24,7 @@ def prepare(images: torch.Tensor, resolution: int) -> torch.Tensor:
     pixels = (images.to(torch.float32) - MEAN) / STD
     pixels = pixels.unsqueeze(1)
     if pixels.shape[-2:] != (resolution, resolution):
-        pixels = functional.interpolate(pixels, size=(resolution, resolution), mode="bicubic",
-                                        align_corners=False, antialias=False)
+        pixels = functional.interpolate(
+            pixels, size=(resolution, resolution), mode="bicubic", align_corners=False, antialias=False
+        )
     return pixels.expand(-1, 3, -1, -1)

@@ -17,8 +17,10 @@ from chexzero.models.other_libraries import read_folder
 
 log = logging.getLogger(__name__)
 
-REMEDY = ("name a checkpoint of CheXzero, CLIP or this project (.pt, .safetensors), or the folder of a transformers "
-          "or open_clip model")
+REMEDY = (
+    "name a checkpoint of CheXzero, CLIP or this project (.pt, .safetensors), or the folder of a transformers "
+    "or open_clip model"
+)
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -70,8 +72,10 @@ def describe(state: Mapping[str, torch.Tensor]) -> str:
         return f"a DINOv3 model ({blocks} blocks, width {width}) {text}"
     if "visual.conv1.weight" in state and "visual.class_embedding" in state:
         patch, blocks = state["visual.conv1.weight"].shape[-1], count_blocks(state, "visual.transformer.resblocks.")
-        return (f"a CLIP vision transformer (patch {patch}, {blocks} blocks, "
-                f"width {_length(state, 'visual.conv1.weight', 0)}) {text}")
+        return (
+            f"a CLIP vision transformer (patch {patch}, {blocks} blocks, "
+            f"width {_length(state, 'visual.conv1.weight', 0)}) {text}"
+        )
     if "visual.layer1.0.conv1.weight" in state:
         return f"a CLIP ResNet {text}"
     if any(key.startswith("text_model.") for key in state):
@@ -108,9 +112,16 @@ def _first_line(error: Exception) -> str:
 # here these become empty holders, tensors are rebuilt from raw bytes, and every other name is refused.
 
 _STORAGE_TYPES = {
-    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
 }
 
 

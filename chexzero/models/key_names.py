@@ -44,8 +44,10 @@ VISION = {
 TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
 
 #: Prefix of the blocks here -> there.
-STACKS = {"transformer.resblocks": "text_model.encoder.layers",
-          "visual.transformer.resblocks": "vision_model.encoder.layers"}
+STACKS = {
+    "transformer.resblocks": "text_model.encoder.layers",
+    "visual.transformer.resblocks": "vision_model.encoder.layers",
+}
 
 
 def to_hf_clip(state: State) -> State:
@@ -110,7 +112,7 @@ def narrow(key: str, value: torch.Tensor, times: int) -> torch.Tensor:
     """What `widen` was given (to rounding)."""
     rows, columns = len(value) // times, value.shape[-1] // times
     if key.endswith("qkv.weight"):
-        return torch.cat([part[:rows // 3, :columns] * times for part in value.chunk(3)])
+        return torch.cat([part[: rows // 3, :columns] * times for part in value.chunk(3)])
     if key.endswith("patch_embed.proj.weight"):
         return value[:rows]
     if key.endswith("head.proj.weight"):

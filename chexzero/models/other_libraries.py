@@ -10,8 +10,10 @@ from chexzero.common.files import read_json
 from chexzero.model import HEAD_WIDTH
 from chexzero.models.key_names import REPEATED, State, from_hf_clip, narrow
 
-REMEDY = ("name a folder of transformers (CLIPModel, VisionTextDualEncoderModel), of open_clip or of an ONNX "
-          "export, or a checkpoint file; a run's folder goes with --run")
+REMEDY = (
+    "name a folder of transformers (CLIPModel, VisionTextDualEncoderModel), of open_clip or of an ONNX "
+    "export, or a checkpoint file; a run's folder goes with --run"
+)
 
 OPEN_CLIP_CONFIG, HF_CONFIG, ONNX_ABOUT = "open_clip_config.json", "config.json", "clip.json"
 #: Ends of the names of a graph's constants that a model computes itself.
@@ -56,8 +58,10 @@ def _require(folder: Path, facts: dict[str, tuple[object, object]]) -> None:
     """Compare what the shapes of the weights do not show: name -> (in the folder, in every model read here)."""
     for name, (found, wanted) in facts.items():
         if found != wanted:
-            raise UserError(f"{folder}: {name} is {found!r}, but {wanted!r} in the models read here, so its weights "
-                            f"would give other features; {REMEDY}")
+            raise UserError(
+                f"{folder}: {name} is {found!r}, but {wanted!r} in the models read here, so its weights "
+                f"would give other features; {REMEDY}"
+            )
 
 
 def _heads(width: int) -> int:
@@ -68,17 +72,25 @@ def _read_open_clip(folder: Path) -> State:
     settings = read_json(folder / OPEN_CLIP_CONFIG)
     config, times = settings["model_cfg"], settings.get(REPEATED, 1)
     vision, text = config["vision_cfg"], config["text_cfg"]
-    _require(folder, {"quick_gelu": (config.get("quick_gelu", False), True),
-                      "the number of text heads": (text.get("heads", 8), _heads(text.get("width", 512))),
-                      "the width of a vision head": (vision.get("head_width", 64), HEAD_WIDTH),
-                      "no_causal_mask": (text.get("no_causal_mask", False), False),
-                      "pool_type": (vision.get("pool_type", "tok"), "tok"),
-                      "timm_pool": (vision.get("timm_pool", "token"), "token")})
+    _require(
+        folder,
+        {
+            "quick_gelu": (config.get("quick_gelu", False), True),
+            "the number of text heads": (text.get("heads", 8), _heads(text.get("width", 512))),
+            "the width of a vision head": (vision.get("head_width", 64), HEAD_WIDTH),
+            "no_causal_mask": (text.get("no_causal_mask", False), False),
+            "pool_type": (vision.get("pool_type", "tok"), "tok"),
+            "timm_pool": (vision.get("timm_pool", "token"), "token"),
+        },
+    )
     state = _open_clip_weights(folder)
     if not any(key.startswith("visual.trunk.") for key in state):
         return state
-    state = {key: narrow(key, value, times) if times > 1 and key.startswith("visual.") else value
-             for key, value in state.items() if not _in_empty_block(key, state)}
+    state = {
+        key: narrow(key, value, times) if times > 1 and key.startswith("visual.") else value
+        for key, value in state.items()
+        if not _in_empty_block(key, state)
+    }
     return state | {"visual.image_resolution": torch.tensor(vision["image_size"])}
 
 
@@ -108,15 +120,25 @@ def _read_hf(folder: Path) -> State:
     if info["missing_keys"]:  # transformers would go on with random numbers
         raise UserError(f"{folder} lacks weights ({', '.join(sorted(info['missing_keys'])[:4])}); fetch it again")
     text, vision = model.config.text_config, model.config.vision_config
-    facts = {"the text tower's activation": (text.hidden_act, "quick_gelu"),
-             "the number of text heads": (text.num_attention_heads, _heads(text.hidden_size))}
+    facts = {
+        "the text tower's activation": (text.hidden_act, "quick_gelu"),
+        "the number of text heads": (text.num_attention_heads, _heads(text.hidden_size)),
+    }
     if kind == "clip":
-        _require(folder, facts | {"the vision tower's activation": (vision.hidden_act, "quick_gelu"),
-                                  "the number of vision heads": (vision.num_attention_heads,
-                                                                 _heads(vision.hidden_size))})
+        _require(
+            folder,
+            facts
+            | {
+                "the vision tower's activation": (vision.hidden_act, "quick_gelu"),
+                "the number of vision heads": (vision.num_attention_heads, _heads(vision.hidden_size)),
+            },
+        )
         return from_hf_clip(model.state_dict())
-    _require(folder, {"the vision tower": (vision.model_type, "dinov3_vit"),
-                      "the text tower": (text.model_type, "clip_text_model")} | facts)
+    _require(
+        folder,
+        {"the vision tower": (vision.model_type, "dinov3_vit"), "the text tower": (text.model_type, "clip_text_model")}
+        | facts,
+    )
     from dinov3_adapter.convert import from_huggingface
 
     state = from_hf_clip({key: value for key, value in model.state_dict().items() if not key.startswith("vis")})

@@ -27,8 +27,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if not found:
-        raise UserError(f"{folder} holds no checkpoint ({', '.join(SUFFIXES)}); put CheXzero's released .pt files "
-                        f"there")
+        raise UserError(
+            f"{folder} holds no checkpoint ({', '.join(SUFFIXES)}); put CheXzero's released .pt files there"
+        )
     return found
 
 
@@ -41,25 +42,68 @@ def baseline_section(ours: SetResult, theirs: SetResult, names: list[str], figur
         titles.append(title)
     a = np.append(ours.auroc, [mean.value for mean in columns_ours])
     b = np.append(theirs.auroc, [mean.value for mean in columns_theirs])
-    low, high, p = paired_difference(np.column_stack([ours.samples, *(mean.samples for mean in columns_ours)]),
-                                     np.column_stack([theirs.samples, *(mean.samples for mean in columns_theirs)]))
+    low, high, p = paired_difference(
+        np.column_stack([ours.samples, *(mean.samples for mean in columns_ours)]),
+        np.column_stack([theirs.samples, *(mean.samples for mean in columns_theirs)]),
+    )
     defined = np.isfinite(a)
     low, high, p = (np.where(defined, values, np.nan) for values in (low, high, p))
     reported = reported_figures()["chexzero"]["test_auroc"]
     counts = [int(count) for count in ours.n_pos] + [None] * len(MEANS)
-    rows = [[title, counts[i] if counts[i] is not None else "", number(a[i]), number(b[i]), signed(a[i] - b[i]),
-             signed_interval(low[i], high[i]), p_text(p[i]), reported[title][0] if title in reported else ""]
-            for i, title in enumerate(titles)]
-    text = [f"The baseline is {'the ensemble (mean of the probabilities) of ' if len(names) > 1 else ''}{len(names)} "
-            f"checkpoint{'s' * (len(names) > 1)}: {', '.join(names)}. Both were run here, on the same {len(ours)} "
-            f"test cases with the same prompts. Interval and two-sided p value come from resamples of the cases that "
-            f"are the same for both; p is not corrected for the number of labels."]
+    rows = [
+        [
+            title,
+            counts[i] if counts[i] is not None else "",
+            number(a[i]),
+            number(b[i]),
+            signed(a[i] - b[i]),
+            signed_interval(low[i], high[i]),
+            p_text(p[i]),
+            reported[title][0] if title in reported else "",
+        ]
+        for i, title in enumerate(titles)
+    ]
+    text = [
+        f"The baseline is {'the ensemble (mean of the probabilities) of ' if len(names) > 1 else ''}{len(names)} "
+        f"checkpoint{'s' * (len(names) > 1)}: {', '.join(names)}. Both were run here, on the same {len(ours)} "
+        f"test cases with the same prompts. Interval and two-sided p value come from resamples of the cases that "
+        f"are the same for both; p is not corrected for the number of labels."
+    ]
     figure = charts.differences(titles, a - b, low, high, figures)
-    metrics = {title: {"ours": number(a[i]), "baseline": number(b[i]), "difference": number(a[i] - b[i]),
-                       "lower": number(low[i]), "upper": number(high[i]), "p": number(p[i])}
-               for i, title in enumerate([*LABELS, *MEAN_NAMES])}
-    table = Table("AUROC on the same test images", ["Label", "Positive", "Ours", "Baseline", "Difference",
-                  "95 % interval (difference)", "p", "CheXzero as reported"], rows)
-    return Section("baseline", "Beside the baseline checkpoints", text, [table], [figure],
-                   {"checkpoints": names, "labels": {k: v for k, v in metrics.items() if k in LABELS},
-                    "means": {k: v for k, v in metrics.items() if k in MEANS}})
+    metrics = {
+        title: {
+            "ours": number(a[i]),
+            "baseline": number(b[i]),
+            "difference": number(a[i] - b[i]),
+            "lower": number(low[i]),
+            "upper": number(high[i]),
+            "p": number(p[i]),
+        }
+        for i, title in enumerate([*LABELS, *MEAN_NAMES])
+    }
+    table = Table(
+        "AUROC on the same test images",
+        [
+            "Label",
+            "Positive",
+            "Ours",
+            "Baseline",
+            "Difference",
+            "95 % interval (difference)",
+            "p",
+            "CheXzero as reported",
+        ],
+        rows,
+    )
+    return Section(
+        "baseline",
+        "Beside the baseline checkpoints",
+        text,
+        [table],
+        [figure],
+        {
+            "checkpoints": names,
+            "labels": {k: v for k, v in metrics.items() if k in LABELS},
+            "means": {k: v for k, v in metrics.items() if k in MEANS},
+        },
+    )

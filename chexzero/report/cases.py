@@ -13,8 +13,12 @@ from chexzero.report.sections import Figure, Section, Table
 
 PER_KIND = 3
 #: Title -> (the case is positive, sort by falling probability).
-KINDS = {"right: present": (True, True), "right: absent": (False, False), "wrong: called present": (False, True),
-         "wrong: missed": (True, False)}
+KINDS = {
+    "right: present": (True, True),
+    "right: absent": (False, False),
+    "wrong: called present": (False, True),
+    "wrong: missed": (True, False),
+}
 
 
 def thumbnails_section(test: SetResult, images: Path, folder: Path) -> Section:
@@ -25,13 +29,24 @@ def thumbnails_section(test: SetResult, images: Path, folder: Path) -> Section:
     chosen = {label: {title: _cases(test, label, *kind) for title, kind in KINDS.items()} for label in labels}
     with open_images(images) as handle:
         figures = [_sheet(test, label, chosen[label], handle["cxr"], rows, folder) for label in labels]
-    rows_shown = [[LABELS[label], title, float(test.probability[case, label]), *ids]
-                  for label, kinds in chosen.items() for title, cases in kinds.items() for case in cases
-                  for ids in [test.units.table.loc[case, ["id", "patient_id"]]]]
+    rows_shown = [
+        [LABELS[label], title, float(test.probability[case, label]), *ids]
+        for label, kinds in chosen.items()
+        for title, cases in kinds.items()
+        for case in cases
+        for ids in [test.units.table.loc[case, ["id", "patient_id"]]]
+    ]
     table = Table("The cases shown", ["Label", "Kind", "Probability", "Id", "Patient"], rows_shown)
-    return Section("cases", "Most confident cases", [
-        "These are images and ids of patients (shown because --thumbnails was given): keep this report where the "
-        "images may be kept. At study level the first view is shown."], [table], figures)
+    return Section(
+        "cases",
+        "Most confident cases",
+        [
+            "These are images and ids of patients (shown because --thumbnails was given): keep this report where the "
+            "images may be kept. At study level the first view is shown."
+        ],
+        [table],
+        figures,
+    )
 
 
 def _cases(test: SetResult, label: int, positive: bool, falling: bool) -> list[int]:
@@ -40,8 +55,7 @@ def _cases(test: SetResult, label: int, positive: bool, falling: bool) -> list[i
     return [int(case) for case in (order[::-1] if falling else order)[:PER_KIND]]
 
 
-def _sheet(test: SetResult, label: int, chosen: dict[str, list[int]], images, rows: np.ndarray,
-           folder: Path) -> Figure:
+def _sheet(test: SetResult, label: int, chosen: dict[str, list[int]], images, rows: np.ndarray, folder: Path) -> Figure:
     canvas = Canvas(figsize=(1.5 * PER_KIND * 2, 3.7))
     canvas.subplots_adjust(left=0, right=1, bottom=0, top=0.93, wspace=0.03, hspace=0.2)
     cells = canvas.subplots(2, PER_KIND * 2)
@@ -53,5 +67,10 @@ def _sheet(test: SetResult, label: int, chosen: dict[str, list[int]], images, ro
             axes.imshow(np.asarray(images[int(rows[case])])[::2, ::2], cmap="gray", vmin=0, vmax=255)
             axes.set_title(f"{title}\np = {test.probability[case, label]:.3f}", fontsize=7)
     name = LABELS[label]
-    return save(canvas, folder, f"cases_{name.lower().replace(' ', '_')}",
-                f"{name}: the {PER_KIND} most confident cases of each kind.", kinds=["png"])
+    return save(
+        canvas,
+        folder,
+        f"cases_{name.lower().replace(' ', '_')}",
+        f"{name}: the {PER_KIND} most confident cases of each kind.",
+        kinds=["png"],
+    )

@@ -58,10 +58,9 @@ def _grid(draw: Callable[[Axes, int], str | None], x: str, y: str) -> Canvas:
         reason = draw(axes, i)
         if reason:
             axes.text(0.5, 0.5, f"n/a\n{reason}", ha="center", va="center", fontsize=8, color=MUTED)
-    for axes in cells[len(LABELS):]:
+    for axes in cells[len(LABELS) :]:
         axes.set_axis_off()
-        named = {name: handle for cell in cells for handle, name in
-                 zip(*cell.get_legend_handles_labels(), strict=True)}
+        named = {name: handle for cell in cells for handle, name in zip(*cell.get_legend_handles_labels(), strict=True)}
         axes.legend(named.values(), named.keys(), fontsize=8, loc="center", frameon=False)
     canvas.supxlabel(x, fontsize=9, y=0.01)
     canvas.supylabel(y, fontsize=9, x=0.01)
@@ -74,6 +73,7 @@ def _missing(result: SetResult, label: int) -> str:
 
 def roc(valid: SetResult, test: SetResult, readers: Sequence[Reader], folder: Path) -> Figure:
     """ROC curves of both sets, with the radiologists' operating points where their files were given."""
+
     def draw(axes: Axes, i: int) -> str | None:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.7, linestyle=":")
         for result, color, width in ((valid, MUTED, 1.0), (test, OURS, 1.6)):
@@ -84,20 +84,31 @@ def roc(valid: SetResult, test: SetResult, readers: Sequence[Reader], folder: Pa
             if LABELS[i] in reader.labels:
                 called = reader.values[:, [reader.labels.index(LABELS[i])]]
                 point = rates(test.truth[:, [i]], called)
-                axes.plot(1 - point.specificity, point.sensitivity, "x", color=THEIRS, markersize=6,
-                          label="radiologists" if k == 0 else None)
+                axes.plot(
+                    1 - point.specificity,
+                    point.sensitivity,
+                    "x",
+                    color=THEIRS,
+                    markersize=6,
+                    label="radiologists" if k == 0 else None,
+                )
         if not np.isfinite(test.auroc[i]):
             return _missing(test, i)
         axes.text(0.98, 0.03, f"{test.auroc[i]:.3f}", ha="right", fontsize=9, color=OURS)
         return None
 
     points = " The crosses are the radiologists." if readers else ""
-    return save(_grid(draw, "1 − specificity", "sensitivity"), folder, "roc",
-                f"ROC curves on the test set, with its AUROC, and on the validation set in grey.{points}")
+    return save(
+        _grid(draw, "1 − specificity", "sensitivity"),
+        folder,
+        "roc",
+        f"ROC curves on the test set, with its AUROC, and on the validation set in grey.{points}",
+    )
 
 
 def precision_recall(valid: SetResult, test: SetResult, folder: Path) -> Figure:
     """Precision-recall curves of both sets; the dotted line is the share of positives in the test set."""
+
     def draw(axes: Axes, i: int) -> str | None:
         for result, color, width in ((valid, MUTED, 1.0), (test, OURS, 1.6)):
             if np.isfinite(result.auroc[i]):
@@ -109,13 +120,18 @@ def precision_recall(valid: SetResult, test: SetResult, folder: Path) -> Figure:
         axes.text(0.98, 0.93, f"{test.average_precision[i]:.3f}", ha="right", fontsize=9, color=OURS)
         return None
 
-    return save(_grid(draw, "recall (sensitivity)", "precision"), folder, "precision_recall",
-                "Precision-recall curves on the test set, with its average precision, and on the validation set in "
-                "grey. The dotted line is the share of positive cases in the test set.")
+    return save(
+        _grid(draw, "recall (sensitivity)", "precision"),
+        folder,
+        "precision_recall",
+        "Precision-recall curves on the test set, with its average precision, and on the validation set in "
+        "grey. The dotted line is the share of positive cases in the test set.",
+    )
 
 
 def calibration(test: SetResult, scaled: np.ndarray, folder: Path) -> Figure:
     """Reliability of the probabilities and of `scaled` ones (N, 14); the larger a point, the more cases."""
+
     def draw(axes: Axes, i: int) -> str | None:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.7, linestyle=":")
         shown = [(test.probability[:, i], OURS, "as predicted")]
@@ -124,14 +140,23 @@ def calibration(test: SetResult, scaled: np.ndarray, folder: Path) -> Figure:
         for height, (probability, color, name) in zip((0.12, 0.03), shown, strict=False):
             found = reliability(test.truth[:, i], probability)
             axes.plot(found.mean_predicted, found.fraction_positive, color=color, linewidth=1, alpha=0.6, label=name)
-            axes.scatter(found.mean_predicted, found.fraction_positive, s=4 + 80 * found.count / len(test),
-                         color=color, linewidths=0)
+            axes.scatter(
+                found.mean_predicted,
+                found.fraction_positive,
+                s=4 + 80 * found.count / len(test),
+                color=color,
+                linewidths=0,
+            )
             axes.text(0.98, height, f"ECE {found.ece:.3f}", ha="right", fontsize=8, color=color)
 
-    return save(_grid(draw, "mean predicted probability", "fraction positive"), folder, "reliability",
-                "Reliability on the test set in ten bins of equal width, of the probabilities as predicted and "
-                "scaled on the validation set; the larger a point, the more cases. On the dotted line they mean what "
-                "they say.")
+    return save(
+        _grid(draw, "mean predicted probability", "fraction positive"),
+        folder,
+        "reliability",
+        "Reliability on the test set in ten bins of equal width, of the probabilities as predicted and "
+        "scaled on the validation set; the larger a point, the more cases. On the dotted line they mean what "
+        "they say.",
+    )
 
 
 def beside_paper(test: SetResult, folder: Path) -> Figure:
@@ -156,12 +181,17 @@ def beside_paper(test: SetResult, folder: Path) -> Figure:
     _style(axes, x="AUROC on the test set, with 95 % interval")
     axes.tick_params(axis="y", labelsize=9)
     axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
-    return save(canvas, folder, "beside_chexzero",
-                "AUROC per label on the test set with 95 % intervals, ours and the ones CheXzero reported.")
+    return save(
+        canvas,
+        folder,
+        "beside_chexzero",
+        "AUROC per label on the test set with 95 % intervals, ours and the ones CheXzero reported.",
+    )
 
 
-def differences(labels: Sequence[str], difference: np.ndarray, lower: np.ndarray, upper: np.ndarray,
-                folder: Path) -> Figure:
+def differences(
+    labels: Sequence[str], difference: np.ndarray, lower: np.ndarray, upper: np.ndarray, folder: Path
+) -> Figure:
     """Paired differences ours − baseline with their intervals."""
     canvas = Canvas(figsize=(7.5, 0.7 + 0.3 * len(labels)), layout="constrained")
     axes = canvas.subplots()
@@ -173,8 +203,7 @@ def differences(labels: Sequence[str], difference: np.ndarray, lower: np.ndarray
     axes.set_yticks(range(len(labels)), list(reversed(labels)))
     _style(axes, x="AUROC of this run − AUROC of the baseline, with 95 % interval")
     axes.tick_params(axis="y", labelsize=9)
-    return save(canvas, folder, "baseline",
-                "Difference in AUROC on the same test images, this run minus the baseline.")
+    return save(canvas, folder, "baseline", "Difference in AUROC on the same test images, this run minus the baseline.")
 
 
 def training_loss(run: RunFolder, folder: Path) -> Figure | None:
@@ -186,8 +215,13 @@ def training_loss(run: RunFolder, folder: Path) -> Figure | None:
     axes = canvas.subplots()
     window = max(3, len(log) // 40)
     axes.plot(log["step"], log["loss"], color=OURS, linewidth=0.6, alpha=0.35, label="training batches")
-    axes.plot(log["step"], log["loss"].rolling(window, center=True, min_periods=1).median(), color=OURS,
-              linewidth=1.8, label=f"running median of {window}")
+    axes.plot(
+        log["step"],
+        log["loss"].rolling(window, center=True, min_periods=1).median(),
+        color=OURS,
+        linewidth=1.8,
+        label=f"running median of {window}",
+    )
     if "val_loss" in run.metrics and run.metrics["val_loss"].notna().any():
         axes.plot(run.metrics["step"], run.metrics["val_loss"], ".-", color=THEIRS, linewidth=1, label="validation")
     _style(axes, x="step", y="contrastive loss")
@@ -198,16 +232,21 @@ def training_loss(run: RunFolder, folder: Path) -> Figure | None:
 def validation_curve(run: RunFolder, folder: Path) -> Figure | None:
     """Validation AUROC over steps with the selected step and its rivals; None without a record."""
     metric = run.ranking_metric
-    names = {"mean_5": "mean of 5 competition labels", "mean_13": "mean of 13 findings",
-             "mean_14": "mean of 14 labels"}
+    names = {"mean_5": "mean of 5 competition labels", "mean_13": "mean of 13 findings", "mean_14": "mean of 14 labels"}
     if metric not in run.metrics or run.metrics[metric].isna().all():
         return None
     canvas = Canvas(figsize=(7.5, 3.6), layout="constrained")
     axes = canvas.subplots()
     for name, color in zip(dict.fromkeys([metric, "mean_5", "mean_13"]), (OURS, THIRD, MUTED), strict=False):
         if name in run.metrics:
-            axes.plot(run.metrics["step"], run.metrics[name], ".-", color=color, label=names.get(name, name),
-                      linewidth=1.8 if name == metric else 1)
+            axes.plot(
+                run.metrics["step"],
+                run.metrics[name],
+                ".-",
+                color=color,
+                label=names.get(name, name),
+                linewidth=1.8 if name == metric else 1,
+            )
     axes.axhline(0.5, color=MUTED, linewidth=0.7, linestyle=":")
     step, value = run.selection.get("step"), run.selection.get("value")
     if step is not None and value is not None:
@@ -215,10 +254,20 @@ def validation_curve(run: RunFolder, folder: Path) -> Figure | None:
         axes.plot(step, value, "o", color=THEIRS, markersize=8, label=f"selected: step {step}")
     rival = run.selection.get("runner_up") or {}
     if rival.get("step") is not None and rival.get("value") is not None:
-        axes.plot(rival["step"], rival["value"], "o", color=THEIRS, markersize=8, fillstyle="none",
-                  label=f"runner-up: step {rival['step']}")
+        axes.plot(
+            rival["step"],
+            rival["value"],
+            "o",
+            color=THEIRS,
+            markersize=8,
+            fillstyle="none",
+            label=f"runner-up: step {rival['step']}",
+        )
     _style(axes, x="step", y="validation AUROC")
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return save(canvas, folder, "validation_auroc",
-                "Zero-shot AUROC on the validation set over training steps, the selected step and its runner-up "
-                "marked.")
+    return save(
+        canvas,
+        folder,
+        "validation_auroc",
+        "Zero-shot AUROC on the validation set over training steps, the selected step and its runner-up marked.",
+    )

@@ -24,8 +24,9 @@ PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "scikit-learn", "h5py")
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Leaves of nested JSON as `(dotted key, cell)`; lists of scalars are joined, longer ones counted."""
     if isinstance(value, Mapping):
-        return [leaf for key, inner in value.items() for leaf in flatten(inner, f"{prefix}.{key}" if prefix else
-        str(key))]
+        return [
+            leaf for key, inner in value.items() for leaf in flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        ]
     if isinstance(value, list):
         plain = len(value) <= 12 and all(not isinstance(item, (Mapping, list)) for item in value)
         return [(prefix, ", ".join(map(str, value)) if plain else f"{len(value)} entries")]
@@ -37,8 +38,14 @@ def key_table(caption: str, value: Mapping[str, Any]) -> Table:
     return Table(caption, ["What", "Value"], [[key, cell] for key, cell in flatten(value) if cell not in (None, "")])
 
 
-def selection_section(run: RunFolder | None, selected: Mapping[str, Any], figures: Sequence[Figure],
-                      test_reads: Sequence[Mapping[str, Any]], valid: SetResult, n_images: int) -> Section:
+def selection_section(
+    run: RunFolder | None,
+    selected: Mapping[str, Any],
+    figures: Sequence[Figure],
+    test_reads: Sequence[Mapping[str, Any]],
+    valid: SetResult,
+    n_images: int,
+) -> Section:
     """Which checkpoint answers, on what evidence, among how many, and how often the test set was read for it.
 
     n_images: rows of the validation set, all of which counted while training.
@@ -52,26 +59,48 @@ def selection_section(run: RunFolder | None, selected: Mapping[str, Any], figure
         values = run.metrics[["step", metric]].dropna().sort_values(metric, ascending=metric == "val_loss")
         if known:
             close = int(values[metric].between(low, high).sum())
-            rest = (f"{close - 1} of the others lie within its 95 % interval ({interval(low, high)}): the validation "
-                    f"set is too small to tell those apart" if close > 1 else
-                    f"no other lies within its 95 % interval ({interval(low, high)})")
+            rest = (
+                f"{close - 1} of the others lie within its 95 % interval ({interval(low, high)}): the validation "
+                f"set is too small to tell those apart"
+                if close > 1
+                else f"no other lies within its 95 % interval ({interval(low, high)})"
+            )
             text.append(f"{len(values)} validations were compared by {metric}; {rest}.")
         if selected.get("step") == selection.get("step") and "ensemble" not in selected:
             text += counted_otherwise(metric, selection["value"], valid, n_images)
-        rows = [[int(row["step"]), float(row[metric]), "selected" if row["step"] == selection.get("step") else ""]
-                for _, row in values.head(5).iterrows()]
+        rows = [
+            [int(row["step"]), float(row[metric]), "selected" if row["step"] == selection.get("step") else ""]
+            for _, row in values.head(5).iterrows()
+        ]
         tables.append(Table(f"The best validations by {metric}", ["Step", metric, "Note"], rows))
-    text.append(f"The test set is read by this command alone, and its predictions are kept, so that it is not read "
-                f"again for the same checkpoint. Evaluated on the test set under this name so far: {len(test_reads)} "
-                f"choice{'s' * (len(test_reads) != 1)} of checkpoints.")
+    text.append(
+        f"The test set is read by this command alone, and its predictions are kept, so that it is not read "
+        f"again for the same checkpoint. Evaluated on the test set under this name so far: {len(test_reads)} "
+        f"choice{'s' * (len(test_reads) != 1)} of checkpoints."
+    )
     if len(test_reads) > 1:
-        text.append("The test set has been looked at more than once. If the better number was then kept, it is no "
-                    "longer an estimate for new patients.")
-        tables.append(Table("Evaluated on the test set under this name", ["Date", "Checkpoints", "Level"],
-                            [[read.get("date"), ", ".join(map(str, read.get("names", []))), read.get("level")]
-                             for read in test_reads]))
-    return Section("selection", "Selected checkpoint", text, tables, list(figures),
-                   {"test_reads": len(test_reads)} | dict(selection))
+        text.append(
+            "The test set has been looked at more than once. If the better number was then kept, it is no "
+            "longer an estimate for new patients."
+        )
+        tables.append(
+            Table(
+                "Evaluated on the test set under this name",
+                ["Date", "Checkpoints", "Level"],
+                [
+                    [read.get("date"), ", ".join(map(str, read.get("names", []))), read.get("level")]
+                    for read in test_reads
+                ],
+            )
+        )
+    return Section(
+        "selection",
+        "Selected checkpoint",
+        text,
+        tables,
+        list(figures),
+        {"test_reads": len(test_reads)} | dict(selection),
+    )
 
 
 def counted_otherwise(metric: str, value: float, valid: SetResult, n_images: int) -> list[str]:
@@ -79,18 +108,30 @@ def counted_otherwise(metric: str, value: float, valid: SetResult, n_images: int
     if metric not in METRICS or metric == "val_loss" or (valid.units.level == "image" and len(valid) == n_images):
         return []
     here = mean_over_labels(valid.auroc, members(metric))[0]
-    counts = (f"the first frontal view of each study counts ({len(valid)} of {n_images} images)"
-              if valid.units.level == "image" else
-              f"each study counts once, with all its views ({len(valid)} studies of {n_images} images)")
-    return [f"In training every image of the validation set counted: {metric} {value:.3f}, by which the checkpoint "
-            f"was selected. In all other validation figures of this report {counts}: {metric} {here:.3f} for the "
-            f"same checkpoint."]
+    counts = (
+        f"the first frontal view of each study counts ({len(valid)} of {n_images} images)"
+        if valid.units.level == "image"
+        else f"each study counts once, with all its views ({len(valid)} studies of {n_images} images)"
+    )
+    return [
+        f"In training every image of the validation set counted: {metric} {value:.3f}, by which the checkpoint "
+        f"was selected. In all other validation figures of this report {counts}: {metric} {here:.3f} for the "
+        f"same checkpoint."
+    ]
 
 
 def data_section(data_dir: Path, sets: Sequence[EvaluationSet]) -> Section:
     """What the build recorded about the data, and what lies in the two evaluation sets."""
-    rows = [[one.name, len(one.table), one.table["study_id"].nunique(), one.table["patient_id"].nunique(),
-             _views(one.table)] for one in sets]
+    rows = [
+        [
+            one.name,
+            len(one.table),
+            one.table["study_id"].nunique(),
+            one.table["patient_id"].nunique(),
+            _views(one.table),
+        ]
+        for one in sets
+    ]
     tables = [Table("The evaluation sets as read", ["Set", "Images", "Studies", "Patients", "Views"], rows)]
     build = read_build(data_dir)
     text = [] if build else [f"{data_dir} has no build.json: how these files were made is not on record."]
@@ -103,20 +144,41 @@ def data_section(data_dir: Path, sets: Sequence[EvaluationSet]) -> Section:
 
 def _counts(counts: Any) -> Table | None:
     """The build's counts: role -> release/split -> numbers."""
-    parts = [(role, part, found) for role, inner in counts.items() if isinstance(inner, Mapping)
-             for part, found in inner.items() if isinstance(found, Mapping)] if isinstance(counts, Mapping) else []
-    columns = {"in_tables": "In the tables", "images": "Images", "studies": "Studies", "patients": "Patients",
-               "sixteen_bit": "16-bit", "empty_reports": "Empty reports"}
-    rows = [[role, part, *(found.get(key) for key in columns), ", ".join(f"{n} {v}" for v, n in views.items())]
-            for role, part, found in parts for views in [found.get("views") or {}]]
+    parts = (
+        [
+            (role, part, found)
+            for role, inner in counts.items()
+            if isinstance(inner, Mapping)
+            for part, found in inner.items()
+            if isinstance(found, Mapping)
+        ]
+        if isinstance(counts, Mapping)
+        else []
+    )
+    columns = {
+        "in_tables": "In the tables",
+        "images": "Images",
+        "studies": "Studies",
+        "patients": "Patients",
+        "sixteen_bit": "16-bit",
+        "empty_reports": "Empty reports",
+    }
+    rows = [
+        [role, part, *(found.get(key) for key in columns), ", ".join(f"{n} {v}" for v, n in views.items())]
+        for role, part, found in parts
+        for views in [found.get("views") or {}]
+    ]
     return Table("What was built", ["Role", "Release and split", *columns.values(), "Views"], rows) if rows else None
 
 
 def _left_out(reasons: Any) -> Table | None:
     if not isinstance(reasons, Mapping) or not reasons:
         return None
-    return Table("Rows left out by the build (each is listed in left_out.csv)", ["Reason", "Rows"],
-                 [[reason, count] for reason, count in reasons.items()])
+    return Table(
+        "Rows left out by the build (each is listed in left_out.csv)",
+        ["Reason", "Rows"],
+        [[reason, count] for reason, count in reasons.items()],
+    )
 
 
 def _views(table: pd.DataFrame) -> str:
@@ -131,18 +193,30 @@ def overlap_section(data_dir: Path) -> Section:
         found = read_json(report)
         summary = found.get("summary", found) if isinstance(found, dict) else {}
     if not isinstance(summary, Mapping) or not summary:
-        return Section("overlap", "Overlap of training and evaluation data", [
-            "No overlap audit is on record for these data. Whether an evaluation image or patient was trained on is "
-            "not known; run `python -m data_prep audit`."])
+        return Section(
+            "overlap",
+            "Overlap of training and evaluation data",
+            [
+                "No overlap audit is on record for these data. Whether an evaluation image or patient was trained on is "
+                "not known; run `python -m data_prep audit`."
+            ],
+        )
     text = [str(summary["sentence"])] if summary.get("sentence") else []
     text += [f"The whole audit is in {report.name} beside the data."] if report.is_file() else []
     rest = {key: value for key, value in summary.items() if key != "sentence"}
-    return Section("overlap", "Overlap of training and evaluation data", text,
-                   [key_table("Result of the overlap audit", rest)], [], {"summary": dict(summary)})
+    return Section(
+        "overlap",
+        "Overlap of training and evaluation data",
+        text,
+        [key_table("Result of the overlap audit", rest)],
+        [],
+        {"summary": dict(summary)},
+    )
 
 
-def provenance_section(run: RunFolder | None, settings: Mapping[str, Any], predictors: Sequence[Predictor],
-                       sets: Sequence[EvaluationSet]) -> Section:
+def provenance_section(
+    run: RunFolder | None, settings: Mapping[str, Any], predictors: Sequence[Predictor], sets: Sequence[EvaluationSet]
+) -> Section:
     """Settings, versions and SHA-256 of everything that went in."""
     from chexzero.common.versions import git_revision
 
@@ -151,12 +225,14 @@ def provenance_section(run: RunFolder | None, settings: Mapping[str, Any], predi
         hashes |= {str(one.images): one.images_sha256, str(one.labels): one.labels_sha256}
     versions = {"python": platform.python_version(), "code": git_revision()}
     versions |= {name: version(name) for name in PACKAGES}
-    tables = [Table("SHA-256", ["File", "SHA-256"], [list(item) for item in hashes.items()]),
-              key_table("Settings of this evaluation", settings), key_table("Versions of this evaluation", versions)]
+    tables = [
+        Table("SHA-256", ["File", "SHA-256"], [list(item) for item in hashes.items()]),
+        key_table("Settings of this evaluation", settings),
+        key_table("Versions of this evaluation", versions),
+    ]
     if run and run.config:
         tables.append(key_table("The training run (config.json)", run.config))
-    return Section("provenance", "Settings, versions, hashes", [], tables, [], {"sha256": hashes, "versions":
-    versions})
+    return Section("provenance", "Settings, versions, hashes", [], tables, [], {"sha256": hashes, "versions": versions})
 
 
 def version(package: str) -> str | None:

@@ -5,13 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from chexzero.common.labels import COMPETITION_LABELS, LABELS
-from chexzero.common.statistics import (
-    auroc,
-    mean_over_labels,
-    paired_difference,
-    percentile_interval,
-    resample_counts,
-)
+from chexzero.common.statistics import auroc, mean_over_labels, paired_difference, percentile_interval, resample_counts
 from chexzero.evaluation.operating_points import bootstrap_rates
 from chexzero.evaluation.readers import Reader, mean_rates
 from chexzero.evaluation.results import SetResult, number
@@ -36,17 +30,31 @@ def radiologist_section(test: SetResult, readers: Sequence[Reader], n_bootstrap:
         diff_low, diff_high, p = paired_difference(a, b)
         values = np.append(ours, ours.mean()), np.append(others, others.mean())
         for i, label in enumerate([*COMPETITION_LABELS, "Mean of the five"]):
-            rows.append([title, label, number(values[0][i]), interval(low[i], high[i]), number(values[1][i]),
-                         signed(values[0][i] - values[1][i]), signed_interval(diff_low[i], diff_high[i]),
-                         p_text(p[i])])
+            rows.append(
+                [
+                    title,
+                    label,
+                    number(values[0][i]),
+                    interval(low[i], high[i]),
+                    number(values[1][i]),
+                    signed(values[0][i] - values[1][i]),
+                    signed_interval(diff_low[i], diff_high[i]),
+                    p_text(p[i]),
+                ]
+            )
         metrics[f"mean_{name}"] = {"ours": number(values[0][-1]), "radiologists": number(values[1][-1])}
         metrics[f"{name}_radiologists"] = dict(zip(COMPETITION_LABELS, map(number, others), strict=True))
     figures = reported_figures()["chexpert_test_radiologists"]
-    text = [f"Ours at the threshold that maximises MCC on the validation set; theirs is the mean of {len(readers)} "
-            f"readers. On the 500 studies of the CheXpert test set the three benchmark radiologists reach a mean MCC "
-            f"of {figures['mean_mcc']:.3f} and a mean F1 of {figures['mean_f1']:.3f} ({figures['source']})."]
-    table = Table("Ours and the radiologists on the same test studies", ["Measure", "Label", "Ours", "95 % interval",
-                  "Radiologists", "Difference", "95 % interval (difference)", "p"], rows)
+    text = [
+        f"Ours at the threshold that maximises MCC on the validation set; theirs is the mean of {len(readers)} "
+        f"readers. On the 500 studies of the CheXpert test set the three benchmark radiologists reach a mean MCC "
+        f"of {figures['mean_mcc']:.3f} and a mean F1 of {figures['mean_f1']:.3f} ({figures['source']})."
+    ]
+    table = Table(
+        "Ours and the radiologists on the same test studies",
+        ["Measure", "Label", "Ours", "95 % interval", "Radiologists", "Difference", "95 % interval (difference)", "p"],
+        rows,
+    )
     return Section("radiologists", "Beside radiologists", text, [table], [], metrics)
 
 
@@ -61,8 +69,15 @@ def supervised_section(test: SetResult, models: Sequence[Reader]) -> Section:
         rows.append([model.name, *(number(areas[LABELS.index(label)]) for label in COMPETITION_LABELS), number(mean)])
         metrics[model.name] = {"mean_5": number(mean), "labels": used}
     ours = test.mean("mean_5")
-    rows.append(["this run", *(number(test.auroc[LABELS.index(label)]) for label in COMPETITION_LABELS),
-                 number(ours.value)])
+    rows.append(
+        ["this run", *(number(test.auroc[LABELS.index(label)]) for label in COMPETITION_LABELS), number(ours.value)]
+    )
     table = Table("AUROC on the same test studies", ["Model", *COMPETITION_LABELS, "Mean"], rows)
-    return Section("supervised", "Beside supervised models", ["Computed here from the predictions that were given."],
-                   [table], [], metrics)
+    return Section(
+        "supervised",
+        "Beside supervised models",
+        ["Computed here from the predictions that were given."],
+        [table],
+        [],
+        metrics,
+    )

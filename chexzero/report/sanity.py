@@ -37,20 +37,29 @@ class Check:
 def at_chance(one: SetResult, other: SetResult) -> Check:
     """Near 0.5 on one set and good on the other: the labels of the one do not belong to its images."""
     name = f"{one.title} labels belong to the {one.title} images"
-    shared = [label for i, label in enumerate(LABELS)
-              if label in FINDINGS and np.isfinite(one.auroc[i]) and np.isfinite(other.auroc[i])]
+    shared = [
+        label
+        for i, label in enumerate(LABELS)
+        if label in FINDINGS and np.isfinite(one.auroc[i]) and np.isfinite(other.auroc[i])
+    ]
     if not shared:
         return Check(name, NOT_POSSIBLE, "no finding is defined on both sets")
     columns = [LABELS.index(label) for label in shared]
     mine, theirs = one.auroc[columns].mean(), other.auroc[columns].mean()
     low, high = percentile_interval(np.nanmean(one.samples[:, columns], axis=1))
     other_low = percentile_interval(np.nanmean(other.samples[:, columns], axis=1))[0]
-    detail = (f"mean AUROC over {len(shared)} findings {mine:.3f} ({low:.3f}–{high:.3f}) on {one.title}, "
-              f"{theirs:.3f} on {other.title}")
+    detail = (
+        f"mean AUROC over {len(shared)} findings {mine:.3f} ({low:.3f}–{high:.3f}) on {one.title}, "
+        f"{theirs:.3f} on {other.title}"
+    )
     good = theirs > 0.5 + WORKING and other_low > 0.55
     if good and mine < 0.5 + CHANCE and high < theirs:
-        return Check(name, LOOK, f"{detail}: near 0.5 although the model works on {other.title}; are the rows of the "
-                                 f"label file in the order of the images, and is it the right file?")
+        return Check(
+            name,
+            LOOK,
+            f"{detail}: near 0.5 although the model works on {other.title}; are the rows of the "
+            f"label file in the order of the images, and is it the right file?",
+        )
     if good and high < other_low and theirs - mine > 0.1:
         return Check(name, LOOK, f"{detail}: far below; another kind of images, or some labels or rows are exchanged")
     return Check(name, PASSED, detail)
@@ -74,11 +83,14 @@ def columns_in_place(one: SetResult, other: SetResult) -> Check:
         by_chance = 3 * np.sqrt(1 / (12 * min(n_pos, len(one) - n_pos)))  # three standard errors of an area of 0.5
         gain, gain_there = (areas[truth, score] - areas[truth, truth] for areas in (here, there))
         if gain > max(MOVED, by_chance) and gain_there < -MOVED / 2:
-            flagged.append(f"the column {LABELS[columns[truth]]} fits the predictions for {LABELS[columns[score]]} "
-                           f"better by {gain:.2f}")
+            flagged.append(
+                f"the column {LABELS[columns[truth]]} fits the predictions for {LABELS[columns[score]]} "
+                f"better by {gain:.2f}"
+            )
     if flagged:
-        return Check(name, LOOK, f"{'; '.join(flagged)}; on {other.title} it is not so: read label files by column "
-                                 f"name")
+        return Check(
+            name, LOOK, f"{'; '.join(flagged)}; on {other.title} it is not so: read label files by column name"
+        )
     return Check(name, PASSED, f"no column fits the predictions for another label better than on {other.title}")
 
 
@@ -92,12 +104,16 @@ def _cross_areas(result: SetResult, columns: list[int]) -> np.ndarray:
 def inverted(result: SetResult) -> Check:
     """Findings whose interval lies below 0.5: prompts or labels the wrong way round."""
     name = f"no finding is upside down on {result.title}"
-    below = [label for i, label in enumerate(LABELS)
-             if label in FINDINGS and result.n_pos[i] >= FEW and result.upper[i] < 0.5]
+    below = [
+        label
+        for i, label in enumerate(LABELS)
+        if label in FINDINGS and result.n_pos[i] >= FEW and result.upper[i] < 0.5
+    ]
     if below:
         return Check(name, LOOK, f"the whole interval lies below 0.5 for {', '.join(below)}")
-    return Check(name, PASSED,
-                 f"no interval lies below 0.5 (No Finding apart, and labels with fewer than {FEW} positive cases)")
+    return Check(
+        name, PASSED, f"no interval lies below 0.5 (No Finding apart, and labels with fewer than {FEW} positive cases)"
+    )
 
 
 def spread(result: SetResult) -> Check:
@@ -117,8 +133,11 @@ def shared_cases(valid: EvaluationSet, test: EvaluationSet) -> list[Check]:
     same = valid.images_sha256 == test.images_sha256
     return [
         Check("no patient is in both sets", LOOK if patients else PASSED, f"{len(patients)} patients in common"),
-        Check("the two image files differ", LOOK if same else PASSED,
-              "they are the same file" if same else "different SHA-256"),
+        Check(
+            "the two image files differ",
+            LOOK if same else PASSED,
+            "they are the same file" if same else "different SHA-256",
+        ),
     ]
 
 
@@ -127,18 +146,17 @@ def as_built(build: dict, sets: Sequence[EvaluationSet]) -> Check:
     name, files = "data files are as they were built", build.get("files")
     files = files if isinstance(files, dict) else {}
     changed, known = [], 0
-    for path, digest in [pair for one in sets for pair in ((one.images, one.images_sha256),
-                                                           (one.labels, one.labels_sha256))]:
+    for path, digest in [
+        pair for one in sets for pair in ((one.images, one.images_sha256), (one.labels, one.labels_sha256))
+    ]:
         recorded = files.get(path.name)
         recorded = recorded.get("sha256") if isinstance(recorded, dict) else recorded
         known += isinstance(recorded, str)
         if isinstance(recorded, str) and recorded != digest:
             changed.append(path.name)
     if changed:
-        return Check(name, LOOK, f"{', '.join(changed)} differ from the SHA-256 in build.json: changed since the "
-                                 f"build")
-    return Check(name, PASSED if known else NOT_POSSIBLE, f"{known} of {2 * len(sets)} files are listed in "
-                                                          f"build.json")
+        return Check(name, LOOK, f"{', '.join(changed)} differ from the SHA-256 in build.json: changed since the build")
+    return Check(name, PASSED if known else NOT_POSSIBLE, f"{known} of {2 * len(sets)} files are listed in build.json")
 
 
 def as_recorded(recorded: dict[str, float], probability: np.ndarray, truth: np.ndarray) -> Check:
@@ -148,18 +166,41 @@ def as_recorded(recorded: dict[str, float], probability: np.ndarray, truth: np.n
     here = mean_over_labels(auroc(truth, probability), FINDINGS)[0]
     if not np.isfinite(value) or not np.isfinite(here):
         return Check(name, NOT_POSSIBLE, "training recorded none for this checkpoint")
-    return Check(name, PASSED if abs(value - here) < 0.005 else LOOK,
-                 f"mean of 13 over all {len(truth)} images: {value:.4f} recorded, {here:.4f} here")
+    return Check(
+        name,
+        PASSED if abs(value - here) < 0.005 else LOOK,
+        f"mean of 13 over all {len(truth)} images: {value:.4f} recorded, {here:.4f} here",
+    )
 
 
 def sanity_section(valid: SetResult, test: SetResult, checks: Sequence[Check]) -> Section:
     """All checks as a section; `metrics` counts those that need a look."""
-    checks = [at_chance(test, valid), at_chance(valid, test), columns_in_place(test, valid),
-              columns_in_place(valid, test), inverted(valid), inverted(test), spread(valid), spread(test), *checks]
+    checks = [
+        at_chance(test, valid),
+        at_chance(valid, test),
+        columns_in_place(test, valid),
+        columns_in_place(valid, test),
+        inverted(valid),
+        inverted(test),
+        spread(valid),
+        spread(test),
+        *checks,
+    ]
     flagged = [check for check in checks if check.verdict == LOOK]
-    text = [f"{len(flagged)} of {len(checks)} checks need a look: {'; '.join(check.name for check in flagged)}."
-            if flagged else f"All {len(checks)} checks passed or could not be made."]
+    text = [
+        f"{len(flagged)} of {len(checks)} checks need a look: {'; '.join(check.name for check in flagged)}."
+        if flagged
+        else f"All {len(checks)} checks passed or could not be made."
+    ]
     table = Table("Checks", ["Check", "Verdict", "Detail"], [[c.name, c.verdict, c.detail] for c in checks])
-    return Section("sanity", "Sanity checks", text, [table], [],
-                   {"flagged": [check.name for check in flagged],
-                    "checks": {check.name: {"verdict": check.verdict, "detail": check.detail} for check in checks}})
+    return Section(
+        "sanity",
+        "Sanity checks",
+        text,
+        [table],
+        [],
+        {
+            "flagged": [check.name for check in flagged],
+            "checks": {check.name: {"verdict": check.verdict, "detail": check.detail} for check in checks},
+        },
+    )

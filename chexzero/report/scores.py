@@ -12,29 +12,50 @@ from chexzero.evaluation.results import SetResult, number
 from chexzero.report.format import interval, signed, unit_name
 from chexzero.report.sections import Figure, Section, Table
 
-MEAN_NAMES = {"mean_5": "Mean of the 5 competition labels", "mean_13": "Mean of the 13 findings",
-              "mean_14": "Mean of all 14 labels"}
+MEAN_NAMES = {
+    "mean_5": "Mean of the 5 competition labels",
+    "mean_13": "Mean of the 13 findings",
+    "mean_14": "Mean of all 14 labels",
+}
 
 
 def areas_section(valid: SetResult, test: SetResult, figures: Sequence[Figure]) -> Section:
     """AUROC and average precision with counts, on both sets."""
-    rows = [[label, *_area_cells(valid, i), *_area_cells(test, i), number(test.average_precision[i])]
-            for i, label in enumerate(LABELS)]
+    rows = [
+        [label, *_area_cells(valid, i), *_area_cells(test, i), number(test.average_precision[i])]
+        for i, label in enumerate(LABELS)
+    ]
     for key in MEANS:
         rows.append([MEAN_NAMES[key], *_mean_cells(valid, key), *_mean_cells(test, key), ""])
-    table = Table("Zero-shot AUROC with 95 % bootstrap intervals",
-                  ["Label", "Positive (validation)", "AUROC (validation)", "95 % interval (validation)",
-                   "Positive (test)", "AUROC (test)", "95 % interval (test)", "Average precision (test)"], rows)
-    text = [f"Validation: {len(valid)} {unit_name(valid)}; test: {len(test)} {unit_name(test)}. Prompts: “Edema” "
-            f"against “no Edema” and so on. Where a class is missing the area is undefined (n/a), and the mean is "
-            f"taken over the labels that are defined.{_undefined(valid)}{_undefined(test)}"]
+    table = Table(
+        "Zero-shot AUROC with 95 % bootstrap intervals",
+        [
+            "Label",
+            "Positive (validation)",
+            "AUROC (validation)",
+            "95 % interval (validation)",
+            "Positive (test)",
+            "AUROC (test)",
+            "95 % interval (test)",
+            "Average precision (test)",
+        ],
+        rows,
+    )
+    text = [
+        f"Validation: {len(valid)} {unit_name(valid)}; test: {len(test)} {unit_name(test)}. Prompts: “Edema” "
+        f"against “no Edema” and so on. Where a class is missing the area is undefined (n/a), and the mean is "
+        f"taken over the labels that are defined.{_undefined(valid)}{_undefined(test)}"
+    ]
     left_out = valid.units.left_out + test.units.left_out
     if left_out:
-        text.append(f"{left_out} studies have no frontal view and are left out (`--level study_mean` would count "
-                    f"them).")
-    text.append(f"{NO_FINDING} is asked with upstream's pair, “{NO_FINDING}” against “no {NO_FINDING}”, a double "
-                f"negative: an area below 0.5 is expected there (CheXzero's own is 0.070). A sound pair stands under "
-                f"Prompts.")
+        text.append(
+            f"{left_out} studies have no frontal view and are left out (`--level study_mean` would count them)."
+        )
+    text.append(
+        f"{NO_FINDING} is asked with upstream's pair, “{NO_FINDING}” against “no {NO_FINDING}”, a double "
+        f"negative: an area below 0.5 is expected there (CheXzero's own is 0.070). A sound pair stands under "
+        f"Prompts."
+    )
     return Section("areas", "Zero-shot AUROC", text, [table], list(figures))
 
 
@@ -48,22 +69,49 @@ def _mean_cells(result: SetResult, key: str) -> list:
 
 
 def _undefined(result: SetResult) -> str:
-    names = [f"{label} ({result.n_pos[i]} of {len(result)} positive)" for i, label in enumerate(LABELS)
-             if np.isnan(result.auroc[i])]
+    names = [
+        f"{label} ({result.n_pos[i]} of {len(result)} positive)"
+        for i, label in enumerate(LABELS)
+        if np.isnan(result.auroc[i])
+    ]
     return f" Undefined on {result.title}: {', '.join(names)}." if names else ""
 
 
 def operating_section(valid: SetResult, test: SetResult) -> Section:
     """F1, MCC, sensitivity and specificity on the test set at thresholds chosen on the validation set."""
-    rows = [[label, None if np.isnan(test.at[i]) else f"{test.at[i]:.5f}", int(test.n_pos[i]),
-             *(number(getattr(test.rates, name)[i]) for name in ("f1", "mcc", "sensitivity", "specificity")),
-             number(valid.rates.mcc[i])] for i, label in enumerate(LABELS)]
-    table = Table("On the test set, at the threshold with the highest MCC on the validation set",
-                  ["Label", "Threshold", "Positive (test)", "F1", "MCC", "Sensitivity", "Specificity",
-                   "MCC (validation, where it was chosen)"], rows)
-    return Section("operating_points", "Operating points", [
-        "A case counts as positive at or above the threshold. Labels without a positive and a negative case in the "
-        "validation set have no threshold, hence n/a."], [table])
+    rows = [
+        [
+            label,
+            None if np.isnan(test.at[i]) else f"{test.at[i]:.5f}",
+            int(test.n_pos[i]),
+            *(number(getattr(test.rates, name)[i]) for name in ("f1", "mcc", "sensitivity", "specificity")),
+            number(valid.rates.mcc[i]),
+        ]
+        for i, label in enumerate(LABELS)
+    ]
+    table = Table(
+        "On the test set, at the threshold with the highest MCC on the validation set",
+        [
+            "Label",
+            "Threshold",
+            "Positive (test)",
+            "F1",
+            "MCC",
+            "Sensitivity",
+            "Specificity",
+            "MCC (validation, where it was chosen)",
+        ],
+        rows,
+    )
+    return Section(
+        "operating_points",
+        "Operating points",
+        [
+            "A case counts as positive at or above the threshold. Labels without a positive and a negative case in the "
+            "validation set have no threshold, hence n/a."
+        ],
+        [table],
+    )
 
 
 def calibration_section(valid: SetResult, test: SetResult, scaled: np.ndarray, figure: Figure) -> Section:
@@ -72,21 +120,52 @@ def calibration_section(valid: SetResult, test: SetResult, scaled: np.ndarray, f
     for i, label in enumerate(LABELS):
         defined = np.isfinite(scaled[:, i]).all()
         after = reliability(test.truth[:, i], scaled[:, i]).ece if defined else None
-        rows.append([label, number(valid.ece[i]), number(test.ece[i]), after, number(test.probability[:, i].mean()),
-                     test.n_pos[i] / len(test)])
+        rows.append(
+            [
+                label,
+                number(valid.ece[i]),
+                number(test.ece[i]),
+                after,
+                number(test.probability[:, i].mean()),
+                test.n_pos[i] / len(test),
+            ]
+        )
         metrics[label] = {"ece_scaled_on_validation": after}
-    table = Table("Expected calibration error in ten bins", [
-        "Label", "ECE (validation)", "ECE (test)", "ECE (test), scaled on validation", "Mean probability (test)",
-        "Share positive (test)"], rows)
-    return Section("calibration", "Calibration", [
-        "The probabilities are upstream's: the softmax of two plain cosines, not scaled by the model's logit scale. "
-        "They rank cases; they lie between 0.12 and 0.88 by construction and are not meant as the chance of disease. "
-        "Scaled on validation: a logistic regression (Platt) fitted to the validation set, label by label, and "
-        "applied to the test set; no other number here uses it."], [table], [figure], metrics)
+    table = Table(
+        "Expected calibration error in ten bins",
+        [
+            "Label",
+            "ECE (validation)",
+            "ECE (test)",
+            "ECE (test), scaled on validation",
+            "Mean probability (test)",
+            "Share positive (test)",
+        ],
+        rows,
+    )
+    return Section(
+        "calibration",
+        "Calibration",
+        [
+            "The probabilities are upstream's: the softmax of two plain cosines, not scaled by the model's logit scale. "
+            "They rank cases; they lie between 0.12 and 0.88 by construction and are not meant as the chance of disease. "
+            "Scaled on validation: a logistic regression (Platt) fitted to the validation set, label by label, and "
+            "applied to the test set; no other number here uses it."
+        ],
+        [table],
+        [figure],
+        metrics,
+    )
 
 
-def prompts_section(prompts: Sequence[Prompt], valid: SetResult, test: SetResult, valid_scores: np.ndarray,
-                    test_scores: np.ndarray, n_bootstrap: int) -> Section:
+def prompts_section(
+    prompts: Sequence[Prompt],
+    valid: SetResult,
+    test: SetResult,
+    valid_scores: np.ndarray,
+    test_scores: np.ndarray,
+    n_bootstrap: int,
+) -> Section:
     """Upstream's prompt beside the best alternative, chosen per label on validation.
 
     prompts: upstream's 14 pairs first, then the alternatives; scores: (N units, len(prompts)) in this order.
@@ -96,35 +175,75 @@ def prompts_section(prompts: Sequence[Prompt], valid: SetResult, test: SetResult
     on_valid, on_test = auroc(valid.truth, valid_scores[:, chosen]), auroc(test.truth, test_scores[:, chosen])
     rows = []
     for i, label in enumerate(LABELS):
-        rows.append([label, sum(prompt.label == label for prompt in prompts), describe(prompts[chosen[i]]),
-                     number(valid.auroc[i]), number(on_valid[i]), number(test.auroc[i]), number(on_test[i]),
-                     signed(on_test[i] - test.auroc[i])])
-    table = Table("The alternative with the highest validation AUROC, label by label", [
-        "Label", "Tried", "Chosen on validation", "Upstream's (validation)", "Chosen (validation)",
-        "Upstream's (test)", "Chosen (test)", "Difference (test)"], rows)
-    tables, metrics = [table], {
-        label: {"prompt": prompts[chosen[i]].as_dict(), "valid_auroc": number(on_valid[i]),
-                "test_auroc": number(on_test[i])} for i, label in enumerate(LABELS)}
+        rows.append(
+            [
+                label,
+                sum(prompt.label == label for prompt in prompts),
+                describe(prompts[chosen[i]]),
+                number(valid.auroc[i]),
+                number(on_valid[i]),
+                number(test.auroc[i]),
+                number(on_test[i]),
+                signed(on_test[i] - test.auroc[i]),
+            ]
+        )
+    table = Table(
+        "The alternative with the highest validation AUROC, label by label",
+        [
+            "Label",
+            "Tried",
+            "Chosen on validation",
+            "Upstream's (validation)",
+            "Chosen (validation)",
+            "Upstream's (test)",
+            "Chosen (test)",
+            "Difference (test)",
+        ],
+        rows,
+    )
+    tables, metrics = (
+        [table],
+        {
+            label: {
+                "prompt": prompts[chosen[i]].as_dict(),
+                "valid_auroc": number(on_valid[i]),
+                "test_auroc": number(on_test[i]),
+            }
+            for i, label in enumerate(LABELS)
+        },
+    )
     sound = next((k for k, one in enumerate(prompts) if one.label == NO_FINDING and one.name == "pair"), None)
     if sound is not None:
-        found = {result.name: _with_sound(result, scores[:, sound], n_bootstrap)
-                 for result, scores in ((valid, valid_scores), (test, test_scores))}
+        found = {
+            result.name: _with_sound(result, scores[:, sound], n_bootstrap)
+            for result, scores in ((valid, valid_scores), (test, test_scores))
+        }
         tables.append(_sound_table(prompts[sound], valid, test, found))
-        metrics["sound_no_finding"] = {name: {key: number(value) for key, value in one.items()}
-                                       for name, one in found.items()}
-    return Section("prompts", "Prompts", [
-        "Every other number in this report uses upstream's pair for every label. Here each label's alternatives "
-        "(several templates, synonyms, a sound pair for No Finding) are compared on the validation set and the best "
-        "is applied to the test set; because it was chosen there, its validation AUROC is optimistic."],
-        tables, [], metrics)
+        metrics["sound_no_finding"] = {
+            name: {key: number(value) for key, value in one.items()} for name, one in found.items()
+        }
+    return Section(
+        "prompts",
+        "Prompts",
+        [
+            "Every other number in this report uses upstream's pair for every label. Here each label's alternatives "
+            "(several templates, synonyms, a sound pair for No Finding) are compared on the validation set and the best "
+            "is applied to the test set; because it was chosen there, its validation AUROC is optimistic."
+        ],
+        tables,
+        [],
+        metrics,
+    )
 
 
 def describe(prompt: Prompt) -> str:
     """A prompt in a table cell."""
     if prompt.name == UPSTREAM:
         return "upstream's pair"
-    return (f"{prompt.name}: “{prompt.positive[0]}”{_more(prompt.positive)} / "
-            f"“{prompt.negative[0]}”{_more(prompt.negative)}")
+    return (
+        f"{prompt.name}: “{prompt.positive[0]}”{_more(prompt.positive)} / "
+        f"“{prompt.negative[0]}”{_more(prompt.negative)}"
+    )
 
 
 def _more(texts: Sequence[str]) -> str:
@@ -140,8 +259,14 @@ def _with_sound(result: SetResult, scores: np.ndarray, n_bootstrap: int) -> dict
     values[i], samples[:, i] = auroc(truth, scores)[0], drawn[:, 0]
     low, high = percentile_interval(drawn[:, 0])
     mean = result.mean("mean_14", values, samples)
-    return {"auroc": values[i], "lower": low, "upper": high, "mean_14": mean.value, "mean_14_lower": mean.lower,
-            "mean_14_upper": mean.upper}
+    return {
+        "auroc": values[i],
+        "lower": low,
+        "upper": high,
+        "mean_14": mean.value,
+        "mean_14_lower": mean.lower,
+        "mean_14_upper": mean.upper,
+    }
 
 
 def _sound_table(prompt: Prompt, valid: SetResult, test: SetResult, found: dict[str, dict[str, float]]) -> Table:
@@ -149,13 +274,32 @@ def _sound_table(prompt: Prompt, valid: SetResult, test: SetResult, found: dict[
     rows = []
     for result in (valid, test):
         one = found[result.name]
-        rows += [[f"{NO_FINDING}, upstream's double negative", result.title, number(result.auroc[i]),
-                  interval(result.lower[i], result.upper[i])],
-                 [f"{NO_FINDING}, {describe(prompt)}", result.title, number(one["auroc"]),
-                  interval(one["lower"], one["upper"])]]
-        rows += [[f"Mean of 13, without {NO_FINDING}", result.title, *_mean_cells(result, "mean_13")[1:]],
-                 ["Mean of 14, upstream's pair", result.title, *_mean_cells(result, "mean_14")[1:]],
-                 ["Mean of 14, sound pair", result.title, number(one["mean_14"]),
-                  interval(one["mean_14_lower"], one["mean_14_upper"])]]
-    return Table(f"{NO_FINDING}: upstream's pair and a sound one, and the means with and without it",
-                 ["What", "Set", "AUROC", "95 % interval"], rows)
+        rows += [
+            [
+                f"{NO_FINDING}, upstream's double negative",
+                result.title,
+                number(result.auroc[i]),
+                interval(result.lower[i], result.upper[i]),
+            ],
+            [
+                f"{NO_FINDING}, {describe(prompt)}",
+                result.title,
+                number(one["auroc"]),
+                interval(one["lower"], one["upper"]),
+            ],
+        ]
+        rows += [
+            [f"Mean of 13, without {NO_FINDING}", result.title, *_mean_cells(result, "mean_13")[1:]],
+            ["Mean of 14, upstream's pair", result.title, *_mean_cells(result, "mean_14")[1:]],
+            [
+                "Mean of 14, sound pair",
+                result.title,
+                number(one["mean_14"]),
+                interval(one["mean_14_lower"], one["mean_14_upper"]),
+            ],
+        ]
+    return Table(
+        f"{NO_FINDING}: upstream's pair and a sound one, and the means with and without it",
+        ["What", "Set", "AUROC", "95 % interval"],
+        rows,
+    )

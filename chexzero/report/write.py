@@ -48,8 +48,7 @@ def number_columns(table: Table) -> list[bool]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or bool(re.fullmatch(r"(< )?[-+]?[\d.]+((–| to )[-+]?[\d.]+)?",
-    str(value)))
+    return isinstance(value, (int, float)) or bool(re.fullmatch(r"(< )?[-+]?[\d.]+((–| to )[-+]?[\d.]+)?", str(value)))
 
 
 def markdown_text(value: Any) -> str:
@@ -60,9 +59,24 @@ def markdown_text(value: Any) -> str:
 
 def latex_text(value: Any) -> str:
     """Text that LaTeX sets as it is."""
-    special = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
-               "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$",
-               "“": "``", "”": "''", "<": r"\textless{}", ">": r"\textgreater{}"}
+    special = {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "$": r"\$",
+        "&": r"\&",
+        "#": r"\#",
+        "%": r"\%",
+        "_": r"\_",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "–": "--",
+        "−": "$-$",
+        "“": "``",
+        "”": "''",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
     return "".join(special.get(character, character) for character in " ".join(cell_text(value).split()))
 
 
@@ -74,11 +88,13 @@ def data_uri(figure: Figure) -> str:
 def write_report(report: Report, folder: Path) -> Path:
     """Write `report.html`, `report.md` and `tables/*.{csv,tex}` into `folder`; returns the HTML's path."""
     loader = jinja2.PackageLoader("chexzero.report")
-    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)
+    page = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     page.filters |= {"cell": cell_text, "data_uri": data_uri, "number_columns": number_columns}
-    plain = jinja2.Environment(loader=loader, autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                               lstrip_blocks=True)  # Markdown: every text goes through the filter `md`
+    plain = jinja2.Environment(
+        loader=loader, autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # Markdown: every text goes through the filter `md`
     plain.filters |= {"md": markdown_text, "path_in": lambda figure: figure.path.relative_to(folder).as_posix()}
     write_text(folder / "report.md", plain.get_template("report.md").render(report=report))
     write_text(folder / "report.html", page.get_template("report.html").render(report=report))
@@ -104,5 +120,16 @@ def as_latex(table: Table) -> str:
     align = "".join("r" if numbers else "l" for numbers in number_columns(table))
     lines = [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
     head = " & ".join(map(latex_text, table.columns)) + r" \\"
-    return "\n".join([f"% {' '.join(table.caption.split())}", rf"\begin{{tabular}}{{{align}}}", r"\toprule", head,
-                      r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join(
+        [
+            f"% {' '.join(table.caption.split())}",
+            rf"\begin{{tabular}}{{{align}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )

@@ -18,11 +18,24 @@ REMEDY = "name the folder of a run of run_train.py with --run, or checkpoints wi
 
 LAST, PREVIOUS, DAMAGED = "last.pt", "last.previous.pt", "last.damaged.pt"
 #: What a run writes. `--overwrite` removes these and nothing else.
-WRITTEN = ("checkpoint.pt", "checkpoint_*.pt", LAST, PREVIOUS, DAMAGED, "metrics.csv", "train_log.csv",
-           "config.json", "selection.json", "failed_batch.csv", ".*.tmp", ".*.new", "tensorboard", "wandb")
+WRITTEN = (
+    "checkpoint.pt",
+    "checkpoint_*.pt",
+    LAST,
+    PREVIOUS,
+    DAMAGED,
+    "metrics.csv",
+    "train_log.csv",
+    "config.json",
+    "selection.json",
+    "failed_batch.csv",
+    ".*.tmp",
+    ".*.new",
+    "tensorboard",
+    "wandb",
+)
 #: What a run that was killed before its first `last.pt` may have left.
-BEGUN = ("checkpoint_0.pt", "metrics.csv", "train_log.csv", "config.json", "selection.json", "tensorboard",
-         "wandb")
+BEGUN = ("checkpoint_0.pt", "metrics.csv", "train_log.csv", "config.json", "selection.json", "tensorboard", "wandb")
 
 
 @dataclass
@@ -63,8 +76,10 @@ class RunFolder:
         """The checkpoint that `selection.json` names; it must lie in the run's folder."""
         name = self.selection.get("checkpoint")
         if not isinstance(name, str):
-            raise UserError(f"{self.path} has no selected checkpoint (no selection.json: was the run validated?); "
-                            f"name one with --checkpoint")
+            raise UserError(
+                f"{self.path} has no selected checkpoint (no selection.json: was the run validated?); "
+                f"name one with --checkpoint"
+            )
         return _existing(inside(self.path, Path(name).name))
 
     @property
@@ -76,13 +91,17 @@ class RunFolder:
         """The `count` saved steps that are best by the selection's metric, of equal ones the earlier."""
         metric = self.ranking_metric
         if metric not in self.metrics:
-            raise UserError(f"{self.path}/metrics.csv has no column {metric}, so its checkpoints cannot be ranked; "
-                            f"name them with --checkpoint")
+            raise UserError(
+                f"{self.path}/metrics.csv has no column {metric}, so its checkpoints cannot be ranked; "
+                f"name them with --checkpoint"
+            )
         saved = self.metrics[[(self.path / f"checkpoint_{int(step)}.pt").is_file() for step in self.metrics["step"]]]
         ranked = saved.dropna(subset=[metric]).sort_values([metric, "step"], ascending=[metric == "val_loss", True])
         if len(ranked) < count:
-            raise UserError(f"{self.path} has {len(ranked)} validated checkpoints, fewer than the {count} wanted; "
-                            f"ask for fewer with --ensemble")
+            raise UserError(
+                f"{self.path} has {len(ranked)} validated checkpoints, fewer than the {count} wanted; "
+                f"ask for fewer with --ensemble"
+            )
         return [int(step) for step in ranked["step"][:count]]
 
     def recorded(self, step: int | None) -> dict[str, float]:
@@ -98,8 +117,13 @@ def read_run(path: str | Path) -> RunFolder:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; {REMEDY}")
-    run = RunFolder(path, _object(path / "config.json"), _object(path / "selection.json"),
-                    _numbers(path / "metrics.csv", "step"), _numbers(path / "train_log.csv", "step"))
+    run = RunFolder(
+        path,
+        _object(path / "config.json"),
+        _object(path / "selection.json"),
+        _numbers(path / "metrics.csv", "step"),
+        _numbers(path / "train_log.csv", "step"),
+    )
     if not run.config and not run.selection and not list(path.glob("*.pt")):
         raise UserError(f"{path} holds no training run (no config.json, no selection.json, no checkpoint); {REMEDY}")
     return run
@@ -155,9 +179,11 @@ def open_folder(config: argparse.Namespace) -> Path:
     resumable = config.resume and any(path.name in (LAST, PREVIOUS) for path in found)
     only_begun = config.resume and all(any(path.match(name) for name in (*BEGUN, ".*")) for path in found)
     if found and not (resumable or config.overwrite or only_begun):
-        raise UserError(f"{folder} already holds a run ({', '.join(sorted(path.name for path in found)[:3])}, ...); "
-                        "go on with it with --resume auto, choose another --model_name, or begin again with "
-                        f"--overwrite")
+        raise UserError(
+            f"{folder} already holds a run ({', '.join(sorted(path.name for path in found)[:3])}, ...); "
+            "go on with it with --resume auto, choose another --model_name, or begin again with "
+            f"--overwrite"
+        )
     for path in found:
         if path.name.startswith(".") or not resumable:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -167,8 +193,7 @@ def open_folder(config: argparse.Namespace) -> Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with "
-                        f"--save_dir") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --save_dir") from error
     return folder
 
 

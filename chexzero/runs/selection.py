@@ -48,7 +48,7 @@ def best(rows: Sequence[Row], metric: str | None) -> Row | None:
 
 def steps_to_keep(rows: Sequence[Row], metric: str | None, keep_top_k: int) -> set[int]:
     """Steps whose checkpoints stay: the best and the `keep_top_k` after it (the last one where none is defined)."""
-    kept = ranked(rows, metric)[:keep_top_k + 1] or list(rows[-1:])
+    kept = ranked(rows, metric)[: keep_top_k + 1] or list(rows[-1:])
     return {row["step"] for row in kept}
 
 
@@ -65,8 +65,9 @@ def is_exhausted(rows: Sequence[Row], metric: str | None, patience: int, min_del
     return waited >= patience
 
 
-def describe(rows: Sequence[Row], metric: str | None, wanted: str, ends: Sequence[float | None],
-             n_images: int) -> dict[str, Any]:
+def describe(
+    rows: Sequence[Row], metric: str | None, wanted: str, ends: Sequence[float | None], n_images: int
+) -> dict[str, Any]:
     """The content of `selection.json`.
 
     ends: the metric's interval at the best step. wanted: the metric that was asked for, which may not be defined.
@@ -75,12 +76,25 @@ def describe(rows: Sequence[Row], metric: str | None, wanted: str, ends: Sequenc
     chosen = order[0] if order else rows[-1]
     runner_up = {"step": order[1]["step"], "value": order[1][metric]} if len(order) > 1 else None
     lower, upper = ends if order else (None, None)
-    reason = _sentence(order, metric, wanted, (lower, upper), n_images) if order else (
-        f"The last validated checkpoint (step {chosen['step']}) was taken: no label of the validation set has both "
-        f"classes, so the checkpoints could not be compared. The test set played no part.")
-    return {"step": chosen["step"], "checkpoint": f"checkpoint_{chosen['step']}.pt",
-            "metric": metric if order else None, "value": chosen[metric] if order else None,
-            "lower": lower, "upper": upper, "n_compared": len(order), "runner_up": runner_up, "reason": reason}
+    reason = (
+        _sentence(order, metric, wanted, (lower, upper), n_images)
+        if order
+        else (
+            f"The last validated checkpoint (step {chosen['step']}) was taken: no label of the validation set has both "
+            f"classes, so the checkpoints could not be compared. The test set played no part."
+        )
+    )
+    return {
+        "step": chosen["step"],
+        "checkpoint": f"checkpoint_{chosen['step']}.pt",
+        "metric": metric if order else None,
+        "value": chosen[metric] if order else None,
+        "lower": lower,
+        "upper": upper,
+        "n_compared": len(order),
+        "runner_up": runner_up,
+        "reason": reason,
+    }
 
 
 def _sentence(order: list[Row], metric: str, wanted: str, ends: tuple, n_images: int) -> str:
@@ -88,8 +102,10 @@ def _sentence(order: list[Row], metric: str, wanted: str, ends: tuple, n_images:
     name = _LONG_NAMES.get(metric, f"zero-shot AUROC for {metric.removesuffix('_auc')}")
     extreme, where = ("lowest", "") if metric == "val_loss" else ("highest", f" on the {n_images} validation images")
     bounds = f", 95 % CI {ends[0]:.3f} to {ends[1]:.3f}" if None not in ends else ""
-    text = (f"The checkpoint of step {chosen['step']} was selected because its {name}{where} "
-            f"({chosen[metric]:.3f}{bounds}) was the {extreme} of {len(order)} validated checkpoints")
+    text = (
+        f"The checkpoint of step {chosen['step']} was selected because its {name}{where} "
+        f"({chosen[metric]:.3f}{bounds}) was the {extreme} of {len(order)} validated checkpoints"
+    )
     if len(order) > 1:
         text += f"; the runner-up was step {order[1]['step']} ({order[1][metric]:.3f})"
     if metric != wanted:

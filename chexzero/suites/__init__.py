@@ -41,8 +41,11 @@ SUITES: Mapping[str, Suite] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every suite to `parser`, one group a suite."""
-    file_flag(parser.add_argument_group("suites chexbench and retrieval"), "report_texts",
-              "reports of the images asked about: a CSV with id,impression, or CheXpert-Plus's own table (default: "
-              "the one that the data were built from)")
+    file_flag(
+        parser.add_argument_group("suites chexbench and retrieval"),
+        "report_texts",
+        "reports of the images asked about: a CSV with id,impression, or CheXpert-Plus's own table (default: "
+        "the one that the data were built from)",
+    )
     for suite in SUITES.values():
         suite.add_arguments(parser)

@@ -45,17 +45,22 @@ def run(context: EvaluationContext) -> Section:
         questions = make_questions(context, images, description, section)
         path = context.out_dir / "chexbench_questions.json"
         write_questions(path, questions, {"images": str(images), "seed": context.seed})
-        section.text.append(f"The questions were made with the seed {context.seed} and are in {path.name}; ask the "
-                            f"same again with --chexbench_questions.")
+        section.text.append(
+            f"The questions were made with the seed {context.seed} and are in {path.name}; ask the "
+            f"same again with --chexbench_questions."
+        )
     section.text.append(
         "The option most similar to the image counts as the answer; ties share the credit. Intervals are 95 % Wilson "
         "intervals, widened for patients who are asked about more than once. Without the image, the mean of all "
-        "images answers: what it has above chance is in the wording. The paper's figures are for its own questions.")
+        "images answers: what it has above chance is in the wording. The paper's figures are for its own questions."
+    )
     ids, _ = context.image_ids(images)
     path = context.images_path(images)
     if ids is None:
-        raise UserError(f"{path} carries no ids, so questions cannot be joined with its images; make it with "
-                        f"`python -m data_prep build`")
+        raise UserError(
+            f"{path} carries no ids, so questions cannot be joined with its images; make it with "
+            f"`python -m data_prep build`"
+        )
     rows = join([question.image for question in questions], "the questions", ids, path)
     features = context.image_features(images)
     credit, blind = answer(context, questions, features[rows], features.mean(0))
@@ -64,17 +69,25 @@ def run(context: EvaluationContext) -> Section:
         section.metrics[task] = summary([questions[i] for i in index], credit[index], blind[index])
     section.tables.append(_table(section.metrics, description["tasks"]))
     if "view" in section.metrics:
-        by_view = {text: {"questions": len(rows), "accuracy": metrics.number(credit[rows].mean())}
-                   for text in description["views"].values() if len(rows := np.flatnonzero([
-                       q.task == "view" and q.options[q.answer] == text for q in questions]))}
+        by_view = {
+            text: {"questions": len(rows), "accuracy": metrics.number(credit[rows].mean())}
+            for text in description["views"].values()
+            if len(rows := np.flatnonzero([q.task == "view" and q.options[q.answer] == text for q in questions]))
+        }
         section.metrics["view"]["by_view"] = by_view
-        section.tables.append(Table("View classification by the image's view", ["view", "questions", "accuracy"],
-                                    [[text, *values.values()] for text, values in by_view.items()]))
+        section.tables.append(
+            Table(
+                "View classification by the image's view",
+                ["view", "questions", "accuracy"],
+                [[text, *values.values()] for text, values in by_view.items()],
+            )
+        )
     return section
 
 
-def make_questions(context: EvaluationContext, images: str, description: dict[str, Any],
-                   section: Section) -> list[Question]:
+def make_questions(
+    context: EvaluationContext, images: str, description: dict[str, Any], section: Section
+) -> list[Question]:
     """All tasks' questions; a task that the set cannot give is named in the section's text."""
     data = read_labelled(context, images, context.option("chexbench_labels"))
     chosen = [j for j, label in enumerate(data.labels) if label not in description["not_diseases"]]
@@ -83,9 +96,13 @@ def make_questions(context: EvaluationContext, images: str, description: dict[st
     if (per_task := context.option("chexbench_per_task", 1000)) < 1:
         raise UserError("--chexbench_per_task must be 1 or more; choose another number")
     maker = Maker(data.ids, patients, per_task, context.seed)
-    made = {"view": maker.view(_views(context, images, data), description["views"]),
-            "binary": maker.binary(truth, diseases, description["binary"]),
-            "single": maker.single(truth, diseases), "sets": maker.sets(truth, diseases), "reasoning": []}
+    made = {
+        "view": maker.view(_views(context, images, data), description["views"]),
+        "binary": maker.binary(truth, diseases, description["binary"]),
+        "single": maker.single(truth, diseases),
+        "sets": maker.sets(truth, diseases),
+        "reasoning": [],
+    }
     why = dict.fromkeys(made, "the set has too few different images for it")
     try:
         ids, texts, _ = read_reports(context, images)
@@ -94,15 +111,19 @@ def make_questions(context: EvaluationContext, images: str, description: dict[st
         made["reasoning"] = reader.reasoning(texts, description["swaps"], description["skip"])
     except UserError as error:  # reports are optional here
         why["reasoning"] = str(error)
-    section.text += [f"{description['tasks'][task]['title']} is left out: {why[task]}."
-                     for task, questions in made.items() if not questions]
+    section.text += [
+        f"{description['tasks'][task]['title']} is left out: {why[task]}."
+        for task, questions in made.items()
+        if not questions
+    ]
     if not any(made.values()):
         raise UserError(f"no question can be made from {data.path}: it needs images with different findings or views")
     return [question for questions in made.values() for question in questions]
 
 
-def answer(context: EvaluationContext, questions: list[Question], features: np.ndarray,
-           mean_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def answer(
+    context: EvaluationContext, questions: list[Question], features: np.ndarray, mean_image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Credit 0..1 of each question with its image, and with the mean image. features: (Q, D), one row a question."""
     texts = list(dict.fromkeys(text for question in questions for text in question.options))
     position = {text: i for i, text in enumerate(texts)}
@@ -119,9 +140,15 @@ def summary(questions: list[Question], credit: np.ndarray, blind: np.ndarray) ->
     """Accuracy of one task with its interval, chance from the numbers of options, and accuracy without the image."""
     accuracy, lower, upper = metrics.clustered_interval(credit, [question.patient for question in questions])
     chance = np.mean([1 / len(question.options) for question in questions])
-    return {"questions": len(questions), "images": len({question.image for question in questions}),
-            "accuracy": metrics.number(accuracy), "lower": metrics.number(lower), "upper": metrics.number(upper),
-            "chance": metrics.number(chance), "without_image": metrics.number(blind.mean())}
+    return {
+        "questions": len(questions),
+        "images": len({question.image for question in questions}),
+        "accuracy": metrics.number(accuracy),
+        "lower": metrics.number(lower),
+        "upper": metrics.number(upper),
+        "chance": metrics.number(chance),
+        "without_image": metrics.number(blind.mean()),
+    }
 
 
 def _views(context: EvaluationContext, images: str, data: LabelledImages) -> list[str | None]:
@@ -134,8 +161,10 @@ def _views(context: EvaluationContext, images: str, data: LabelledImages) -> lis
         if "ap_pa" in table:
             direction = table["ap_pa"].fillna("").to_numpy(str)[join(data.ids, data.path, table["id"], manifest)]
     known = {"AP", "PA"} & set(direction)
-    return [view if view == "lateral" or not known else str(way) if way in known else None
-            for view, way in zip(views, direction, strict=True)]
+    return [
+        view if view == "lateral" or not known else str(way) if way in known else None
+        for view, way in zip(views, direction, strict=True)
+    ]
 
 
 def _table(results: dict[str, Any], tasks: dict[str, Any]) -> Table:
@@ -145,7 +174,19 @@ def _table(results: dict[str, Any], tasks: dict[str, Any]) -> Table:
         title, paper = task, ""
         if task in tasks:
             title, paper = tasks[task]["title"], round(figures[tasks[task]["paper"]][0] / 100, 3)
-        rows.append([title, result["questions"], result["accuracy"], interval(result["lower"], result["upper"]),
-                     result["chance"], result["without_image"], paper])
-    return Table("Accuracy", ["task", "questions", "accuracy", "95 % interval", "chance", "without the image",
-                              "CheXagent (paper)"], rows)
+        rows.append(
+            [
+                title,
+                result["questions"],
+                result["accuracy"],
+                interval(result["lower"], result["upper"]),
+                result["chance"],
+                result["without_image"],
+                paper,
+            ]
+        )
+    return Table(
+        "Accuracy",
+        ["task", "questions", "accuracy", "95 % interval", "chance", "without the image", "CheXagent (paper)"],
+        rows,
+    )

@@ -68,8 +68,12 @@ class EvaluationContext:
         path = self.images_path(images)
         key = (path.resolve(), None if rows is None else rows.tobytes())
         if key not in self._images:
-            how = {"batch_size": self.batch_size, "device": self.device, "progress": sys.stderr.isatty(),
-                   "precision": self.option("precision", "fp32")}
+            how = {
+                "batch_size": self.batch_size,
+                "device": self.device,
+                "progress": sys.stderr.isatty(),
+                "precision": self.option("precision", "fp32"),
+            }
             if path.is_dir():
                 files = self._files(path)
                 chosen = ImageFiles(files if rows is None else [files[row] for row in rows])
@@ -79,8 +83,10 @@ class EvaluationContext:
                     chosen = handle["cxr"] if rows is None else _Rows(handle["cxr"], rows)
                     features = embed_images(self.model, chosen, **how)
             if len(features) > 1 and np.ptp(features, axis=0).max() < 1e-7:
-                raise UserError(f"{path}: the model gives every image the same features (all black, or all alike?); "
-                                f"look at the images, and make them again with `python -m data_prep build`")
+                raise UserError(
+                    f"{path}: the model gives every image the same features (all black, or all alike?); "
+                    f"look at the images, and make them again with `python -m data_prep build`"
+                )
             self._images[key] = features
         return self._images[key]
 

@@ -21,27 +21,29 @@ from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.finding_prompts import PROMPTS, canonical, predict, read_prompts, spelled
-from chexzero.suites.tables import (
-    ID_COLUMNS,
-    LabelledImages,
-    header,
-    label_columns,
-    labels_file,
-    read_labelled,
-)
+from chexzero.suites.tables import ID_COLUMNS, LabelledImages, header, label_columns, labels_file, read_labelled
 
 GROUPS = ("head", "medium", "tail")
 
 #: Which of the challenge's tables stands beside ours -> its title and how many findings it is about.
-TASKS = {"task1_40_classes": ("task 1", 40), "task2_26_classes_gold": ("task 2, gold standard", 26),
-         "task3_zero_shot_5_unseen": ("task 3, unseen", 5)}
+TASKS = {
+    "task1_40_classes": ("task 1", 40),
+    "task2_26_classes_gold": ("task 2, gold standard", 26),
+    "task3_zero_shot_5_unseen": ("task 3, unseen", 5),
+}
 
 #: Key of a mean in `metrics.json` -> what the report calls it.
-MEANS = {"mAP": "average precision (mAP)", "mAUROC": "AUROC (mAUROC)", "mF1": "F1 at 0.5 (mF1)",
-         "mF1_at_threshold": "F1 at the validation thresholds", "micro_F1": "micro F1 at 0.5",
-         "micro_F1_at_threshold": "micro F1 at the validation thresholds",
-         "mECE": "expected calibration error (mECE)", "critical_FNR": "critical findings missed at 0.5",
-         "critical_FNR_at_threshold": "critical findings missed at the validation thresholds"}
+MEANS = {
+    "mAP": "average precision (mAP)",
+    "mAUROC": "AUROC (mAUROC)",
+    "mF1": "F1 at 0.5 (mF1)",
+    "mF1_at_threshold": "F1 at the validation thresholds",
+    "micro_F1": "micro F1 at 0.5",
+    "micro_F1_at_threshold": "micro F1 at the validation thresholds",
+    "mECE": "expected calibration error (mECE)",
+    "critical_FNR": "critical findings missed at 0.5",
+    "critical_FNR_at_threshold": "critical findings missed at the validation thresholds",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,14 +102,17 @@ class Scored:
         truth, probability = self.truth[:, columns], self.probability[:, columns]
         thresholds = self.thresholds[columns]
         known, urgent = np.isfinite(thresholds), critical[columns]
-        return {"mAP": metrics.nan_mean(per["average_precision"]), "mAUROC": metrics.nan_mean(per["auroc"]),
-                "mF1": metrics.nan_mean(per["f1_at_half"]),
-                "mF1_at_threshold": metrics.nan_mean(per["f1_at_threshold"]),
-                "micro_F1": metrics.micro_f1(truth, probability >= 0.5),
-                "micro_F1_at_threshold": metrics.micro_f1(truth[:, known], (probability >= thresholds)[:, known]),
-                "mECE": metrics.nan_mean(per["ece"]),
-                "critical_FNR": metrics.nan_mean(per["false_negative_rate"][urgent]),
-                "critical_FNR_at_threshold": metrics.nan_mean(per["false_negative_rate_at_threshold"][urgent])}
+        return {
+            "mAP": metrics.nan_mean(per["average_precision"]),
+            "mAUROC": metrics.nan_mean(per["auroc"]),
+            "mF1": metrics.nan_mean(per["f1_at_half"]),
+            "mF1_at_threshold": metrics.nan_mean(per["f1_at_threshold"]),
+            "micro_F1": metrics.micro_f1(truth, probability >= 0.5),
+            "micro_F1_at_threshold": metrics.micro_f1(truth[:, known], (probability >= thresholds)[:, known]),
+            "mECE": metrics.nan_mean(per["ece"]),
+            "critical_FNR": metrics.nan_mean(per["false_negative_rate"][urgent]),
+            "critical_FNR_at_threshold": metrics.nan_mean(per["false_negative_rate_at_threshold"][urgent]),
+        }
 
     def intervals(self, columns: np.ndarray) -> dict[str, tuple[float, float, float]]:
         """Lower end, upper end and chance of mAP and mAUROC over some columns, undefined findings left out.
@@ -117,8 +122,10 @@ class Scored:
         """
         random = metrics.random_average_precision(len(self.truth), self.truth[:, columns].sum(0))
         found = {}
-        for name, per_label, chance in (("mAP", "average_precision", metrics.nan_mean(random)),
-                                        ("mAUROC", "auroc", 0.5)):
+        for name, per_label, chance in (
+            ("mAP", "average_precision", metrics.nan_mean(random)),
+            ("mAUROC", "auroc", 0.5),
+        ):
             means = np.array([metrics.nan_mean(row) for row in self.samples[name][:, columns]])
             bias = metrics.nan_mean(means) - metrics.nan_mean(self.per_label[per_label][columns])
             lower, upper = np.clip(np.array(percentile_interval(means)) - bias, 0, 1)
@@ -126,8 +133,9 @@ class Scored:
         return found
 
 
-def score(truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, patients: np.ndarray,
-          n_samples: int) -> Scored:
+def score(
+    truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, patients: np.ndarray, n_samples: int
+) -> Scored:
     """Score probabilities (N, L) against the truth (N, L), with thresholds (L,), NaN where none could be chosen.
 
     patients: (N,), who is drawn as a whole in the `n_samples` resamples.
@@ -135,13 +143,16 @@ def score(truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, pa
     at_half, at_threshold = probability >= 0.5, probability >= thresholds
     known = np.isfinite(thresholds)
     per_label = {
-        "positives": truth.sum(0).astype(int), "average_precision": metrics.average_precision(truth, probability),
-        "auroc": auroc(truth, probability), "f1_at_half": metrics.f1_per_label(truth, at_half),
+        "positives": truth.sum(0).astype(int),
+        "average_precision": metrics.average_precision(truth, probability),
+        "auroc": auroc(truth, probability),
+        "f1_at_half": metrics.f1_per_label(truth, at_half),
         "f1_at_threshold": np.where(known, metrics.f1_per_label(truth, at_threshold), np.nan),
         "threshold": thresholds,
         "ece": metrics.expected_calibration_error(truth, probability),
         "false_negative_rate": metrics.false_negative_rate(truth, at_half),
-        "false_negative_rate_at_threshold": np.where(known, metrics.false_negative_rate(truth, at_threshold), np.nan)}
+        "false_negative_rate_at_threshold": np.where(known, metrics.false_negative_rate(truth, at_threshold), np.nan),
+    }
     samples = dict(zip(("mAP", "mAUROC"), metrics.bootstrap(truth, probability, patients, n_samples), strict=True))
     return Scored(truth, probability, thresholds, per_label, samples)
 
@@ -163,10 +174,16 @@ def run(context: EvaluationContext) -> Section:
     result = score(data.truth, probability, thresholds, data.patients(), n_samples)
     every = np.arange(len(findings))
     means, intervals = result.means(every, critical), result.intervals(every)
-    section = Section("cxr_lt", "Long-tailed and unseen findings (CXR-LT 2024)",
-                      _explain(data, chosen_on, prompts, n_samples))
-    section.metrics = {"images": len(data.ids), "findings": len(findings), "thresholds_from": chosen_on,
-                       **_summary(means, intervals), "per_label": _per_label(result, findings)}
+    section = Section(
+        "cxr_lt", "Long-tailed and unseen findings (CXR-LT 2024)", _explain(data, chosen_on, prompts, n_samples)
+    )
+    section.metrics = {
+        "images": len(data.ids),
+        "findings": len(findings),
+        "thresholds_from": chosen_on,
+        **_summary(means, intervals),
+        "per_label": _per_label(result, findings),
+    }
     section.tables += [_means_table(means, intervals), _label_table(result, findings, prompts)]
     if shares is not None:
         section.tables.append(_group_table(section, result, shares))
@@ -189,18 +206,27 @@ def ranking(task: str, ours: dict[str, float], n_ours: int) -> Table:
     """
     keys = ("mAP", "mAUROC", "mF1", "mECE")
     title, n_task = TASKS[task]
-    rows = [[f"team {name}", None, *(figures[key] for key in keys)]
-            for name, figures in reported_figures()["cxr_lt_2024"][task].items()]
-    model = [f"this model, zero-shot, {n_ours} of {n_task} classes", "",
-             *(metrics.number(ours[key], 3) for key in keys)]
+    rows = [
+        [f"team {name}", None, *(figures[key] for key in keys)]
+        for name, figures in reported_figures()["cxr_lt_2024"][task].items()
+    ]
+    model = [
+        f"this model, zero-shot, {n_ours} of {n_task} classes",
+        "",
+        *(metrics.number(ours[key], 3) for key in keys),
+    ]
     ranked = n_ours == n_task and model[2] is not None
     rows = sorted([*rows, model] if ranked else rows, key=lambda row: -row[2])
     for place, row in enumerate(rows, 1):
         row[1] = place
     rows += [] if ranked else [model]
     note = "" if ranked else "; other classes are another task, so this model has no rank"
-    return Table(f"CXR-LT 2024 {title} ({n_task} classes), ranked by mAP. The teams' figures are from the "
-                 f"challenge's own test set{note}.", ["system", "rank", *keys], rows)
+    return Table(
+        f"CXR-LT 2024 {title} ({n_task} classes), ranked by mAP. The teams' figures are from the "
+        f"challenge's own test set{note}.",
+        ["system", "rank", *keys],
+        rows,
+    )
 
 
 def _tasks(prompts: dict[str, Any]) -> dict[str, list[str]]:
@@ -209,8 +235,9 @@ def _tasks(prompts: dict[str, Any]) -> dict[str, list[str]]:
     return dict(zip(TASKS, (seen, prompts["task2"] or [], unseen), strict=True))
 
 
-def _validation(context: EvaluationContext, prompts: dict[str, Any],
-                findings: list[str]) -> tuple[LabelledImages | None, str]:
+def _validation(
+    context: EvaluationContext, prompts: dict[str, Any], findings: list[str]
+) -> tuple[LabelledImages | None, str]:
     """The validation images with those of the findings that they are labelled for, and their table's name."""
     images = context.option("cxr_lt_valid_images", "valid")
     path = labels_file(context, images, context.option("cxr_lt_valid_labels"))
@@ -219,8 +246,9 @@ def _validation(context: EvaluationContext, prompts: dict[str, Any],
     return read_labelled(context, images, path, shared) if shared else None, path.name
 
 
-def _thresholds(context: EvaluationContext, valid: LabelledImages | None, prompts: dict[str, Any],
-                findings: list[str]) -> np.ndarray:
+def _thresholds(
+    context: EvaluationContext, valid: LabelledImages | None, prompts: dict[str, Any], findings: list[str]
+) -> np.ndarray:
     """Thresholds (L,) with the best F1 on the validation set; NaN for a finding it lacks or has no case of."""
     thresholds = np.full(len(findings), np.nan)
     if valid is not None:
@@ -232,15 +260,17 @@ def _thresholds(context: EvaluationContext, valid: LabelledImages | None, prompt
 
 def _explain(data: LabelledImages, chosen_on: str, prompts: dict[str, Any], n_samples: int) -> list[str]:
     critical = ", ".join(prompts["critical"] or ["none"])
-    return [f"{len(data.ids)} images, {len(data.labels)} findings of {data.path.name}. A finding's probability "
-            "compares the image with the averaged prompts of its synonyms and with their negation; no label is "
-            "trained on.",
-            f"Thresholds have the best F1 on {chosen_on}. A finding without a case is undefined and left "
-            "out of the means. Chance is what scores in random order are expected to reach. Intervals are of "
-            f"{n_samples:,} resamples of patients, moved by the bootstrap's own bias.",
-            f"ECE uses {N_BINS} bins of equal width over the probability of the finding. How the challenge bins "
-            "could not be verified, and probabilities of unscaled cosines lie near one half: compare with care.",
-            f"Critical findings, whose misses are counted: {critical}; this choice is the project's."]
+    return [
+        f"{len(data.ids)} images, {len(data.labels)} findings of {data.path.name}. A finding's probability "
+        "compares the image with the averaged prompts of its synonyms and with their negation; no label is "
+        "trained on.",
+        f"Thresholds have the best F1 on {chosen_on}. A finding without a case is undefined and left "
+        "out of the means. Chance is what scores in random order are expected to reach. Intervals are of "
+        f"{n_samples:,} resamples of patients, moved by the bootstrap's own bias.",
+        f"ECE uses {N_BINS} bins of equal width over the probability of the finding. How the challenge bins "
+        "could not be verified, and probabilities of unscaled cosines lie near one half: compare with care.",
+        f"Critical findings, whose misses are counted: {critical}; this choice is the project's.",
+    ]
 
 
 def _summary(means: dict[str, float], intervals: dict[str, tuple[float, float, float]]) -> dict[str, Any]:
@@ -252,27 +282,61 @@ def _summary(means: dict[str, float], intervals: dict[str, tuple[float, float, f
 
 
 def _per_label(result: Scored, findings: list[str]) -> dict[str, dict[str, Any]]:
-    return {name: {key: metrics.number(values[j]) for key, values in result.per_label.items()}
-            for j, name in enumerate(findings)}
+    return {
+        name: {key: metrics.number(values[j]) for key, values in result.per_label.items()}
+        for j, name in enumerate(findings)
+    }
 
 
 def _means_table(means: dict[str, float], intervals: dict[str, tuple[float, float, float]]) -> Table:
     rows = []
     for name, value in means.items():
         lower, upper, chance = intervals.get(name, (None, None, None))
-        rows.append([MEANS[name], metrics.number(value), *(("", "") if chance is None else
-                     (interval(lower, upper), metrics.number(chance)))])
-    return Table("Means over the findings; an interval where one is taken", ["metric", "value", "95 % interval",
-                                                                             "chance"], rows)
+        rows.append(
+            [
+                MEANS[name],
+                metrics.number(value),
+                *(("", "") if chance is None else (interval(lower, upper), metrics.number(chance))),
+            ]
+        )
+    return Table(
+        "Means over the findings; an interval where one is taken", ["metric", "value", "95 % interval", "chance"], rows
+    )
 
 
 def _label_table(result: Scored, findings: list[str], prompts: dict[str, Any]) -> Table:
-    keys = ["positives", "average_precision", "auroc", "f1_at_half", "f1_at_threshold", "threshold", "ece",
-            "false_negative_rate_at_threshold"]
-    rows = [[name + (" (unseen)" if name in (prompts["unseen"] or []) else ""),
-             *(metrics.number(result.per_label[key][j], 4) for key in keys)] for j, name in enumerate(findings)]
-    return Table("Each finding", ["finding", "positives", "AP", "AUROC", "F1 at 0.5", "F1 at threshold", "threshold",
-                                  "ECE", "missed at threshold"], rows)
+    keys = [
+        "positives",
+        "average_precision",
+        "auroc",
+        "f1_at_half",
+        "f1_at_threshold",
+        "threshold",
+        "ece",
+        "false_negative_rate_at_threshold",
+    ]
+    rows = [
+        [
+            name + (" (unseen)" if name in (prompts["unseen"] or []) else ""),
+            *(metrics.number(result.per_label[key][j], 4) for key in keys),
+        ]
+        for j, name in enumerate(findings)
+    ]
+    return Table(
+        "Each finding",
+        [
+            "finding",
+            "positives",
+            "AP",
+            "AUROC",
+            "F1 at 0.5",
+            "F1 at threshold",
+            "threshold",
+            "ECE",
+            "missed at threshold",
+        ],
+        rows,
+    )
 
 
 def _group_table(section: Section, result: Scored, shares: np.ndarray) -> Table:
@@ -284,8 +348,11 @@ def _group_table(section: Section, result: Scored, shares: np.ndarray) -> Table:
     sizes = {group: int((groups == group).sum()) for group in GROUPS} | {"average": len(groups)}
     section.metrics["groups"] = {
         group: {"findings": sizes[group]} | dict(zip(keys, map(metrics.number, row), strict=True))
-        for group, row in means.items()}
-    return Table("By frequency in the training set: head over 10 %, medium 1 to 10 %, tail under 1 %; the average is "
-                 "over the groups, each counting once",
-                 ["group", "findings", "mAP", "mAUROC", "mF1", "mF1 at threshold", "mECE"],
-                 [[group, sizes[group], *(metrics.number(mean, 3) for mean in row)] for group, row in means.items()])
+        for group, row in means.items()
+    }
+    return Table(
+        "By frequency in the training set: head over 10 %, medium 1 to 10 %, tail under 1 %; the average is "
+        "over the groups, each counting once",
+        ["group", "findings", "mAP", "mAUROC", "mF1", "mF1 at threshold", "mECE"],
+        [[group, sizes[group], *(metrics.number(mean, 3) for mean in row)] for group, row in means.items()],
+    )

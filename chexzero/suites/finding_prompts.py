@@ -25,8 +25,10 @@ def read_prompts(path: str | Path = PROMPTS) -> dict[str, Any]:
         unknown = set(entry) - {"phrases", "negative"} if isinstance(entry, dict) else {"no mapping"}
         lists = [entry.get("phrases"), entry.get("negative", ["-"])] if isinstance(entry, dict) else []
         if not isinstance(name, str) or unknown or not all(_is_texts(texts) for texts in lists):
-            raise UserError(f"{path}: the finding {name} must be `phrases: [text, ...]`, if wanted with "
-                            f"`negative: [text, ...]`; correct it")
+            raise UserError(
+                f"{path}: the finding {name} must be `phrases: [text, ...]`, if wanted with "
+                f"`negative: [text, ...]`; correct it"
+            )
     for sign in ("positive", "negative"):
         templates = prompts["templates"].get(sign) if isinstance(prompts["templates"], dict) else None
         if not _is_texts(templates) or any(_fields(template) != [("", "", None)] for template in templates):
@@ -67,16 +69,19 @@ def canonical(columns: list[str], prompts: dict[str, Any], path: str | Path) -> 
     names = [spelled(column, prompts) for column in columns]
     unknown = [column for column, name in zip(columns, names, strict=True) if name not in prompts["findings"]]
     if unknown:
-        raise UserError(f"{path}: the column {unknown[0]!r} is no finding of the prompt file ({len(unknown)} such "
-                        f"columns); remove it, or give a prompt file that has it with --cxr_lt_prompts")
+        raise UserError(
+            f"{path}: the column {unknown[0]!r} is no finding of the prompt file ({len(unknown)} such "
+            f"columns); remove it, or give a prompt file that has it with --cxr_lt_prompts"
+        )
     double = [name for name in names if names.count(name) > 1]
     if double:
         raise UserError(f"{path} has two columns for {double[0]!r}; remove one of them")
     return names
 
 
-def predict(context: EvaluationContext, features: np.ndarray, findings: list[str],
-            prompts: dict[str, Any]) -> np.ndarray:
+def predict(
+    context: EvaluationContext, features: np.ndarray, findings: list[str], prompts: dict[str, Any]
+) -> np.ndarray:
     """Probabilities (N, L) of the findings: exp(p) / (exp(p) + exp(n)) of the cosines with averaged prompts."""
     from chexzero.evaluation.inference import pair_probabilities
 

@@ -30,8 +30,12 @@ def read_groups(path: str | Path) -> dict[str, Any]:
 
 def read_demographics(manifest: Path, ids: list[str], ids_in: Path) -> pd.DataFrame:
     """The columns sex, age and race of a manifest, one row for each id (strings, NaN where empty)."""
-    table = read_table(manifest, ["id", "sex", "age", "race"], all_columns=False,
-                       remedy="name a manifest of `python -m data_prep build` with --subgroups_manifest")
+    table = read_table(
+        manifest,
+        ["id", "sex", "age", "race"],
+        all_columns=False,
+        remedy="name a manifest of `python -m data_prep build` with --subgroups_manifest",
+    )
     return table.iloc[join(ids, ids_in, table["id"], manifest)].reset_index(drop=True)
 
 
@@ -47,8 +51,10 @@ def assign(people: pd.DataFrame, description: dict[str, Any]) -> tuple[dict[str,
         groups[attribute] = {name: (names == name).to_numpy() for name in members}
     years = people["age"].map(_years).to_numpy(dtype=np.float64)
     for attribute, bounds in description["ages"].items():
-        groups[attribute] = {_band(low, high): (years >= low) & (years < high)
-                             for low, high in zip(bounds, [*bounds[1:], math.inf], strict=True)}
+        groups[attribute] = {
+            _band(low, high): (years >= low) & (years < high)
+            for low, high in zip(bounds, [*bounds[1:], math.inf], strict=True)
+        }
     notes = []
     for attribute, members in groups.items():
         empty = [name for name, rows in members.items() if not rows.any()]
@@ -56,8 +62,11 @@ def assign(people: pd.DataFrame, description: dict[str, Any]) -> tuple[dict[str,
             notes.append(f"No image has a value of {attribute}; it is left out.")
         elif empty:
             notes.append(f"No image belongs to {', '.join(empty)} ({attribute}).")
-    return {attribute: held for attribute, members in groups.items()
-            if (held := {name: rows for name, rows in members.items() if rows.any()})}, notes
+    return {
+        attribute: held
+        for attribute, members in groups.items()
+        if (held := {name: rows for name, rows in members.items() if rows.any()})
+    }, notes
 
 
 def _group_of(value: str, members: dict[str, list[str]], unknown: list[str]) -> str | None:

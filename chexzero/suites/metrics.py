@@ -192,8 +192,9 @@ def hit_chance(n_candidates: int, n_hits: ArrayLike, k: int) -> Floats:
     k = min(k, n_candidates)
     misses = n_candidates - hits
     with np.errstate(invalid="ignore"):
-        log_none = (gammaln(misses + 1) - gammaln(misses - k + 1)
-                    - gammaln(n_candidates + 1) + gammaln(n_candidates - k + 1))
+        log_none = (
+            gammaln(misses + 1) - gammaln(misses - k + 1) - gammaln(n_candidates + 1) + gammaln(n_candidates - k + 1)
+        )
     return np.where(misses >= k, 1 - np.exp(log_none), 1.0)
 
 
@@ -213,7 +214,7 @@ def block_chance(sizes: ArrayLike, k: int) -> Floats:
             n = int((sizes == size).sum()) - (size == own)
             more = np.zeros_like(ways)
             for j in range(min(n, (k - 1) // size) + 1):
-                more[j:, j * size:] += comb(n, j) * ways[:k - j, :k - j * size]
+                more[j:, j * size :] += comb(n, j) * ways[: k - j, : k - j * size]
             ways = more
         subsets = np.array([max(comb(len(sizes) - 1, m), 1) for m in range(k)], dtype=np.float64)
         chances[own] = (ways.sum(1) / subsets).sum() / len(sizes)

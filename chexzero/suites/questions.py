@@ -44,8 +44,11 @@ class Maker:
             return []
         rows = [np.flatnonzero([view == name for view in views]) for name in names]
         size = min(self.per_task // len(names), *map(len, rows))
-        return [self._ask("view", i, wording[name], [wording[n] for n in names if n != name], rng)
-                for name, among in zip(names, rows, strict=True) for i in _draw(rng, among, size)]
+        return [
+            self._ask("view", i, wording[name], [wording[n] for n in names if n != name], rng)
+            for name, among in zip(names, rows, strict=True)
+            for i in _draw(rng, among, size)
+        ]
 
     def binary(self, truth: np.ndarray, diseases: Sequence[str], wording: Sequence[str]) -> list[Question]:
         """Is it there? As many images with as without each disease. truth: (N, L), one column a disease."""
@@ -56,8 +59,10 @@ class Maker:
             yes, no = (form.format(disease) for form in wording)
             size = min(most, int(truth[:, j].sum()), int((1 - truth[:, j]).sum()))
             for present, absent, value in ((yes, no, 1), (no, yes, 0)):
-                questions += [self._ask("binary", i, present, [absent], rng)
-                              for i in _draw(rng, np.flatnonzero(truth[:, j] == value), size)]
+                questions += [
+                    self._ask("binary", i, present, [absent], rng)
+                    for i in _draw(rng, np.flatnonzero(truth[:, j] == value), size)
+                ]
         return questions
 
     def single(self, truth: np.ndarray, diseases: Sequence[str]) -> list[Question]:
@@ -81,7 +86,7 @@ class Maker:
         for i in _draw(rng, several, min(self.per_task, len(several))):
             among = _draw(rng, several, min(N_CANDIDATES, len(several)))
             foreign = among[(truth[among] > truth[i]).any(1)]
-            others = list(dict.fromkeys(_phrase(truth[k], diseases) for k in foreign))[:N_OPTIONS - 1]
+            others = list(dict.fromkeys(_phrase(truth[k], diseases) for k in foreign))[: N_OPTIONS - 1]
             if len(others) == N_OPTIONS - 1:
                 questions.append(self._ask("sets", i, _phrase(truth[i], diseases), others, rng))
         return questions
@@ -102,8 +107,10 @@ class Maker:
             ways = [found.get((first, second), []), found.get((second, first), [])]
             size = min(self.per_task // (2 * len(swaps)), *map(len, ways))
             for way in ways:
-                questions += [self._ask("reasoning", way[k][0], way[k][1], [way[k][2]], rng)
-                              for k in _draw(rng, np.arange(len(way)), size)]
+                questions += [
+                    self._ask("reasoning", way[k][0], way[k][1], [way[k][2]], rng)
+                    for k in _draw(rng, np.arange(len(way)), size)
+                ]
         return questions
 
     def _ask(self, task: str, i: int, answer: str, others: Iterable[str], rng: np.random.Generator) -> Question:
@@ -146,11 +153,18 @@ def read_questions(path: str | Path) -> list[Question]:
 def _question(path: str | Path, n: int, entry: Any) -> Question:
     names = ("task", "image", "patient")
     options = entry.get("options") if isinstance(entry, dict) else None
-    if (not isinstance(options, list) or len(options) < 2 or len(set(map(str, options))) < len(options)
-            or not all(isinstance(text, str) for text in [*options, *(entry.get(name) for name in names)])
-            or type(entry.get("answer")) is not int or not 0 <= entry["answer"] < len(options)):
-        raise UserError(f"{path}, question {n}: task, image and patient must be texts, options two or more different "
-                        f"texts, and answer the position of one; correct it")
+    if (
+        not isinstance(options, list)
+        or len(options) < 2
+        or len(set(map(str, options))) < len(options)
+        or not all(isinstance(text, str) for text in [*options, *(entry.get(name) for name in names)])
+        or type(entry.get("answer")) is not int
+        or not 0 <= entry["answer"] < len(options)
+    ):
+        raise UserError(
+            f"{path}, question {n}: task, image and patient must be texts, options two or more different "
+            f"texts, and answer the position of one; correct it"
+        )
     return Question(*(entry[name] for name in names), tuple(options), entry["answer"])
 
 

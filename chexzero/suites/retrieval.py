@@ -46,12 +46,26 @@ def run(context: EvaluationContext) -> Section:
         f"{len(ids)} pairs of {path.name} with {len(distinct)} different reports ({without} images have none"
         + (f"; {len(ids)} of {n_found} drawn with the seed {context.seed})" if len(ids) < n_found else ")")
         + ". Equal reports are all hits; chance is the expected recall of a random order. Intervals are 95 % Wilson "
-          "intervals, widened because images with the same report go together."]
+        "intervals, widened because images with the same report go together."
+    ]
     section.metrics = {"pairs": len(ids), "distinct_reports": len(distinct), **results}
-    section.tables.append(Table("Recall", ["direction", "k", "recall", "95 % interval", "chance"],
-                                [[direction.replace("_", " "), int(at.rpartition("@")[2]), part["recall"],
-                                  interval(part["lower"], part["upper"]), part["chance"]]
-                                 for direction, parts in results.items() for at, part in parts.items()]))
+    section.tables.append(
+        Table(
+            "Recall",
+            ["direction", "k", "recall", "95 % interval", "chance"],
+            [
+                [
+                    direction.replace("_", " "),
+                    int(at.rpartition("@")[2]),
+                    part["recall"],
+                    interval(part["lower"], part["upper"]),
+                    part["chance"],
+                ]
+                for direction, parts in results.items()
+                for at, part in parts.items()
+            ],
+        )
+    )
     return section
 
 
@@ -71,9 +85,13 @@ def recall(images: np.ndarray, reports: np.ndarray, report: np.ndarray, ks: list
     `image_to_report` and `report_to_image` -> `recall@k` -> recall, lower, upper, chance.
     """
     sizes = np.bincount(report, minlength=len(reports))
-    ways = {"image_to_report": (ranks_of_reports(images, reports, report), lambda k: metrics.block_chance(sizes, k)),
-            "report_to_image": (ranks_of_images(images, reports, report)[report],
-                                lambda k: metrics.hit_chance(len(images), sizes, k))}
+    ways = {
+        "image_to_report": (ranks_of_reports(images, reports, report), lambda k: metrics.block_chance(sizes, k)),
+        "report_to_image": (
+            ranks_of_images(images, reports, report)[report],
+            lambda k: metrics.hit_chance(len(images), sizes, k),
+        ),
+    }
     results = {}
     for direction, (before, chance_at) in ways.items():
         results[direction] = {}
@@ -103,8 +121,8 @@ def ranks_of_images(images: np.ndarray, reports: np.ndarray, report: np.ndarray)
     before = np.empty(len(reports), dtype=np.int64)
     step = max(1, BLOCK // len(images))
     for start in range(0, len(reports), step):
-        similarity = reports[start:start + step] @ images.T
+        similarity = reports[start : start + step] @ images.T
         hit = report[None] == np.arange(start, start + len(similarity))[:, None]
         best = np.where(hit, similarity, -np.inf).max(1, keepdims=True)
-        before[start:start + step] = ((similarity >= best) & ~hit).sum(1)
+        before[start : start + step] = ((similarity >= best) & ~hit).sum(1)
     return before

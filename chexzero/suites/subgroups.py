@@ -45,8 +45,10 @@ def run(context: EvaluationContext) -> Section:
     manifest = Path(context.option("subgroups_manifest", context.manifest_path(images)))
     groups, notes = assign(read_demographics(manifest, data.ids, data.path), description)
     if not groups:
-        raise UserError(f"{manifest} gives no sex, age or race for the {len(data.ids)} images of {data.path}; name a "
-                        f"manifest that does with --subgroups_manifest")
+        raise UserError(
+            f"{manifest} gives no sex, age or race for the {len(data.ids)} images of {data.path}; name a "
+            f"manifest that does with --subgroups_manifest"
+        )
 
     def predict(features: np.ndarray) -> np.ndarray:
         prompts = [context.text_features([form.format(label) for label in data.labels]) for form in PROMPTS]
@@ -57,16 +59,32 @@ def run(context: EvaluationContext) -> Section:
     if images != "valid" and path.is_file() and set(data.labels) <= set(header(path, LABELS_REMEDY)):
         chosen_on, where = read_labelled(context, "valid", path, data.labels), "the validation set"
     thresholds = metrics.best_f1_thresholds(chosen_on.truth, predict(chosen_on.features))
-    results = compare(data.truth, predict(data.features), thresholds, data.labels, groups, data.patients(),
-                      description["min_cases"], context.seed)
+    results = compare(
+        data.truth,
+        predict(data.features),
+        thresholds,
+        data.labels,
+        groups,
+        data.patients(),
+        description["min_cases"],
+        context.seed,
+    )
     section = _section(results, description["min_cases"])
     section.text += [f"{len(data.ids)} images of {data.path.name}; thresholds have the best F1 on {where}.", *notes]
     return section
 
 
-def compare(truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, labels: list[str],
-            groups: dict[str, dict[str, np.ndarray]], patients: np.ndarray, min_cases: int, seed: int,
-            n_samples: int = N_SAMPLES) -> dict[str, dict[str, Any]]:
+def compare(
+    truth: np.ndarray,
+    probability: np.ndarray,
+    thresholds: np.ndarray,
+    labels: list[str],
+    groups: dict[str, dict[str, np.ndarray]],
+    patients: np.ndarray,
+    min_cases: int,
+    seed: int,
+    n_samples: int = N_SAMPLES,
+) -> dict[str, dict[str, Any]]:
     """AUROC and balanced F1 of each group, and the gaps.
 
     truth, probability: (N, L). thresholds: (L,). groups: attribute -> group -> (N,) of bool. patients: (N,), who is
@@ -80,8 +98,9 @@ def compare(truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, 
             rng = np.random.default_rng([seed, j, *attribute.encode()])
             measured, samples = {}, {}
             for name, rows in members.items():
-                measured[name], drawn = measure(truth[rows, j], probability[rows, j], thresholds[j], patients[rows],
-                                                min_cases, rng, n_samples)
+                measured[name], drawn = measure(
+                    truth[rows, j], probability[rows, j], thresholds[j], patients[rows], min_cases, rng, n_samples
+                )
                 if drawn is not None:
                     samples[name] = drawn
             sizes = {name: measured[name]["images"] for name in samples}
@@ -91,23 +110,41 @@ def compare(truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, 
             for name in others:
                 cases = min(measured[name]["cases"], measured[reference]["cases"])
                 level = metrics.expanded_level(1 - ALPHA / len(others), cases)
-                gaps[name] = {metric: _gap(measured[name][metric] - measured[reference][metric],
-                                           samples[name][metric] - samples[reference][metric], level)
-                              for metric in ("auroc", "f1")}
+                gaps[name] = {
+                    metric: _gap(
+                        measured[name][metric] - measured[reference][metric],
+                        samples[name][metric] - samples[reference][metric],
+                        level,
+                    )
+                    for metric in ("auroc", "f1")
+                }
             results[attribute][label] = {"groups": measured, "reference": reference, "gaps": gaps}
     return results
 
 
-def measure(truth: np.ndarray, score: np.ndarray, threshold: float, patients: np.ndarray, min_cases: int,
-            rng: np.random.Generator, n_samples: int) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+def measure(
+    truth: np.ndarray,
+    score: np.ndarray,
+    threshold: float,
+    patients: np.ndarray,
+    min_cases: int,
+    rng: np.random.Generator,
+    n_samples: int,
+) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     """One group and one label: truth, score, patients (n,). Returns the figures and, with enough cases, resamples.
 
     `cases` is the number of patients in the smaller class: what decides how much the group can say.
     """
     positive = truth.astype(bool)
     cases = [len(set(patients[positive])), len(set(patients[~positive]))]
-    figures = {"images": len(truth), "positives": int(positive.sum()), "cases": min(cases),
-               "enough": min(cases) >= min_cases, "auroc": math.nan, "f1": math.nan}
+    figures = {
+        "images": len(truth),
+        "positives": int(positive.sum()),
+        "cases": min(cases),
+        "enough": min(cases) >= min_cases,
+        "auroc": math.nan,
+        "f1": math.nan,
+    }
     if not min(cases):
         return figures, None
     predicted = score >= threshold
@@ -136,8 +173,14 @@ def balanced_f1(positive: np.ndarray, predicted: np.ndarray, counts: np.ndarray)
     return 2 * found / (1 + found + false)
 
 
-def balanced_resamples(positive: np.ndarray, score: np.ndarray, predicted: np.ndarray, patients: np.ndarray,
-                       rng: np.random.Generator, n_samples: int) -> dict[str, np.ndarray]:
+def balanced_resamples(
+    positive: np.ndarray,
+    score: np.ndarray,
+    predicted: np.ndarray,
+    patients: np.ndarray,
+    rng: np.random.Generator,
+    n_samples: int,
+) -> dict[str, np.ndarray]:
     """AUROC and balanced F1 (n_samples,) when patients are drawn with replacement, within each class.
 
     Both classes weigh the same in every resample. As many are drawn as there are: fewer would make the
@@ -169,8 +212,13 @@ def _gap(value: float, samples: np.ndarray, level: float) -> dict[str, Any]:
 
 def _section(results: dict[str, dict[str, Any]], min_cases: int) -> Section:
     section = Section("subgroups", "Groups of patients")
-    families = [(entry["gaps"], metric) for labels in results.values() for entry in labels.values() if entry["gaps"]
-                for metric in ("auroc", "f1")]
+    families = [
+        (entry["gaps"], metric)
+        for labels in results.values()
+        for entry in labels.values()
+        if entry["gaps"]
+        for metric in ("auroc", "f1")
+    ]
     found = sum(any(gap[metric]["found"] for gap in gaps.values()) for gaps, metric in families)
     section.text = [
         f"Each group against the largest of its attribute, by {N_SAMPLES:,} resamples of patients with replacement, "
@@ -179,7 +227,8 @@ def _section(results: dict[str, dict[str, Any]], min_cases: int) -> Section:
         f"A group with fewer than {min_cases} patients with the finding, or without it, is too few to say "
         "anything and is not compared.",
         f"{found} of {len(families)} comparisons (attribute, label, metric) have a gap whose interval leaves out 0; "
-        f"if there were none at all, about {ALPHA * len(families):.1f} would."]
+        f"if there were none at all, about {ALPHA * len(families):.1f} would.",
+    ]
     for attribute, labels in results.items():
         section.tables += [_groups_table(attribute, labels), _gaps_table(attribute, labels)]
     section.tables = [table for table in section.tables if table.rows]
@@ -192,22 +241,57 @@ def _groups_table(attribute: str, labels: dict[str, Any]) -> Table:
         span = interval(figures[f"{metric}_lower"], figures[f"{metric}_upper"]) if figures["enough"] else ""
         return [metrics.number(figures[metric]), span]
 
-    rows = [[label, name, figures["images"], figures["positives"], *value(figures, "auroc"), *value(figures, "f1"),
-             "" if figures["enough"] else "too few"]
-            for label, entry in labels.items() for name, figures in entry["groups"].items()]
-    return Table(f"By {attribute}", ["label", "group", "images", "positives", "AUROC", "95 % interval (AUROC)",
-                                     "balanced F1", "95 % interval (F1)", "warning"], rows)
+    rows = [
+        [
+            label,
+            name,
+            figures["images"],
+            figures["positives"],
+            *value(figures, "auroc"),
+            *value(figures, "f1"),
+            "" if figures["enough"] else "too few",
+        ]
+        for label, entry in labels.items()
+        for name, figures in entry["groups"].items()
+    ]
+    return Table(
+        f"By {attribute}",
+        [
+            "label",
+            "group",
+            "images",
+            "positives",
+            "AUROC",
+            "95 % interval (AUROC)",
+            "balanced F1",
+            "95 % interval (F1)",
+            "warning",
+        ],
+        rows,
+    )
 
 
 def _gaps_table(attribute: str, labels: dict[str, Any]) -> Table:
     names = {"auroc": "AUROC", "f1": "F1"}
-    rows = [[label, f"{name} less {entry['reference']}",
-             *(cell for gap in pair.values() for cell in (signed(gap["gap"]),
-                                                          signed_interval(gap["lower"], gap["upper"]))),
-             ", ".join(names[metric] for metric, gap in pair.items() if gap["found"])]
-            for label, entry in labels.items() for name, pair in entry["gaps"].items()]
-    return Table(f"Gaps by {attribute}", ["label", "groups", "AUROC", "interval (AUROC)", "balanced F1",
-                                          "interval (F1)", "gap in"], rows)
+    rows = [
+        [
+            label,
+            f"{name} less {entry['reference']}",
+            *(
+                cell
+                for gap in pair.values()
+                for cell in (signed(gap["gap"]), signed_interval(gap["lower"], gap["upper"]))
+            ),
+            ", ".join(names[metric] for metric, gap in pair.items() if gap["found"]),
+        ]
+        for label, entry in labels.items()
+        for name, pair in entry["gaps"].items()
+    ]
+    return Table(
+        f"Gaps by {attribute}",
+        ["label", "groups", "AUROC", "interval (AUROC)", "balanced F1", "interval (F1)", "gap in"],
+        rows,
+    )
 
 
 def _plain(value: Any) -> Any:

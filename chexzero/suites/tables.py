@@ -18,9 +18,31 @@ from chexzero.common.formats import read_build, read_labels
 from chexzero.suites.context import EvaluationContext
 
 #: Columns that name a row rather than a finding; `dicom_id` ... `ViewPosition` stand in MIMIC-CXR-LT's tables.
-ID_COLUMNS = ("id", "patient_id", "study_id", "view", "source", "split", "filename", "impression",
-              "ap_pa", "dicom_id", "subject_id", "fpath", "path", "StudyDate", "StudyTime", "ViewPosition",
-              "ViewCodeSequence_CodeMeaning", "Path", "Study", "Sex", "Age", "Frontal/Lateral", "AP/PA")
+ID_COLUMNS = (
+    "id",
+    "patient_id",
+    "study_id",
+    "view",
+    "source",
+    "split",
+    "filename",
+    "impression",
+    "ap_pa",
+    "dicom_id",
+    "subject_id",
+    "fpath",
+    "path",
+    "StudyDate",
+    "StudyTime",
+    "ViewPosition",
+    "ViewCodeSequence_CodeMeaning",
+    "Path",
+    "Study",
+    "Sex",
+    "Age",
+    "Frontal/Lateral",
+    "AP/PA",
+)
 
 LABELS_REMEDY = "name a CSV that has one 0/1 column a label"
 
@@ -61,9 +83,11 @@ def join(wanted: Sequence[str], wanted_in: str | Path, there: Sequence[str], the
     rows = position.get_indexer(pd.Index(wanted))
     if (rows < 0).any():
         first = wanted[int(np.argmax(rows < 0))]
-        raise UserError(f"{(rows < 0).sum()} of {len(rows)} ids of {wanted_in} are not in {there_in} (the first is "
-                        f"{first!r}); name the files that belong together, or build them again with "
-                        f"`python -m data_prep build`")
+        raise UserError(
+            f"{(rows < 0).sum()} of {len(rows)} ids of {wanted_in} are not in {there_in} (the first is "
+            f"{first!r}); name the files that belong together, or build them again with "
+            f"`python -m data_prep build`"
+        )
     return rows
 
 
@@ -122,8 +146,12 @@ def label_columns(path: str | Path) -> list[str]:
     return labels
 
 
-def read_labelled(context: EvaluationContext, images: str | Path, labels_path: str | Path | None = None,
-                  labels: Sequence[str] | None = None) -> LabelledImages:
+def read_labelled(
+    context: EvaluationContext,
+    images: str | Path,
+    labels_path: str | Path | None = None,
+    labels: Sequence[str] | None = None,
+) -> LabelledImages:
     """Join the label CSV of an image file by id (`id`, or MIMIC's `dicom_id`).
 
     images: `"valid"`, `"test"`, an image file or a folder of images. labels_path: by default `<images>_labels.csv`
@@ -140,13 +168,17 @@ def read_labelled(context: EvaluationContext, images: str | Path, labels_path: s
     key = next((name for name in ("id", "dicom_id") if name in table), None)
     if there is None:
         if len(table) != n_there:
-            raise UserError(f"{path} has {len(table)} rows but {there_in} has {n_there} images, and without ids in "
-                            f"both they cannot be joined; name the files that belong together")
+            raise UserError(
+                f"{path} has {len(table)} rows but {there_in} has {n_there} images, and without ids in "
+                f"both they cannot be joined; name the files that belong together"
+            )
         ids = table[key].fillna("").tolist() if key else [f"row {i + 1}" for i in range(n_there)]
         rows = np.arange(n_there)
     elif key is None:
-        raise UserError(f"{path} has no column id (or dicom_id), so its rows cannot be joined with {there_in}, which "
-                        f"carries ids; add the column, or name labels that `python -m data_prep build` made")
+        raise UserError(
+            f"{path} has no column id (or dicom_id), so its rows cannot be joined with {there_in}, which "
+            f"carries ids; add the column, or name labels that `python -m data_prep build` made"
+        )
     else:
         ids = table[key].fillna("").tolist()
         if double := next((name for name, n in Counter(ids).items() if n > 1), None):
@@ -164,12 +196,13 @@ def read_reports(context: EvaluationContext, images: str | Path) -> tuple[list[s
     """
     texts_path = context.option("report_texts") or _table_of_the_build(context)
     if not texts_path:
-        raise UserError("this needs reports of images that were not trained on: name a CSV with the columns id and "
-                        "impression, or CheXpert-Plus's own table, with --report_texts")
+        raise UserError(
+            "this needs reports of images that were not trained on: name a CSV with the columns id and "
+            "impression, or CheXpert-Plus's own table, with --report_texts"
+        )
     (ids, _), path = context.image_ids(images), context.images_path(images)
     if ids is None:
-        raise UserError(f"{path} carries no ids, so reports cannot be joined; make it with `python -m data_prep "
-                        f"build`")
+        raise UserError(f"{path} carries no ids, so reports cannot be joined; make it with `python -m data_prep build`")
     plus = "path_to_image" in header(texts_path, "name a CSV with the columns id and impression")
     columns = ["path_to_image", "section_impression"] if plus else ["id", "impression"]
     table = read_table(texts_path, columns, all_columns=False, remedy="name a CSV with these columns")
@@ -182,8 +215,10 @@ def read_reports(context: EvaluationContext, images: str | Path) -> tuple[list[s
     texts = dict(zip(names, table[columns[1]].fillna("").str.split().str.join(" "), strict=True))
     kept = [name for name in ids if texts.get(name)]
     if not kept:
-        raise UserError(f"none of the {len(ids)} images of {path} has a report in {texts_path} (the first id is "
-                        f"{ids[0]!r}); name the reports that belong to these images with --report_texts")
+        raise UserError(
+            f"none of the {len(ids)} images of {path} has a report in {texts_path} (the first id is "
+            f"{ids[0]!r}); name the reports that belong to these images with --report_texts"
+        )
     return kept, [texts[name] for name in kept], len(ids) - len(kept)
 
 

@@ -42,10 +42,15 @@ class PairDataset(Dataset):
             try:
                 self._images.read_direct(images, np.s_[row], np.s_[place])
             except OSError as error:
-                raise UserError(f"row {row} of {self.cxr_filepath} cannot be read ({str(error).split(',')[0]}); "
-                                f"build the file again with `python -m data_prep build`") from error
-        return {"img": torch.from_numpy(images), "txt": cut(self._tokens[rows]),
-                "row": torch.tensor(rows, dtype=torch.int64)}
+                raise UserError(
+                    f"row {row} of {self.cxr_filepath} cannot be read ({str(error).split(',')[0]}); "
+                    f"build the file again with `python -m data_prep build`"
+                ) from error
+        return {
+            "img": torch.from_numpy(images),
+            "txt": cut(self._tokens[rows]),
+            "row": torch.tensor(rows, dtype=torch.int64),
+        }
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         return self.__getitems__([row])
@@ -57,8 +62,12 @@ class PairDataset(Dataset):
             self._pid = os.getpid()
 
     def __getstate__(self) -> dict:
-        return {"cxr_filepath": self.cxr_filepath, "texts_folder": self.texts_folder, "held_out": self.held_out,
-                "_pid": None}
+        return {
+            "cxr_filepath": self.cxr_filepath,
+            "texts_folder": self.texts_folder,
+            "held_out": self.held_out,
+            "_pid": None,
+        }
 
 
 def cut(tokens: NDArray) -> torch.Tensor:
@@ -75,11 +84,21 @@ class Batches(Sampler):
     `studies` (a number for every row of the file): no two rows of the same study in one batch.
     """
 
-    def __init__(self, rows: NDArray, batch_size: int, seed: int, *, studies: NDArray | None = None,
-                 rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        rows: NDArray,
+        batch_size: int,
+        seed: int,
+        *,
+        studies: NDArray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
         if batch_size % world_size:
-            raise UserError(f"--batch_size {batch_size} is the batch of all {world_size} processes, but cannot be "
-                            f"divided evenly among them; choose a multiple of {world_size}")
+            raise UserError(
+                f"--batch_size {batch_size} is the batch of all {world_size} processes, but cannot be "
+                f"divided evenly among them; choose a multiple of {world_size}"
+            )
         self.rows, self.batch_size, self.seed, self.studies = rows, batch_size, seed, studies
         self.rank, self.world_size = rank, world_size
         self.set_position(0, 0)
@@ -90,16 +109,16 @@ class Batches(Sampler):
         order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(_mix(self.seed, epoch)))
         order = self.rows[order.numpy()]
         if self.studies is None:
-            batches = [order[start:start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+            batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         else:
             batches = one_per_study(order, self.studies[order], self.batch_size)
-        whole = [batch[:len(batch) - len(batch) % self.world_size] for batch in batches]
+        whole = [batch[: len(batch) - len(batch) % self.world_size] for batch in batches]
         self.batches = [batch for batch in whole if len(batch)]
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.batches[self.first:]:
+        for batch in self.batches[self.first :]:
             share = len(batch) // self.world_size
-            yield batch[self.rank * share:(self.rank + 1) * share].tolist()
+            yield batch[self.rank * share : (self.rank + 1) * share].tolist()
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -138,23 +157,33 @@ def _place(pair: tuple[int, int], batch: list, seen: set, still: list, batch_siz
 
 def load_pairs(config: argparse.Namespace, device: torch.device) -> DataLoader:
     """The training pairs of a run, checked, tokenised and in this rank's order of batches."""
-    prepare = partial(prepare_texts, config.txt_filepath, config.cxr_filepath, config.context_length,
-                      run_folder(config))
+    prepare = partial(
+        prepare_texts, config.txt_filepath, config.cxr_filepath, config.context_length, run_folder(config)
+    )
     folder = distributed.from_main(prepare() if distributed.is_main() else None)
     if distributed.is_first_on_node() and not folder.exists():  # the data were copied to each node's own disk
         prepare()
     distributed.wait_for_main()
     texts = load_texts(folder)
     if config.one_per_study and texts.studies is None:
-        raise UserError(f"--one_per_study needs a column study_id in {config.txt_filepath}; build it with `python -m "
-                        f"data_prep build`, or leave the flag out")
+        raise UserError(
+            f"--one_per_study needs a column study_id in {config.txt_filepath}; build it with `python -m "
+            f"data_prep build`, or leave the flag out"
+        )
     dataset = PairDataset(config.cxr_filepath, folder)
     rows, dataset.held_out = hold_out(texts.patients, len(texts.tokens), config.val_pairs, config.seed)
-    batches = Batches(rows, config.batch_size, config.seed, studies=texts.studies if config.one_per_study else None,
-                      rank=distributed.rank(), world_size=distributed.world_size())
+    batches = Batches(
+        rows,
+        config.batch_size,
+        config.seed,
+        studies=texts.studies if config.one_per_study else None,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
     if len(batches) == 0:
-        raise UserError(f"{config.cxr_filepath} has fewer pairs ({len(rows)}) than there are processes; use fewer "
-                        f"processes")
+        raise UserError(
+            f"{config.cxr_filepath} has fewer pairs ({len(rows)}) than there are processes; use fewer processes"
+        )
     workers = default_workers(device) if config.num_workers is None else config.num_workers
     return make_loader(dataset, batches, workers, device)
 
@@ -165,10 +194,17 @@ def make_loader(dataset: PairDataset, batches: Batches, num_workers: int, device
     It has a generator of its own, because making an iterator draws a number: the training's random state must not
     depend on how often a run was resumed.
     """
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=_as_it_is,
-                      pin_memory=device.type == "cuda", persistent_workers=num_workers > 0,
-                      prefetch_factor=4 if num_workers else None, generator=torch.Generator().manual_seed(0),
-                      worker_init_fn=_leave_signals_to_the_run)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_leave_signals_to_the_run,
+    )
 
 
 def hold_out(patients: NDArray | None, n_rows: int, n_pairs: int, seed: int) -> tuple[NDArray, NDArray]:
@@ -191,8 +227,11 @@ def hold_out(patients: NDArray | None, n_rows: int, n_pairs: int, seed: int) -> 
 
 def default_workers(device: torch.device) -> int:
     """Worker processes a rank has by itself: with a GPU up to 6 of its share of the cores, without one none."""
-    return min(6, max(1, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count()) - 1)) \
-        if device.type == "cuda" else 0
+    return (
+        min(6, max(1, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count()) - 1))
+        if device.type == "cuda"
+        else 0
+    )
 
 
 def _mix(seed: int, epoch: int) -> int:

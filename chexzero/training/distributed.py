@@ -22,14 +22,18 @@ GRACE = 0.5  # seconds
 def start() -> torch.device:
     """Join the other ranks, if there are any, and return this rank's device."""
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
-        raise UserError("srun started several tasks, but WORLD_SIZE is not set, so that they do not know each other; "
-                        "export RANK, LOCAL_RANK and WORLD_SIZE as docs/slurm/*.sbatch do, or WORLD_SIZE=1 for "
-                        "runs of their own")
+        raise UserError(
+            "srun started several tasks, but WORLD_SIZE is not set, so that they do not know each other; "
+            "export RANK, LOCAL_RANK and WORLD_SIZE as docs/slurm/*.sbatch do, or WORLD_SIZE=1 for "
+            "runs of their own"
+        )
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available()
     if use_cuda and local_rank >= torch.cuda.device_count():
-        raise UserError(f"local rank {local_rank} has no GPU of its own (this machine has "
-                        f"{torch.cuda.device_count()}); start as many processes on a node as it has GPUs")
+        raise UserError(
+            f"local rank {local_rank} has no GPU of its own (this machine has "
+            f"{torch.cuda.device_count()}); start as many processes on a node as it has GPUs"
+        )
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)

@@ -29,22 +29,46 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags; every default is upstream's way: one learning rate, everything learns."""
     group = parser.add_argument_group("fine-tuning")
-    group.add_argument("--vision_lr", type=float, metavar="LR",
-                       help="learning rate of the vision tower (default: --lr)")
-    group.add_argument("--projection_lr", type=float, metavar="LR",
-                       help="learning rate of the projection after the vision tower (default: --lr)")
-    group.add_argument("--text_lr", type=float, metavar="LR",
-                       help="learning rate of the text encoder (default: --lr)")
-    group.add_argument("--layer_decay", type=float, default=1.0, metavar="FACTOR",
-                       help="each vision block learns at this factor of the rate of the block after it (default: 1)")
-    group.add_argument("--freeze_blocks", type=_blocks, default=0, metavar="N|all",
-                       help="freeze the vision tower's embeddings and first N blocks, or all of it (default: 0)")
-    group.add_argument("--freeze_steps", type=int, metavar="STEPS",
-                       help="for how many steps --freeze_blocks holds (default: the whole run)")
-    group.add_argument("--lora_rank", type=int, default=0, metavar="R",
-                       help="train low-rank updates of a DINOv3 tower instead of its weights (default: 0, off)")
-    group.add_argument("--lora_alpha", type=float, default=16.0, metavar="A",
-                       help="the updates are scaled by A / R (default: 16)")
+    group.add_argument(
+        "--vision_lr", type=float, metavar="LR", help="learning rate of the vision tower (default: --lr)"
+    )
+    group.add_argument(
+        "--projection_lr",
+        type=float,
+        metavar="LR",
+        help="learning rate of the projection after the vision tower (default: --lr)",
+    )
+    group.add_argument("--text_lr", type=float, metavar="LR", help="learning rate of the text encoder (default: --lr)")
+    group.add_argument(
+        "--layer_decay",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="each vision block learns at this factor of the rate of the block after it (default: 1)",
+    )
+    group.add_argument(
+        "--freeze_blocks",
+        type=_blocks,
+        default=0,
+        metavar="N|all",
+        help="freeze the vision tower's embeddings and first N blocks, or all of it (default: 0)",
+    )
+    group.add_argument(
+        "--freeze_steps",
+        type=int,
+        metavar="STEPS",
+        help="for how many steps --freeze_blocks holds (default: the whole run)",
+    )
+    group.add_argument(
+        "--lora_rank",
+        type=int,
+        default=0,
+        metavar="R",
+        help="train low-rank updates of a DINOv3 tower instead of its weights (default: 0, off)",
+    )
+    group.add_argument(
+        "--lora_alpha", type=float, default=16.0, metavar="A", help="the updates are scaled by A / R (default: 16)"
+    )
 
 
 def _blocks(text: str) -> int | str:
@@ -78,8 +102,9 @@ def _check(model: nn.Module, args: argparse.Namespace) -> None:
         raise UserError(f"--layer_decay {args.layer_decay:g} is not in 0..1; give for instance 0.75, or 1 for none")
     depth = _depth(model)
     if args.freeze_blocks != ALL and not 0 <= args.freeze_blocks <= depth:
-        raise UserError(f"--freeze_blocks {args.freeze_blocks} does not fit a tower of {depth} blocks; give 0 to "
-                        f"{depth}, or {ALL}")
+        raise UserError(
+            f"--freeze_blocks {args.freeze_blocks} does not fit a tower of {depth} blocks; give 0 to {depth}, or {ALL}"
+        )
     if args.freeze_steps is not None and not args.freeze_blocks:
         raise UserError(f"--freeze_steps needs --freeze_blocks to say what is frozen; add --freeze_blocks N or {ALL}")
     if args.freeze_steps is not None and args.freeze_steps < 0:

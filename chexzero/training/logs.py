@@ -22,10 +22,30 @@ from chexzero.common.labels import LABELS
 from chexzero.common.versions import PACKAGES, git_revision, version
 from chexzero.training import distributed
 
-TRAIN_COLUMNS = ["step", "epoch", "samples", "loss", "lr", "logit_scale", "pairs_per_second", "data_wait",
-                 "same_study_pairs", "same_text_pairs"]
-METRIC_COLUMNS = ["step", "epoch", "samples", "train_loss", "val_loss", "mean_5", "mean_13", "mean_14",
-                  *(f"{label}_auc" for label in LABELS), "seconds"]
+TRAIN_COLUMNS = [
+    "step",
+    "epoch",
+    "samples",
+    "loss",
+    "lr",
+    "logit_scale",
+    "pairs_per_second",
+    "data_wait",
+    "same_study_pairs",
+    "same_text_pairs",
+]
+METRIC_COLUMNS = [
+    "step",
+    "epoch",
+    "samples",
+    "train_loss",
+    "val_loss",
+    "mean_5",
+    "mean_13",
+    "mean_14",
+    *(f"{label}_auc" for label in LABELS),
+    "seconds",
+]
 #: Files up to this size are hashed where no build.json gives their hash; a larger one would delay the start by
 #: minutes.
 HASHED_UP_TO = 4 * 2**30
@@ -51,15 +71,17 @@ class CsvLog:
             with open(self.path, "a", newline="", encoding="utf-8") as handle:
                 handle.write(self._line(row))
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; check the disk's space and the folder's "
-                            f"permissions; what was saved before is unharmed") from error
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; check the disk's space and the folder's "
+                f"permissions; what was saved before is unharmed"
+            ) from error
 
     def rows(self) -> list[dict[str, Any]]:
         """The whole rows there are: whole numbers as int, others as float, an empty cell as None."""
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8")
-        lines = text[:text.rfind("\n") + 1].splitlines()
+        lines = text[: text.rfind("\n") + 1].splitlines()
         return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(lines)]
 
     def _lines(self, rows: Sequence[dict[str, Any]]) -> str:
@@ -69,7 +91,8 @@ class CsvLog:
         text = io.StringIO()
         cells = [row.get(name) for name in self.columns]
         csv.writer(text, lineterminator="\n").writerow(
-            ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells])
+            ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells]
+        )
         return text.getvalue()
 
 
@@ -84,19 +107,30 @@ class Boards:
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         if config.wandb:
             run_id = read_json(folder / "config.json").get("run_id")  # another one after --overwrite
-            self.wandb = import_wandb().init(project=config.wandb_project, name=config.model_name, dir=str(folder),
-                                             id=run_id, resume="allow", config=vars(config))
+            self.wandb = import_wandb().init(
+                project=config.wandb_project,
+                name=config.model_name,
+                dir=str(folder),
+                id=run_id,
+                resume="allow",
+                config=vars(config),
+            )
 
     def write(self, group: str, row: dict[str, Any]) -> None:
-        values = {f"{group}/{name}": value for name, value in row.items()
-                  if name not in ("step", "epoch") and isinstance(value, (int, float)) and math.isfinite(value)}
+        values = {
+            f"{group}/{name}": value
+            for name, value in row.items()
+            if name not in ("step", "epoch") and isinstance(value, (int, float)) and math.isfinite(value)
+        }
         if self.writer:
             try:
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, row["step"])
             except OSError as error:  # of the thread that writes, met a row later
-                raise UserError(f"cannot write {self.folder / 'tensorboard'}: {error.strerror or error}; check the "
-                                f"disk's space; what was saved before is unharmed") from error
+                raise UserError(
+                    f"cannot write {self.folder / 'tensorboard'}: {error.strerror or error}; check the "
+                    f"disk's space; what was saved before is unharmed"
+                ) from error
         if self.wandb:
             self.wandb.log(values, step=row["step"])
 
@@ -112,25 +146,35 @@ def import_wandb() -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("--wandb needs the package wandb, which is not installed; type `pip install wandb`, or leave "
-                        "--wandb out") from error
+        raise UserError(
+            "--wandb needs the package wandb, which is not installed; type `pip install wandb`, or leave --wandb out"
+        ) from error
     return wandb
 
 
 def describe_run(config: argparse.Namespace, model: nn.Module, data: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`: enough to run it again and to see that it is the same."""
-    return {"run_id": uuid.uuid4().hex[:12], "settings": vars(config),
-            "model": {"vision": config.vision, "text_encoder": config.text_encoder,
-                      "vision_weights": config.vision_weights, "text_weights": config.text_weights,
-                      "image_resolution": model.image_resolution, "context_length": model.context_length,
-                      "embed_dim": int(model.text_projection.shape[1]),
-                      "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                      "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)},
-            "data": data,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "git": git_revision(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "processes": distributed.world_size(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
+    return {
+        "run_id": uuid.uuid4().hex[:12],
+        "settings": vars(config),
+        "model": {
+            "vision": config.vision,
+            "text_encoder": config.text_encoder,
+            "vision_weights": config.vision_weights,
+            "text_weights": config.text_weights,
+            "image_resolution": model.image_resolution,
+            "context_length": model.context_length,
+            "embed_dim": int(model.text_projection.shape[1]),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+        "data": data,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "git": git_revision(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "processes": distributed.world_size(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
 
 
 def describe_data(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:

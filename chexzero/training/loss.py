@@ -39,16 +39,18 @@ class ContrastiveLoss(nn.CrossEntropyLoss):
         return (losses.sum(1) / labels.sum(1)).mean()
 
 
-def all_pairs(image_features: torch.Tensor, text_features: torch.Tensor,
-              scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def all_pairs(
+    image_features: torch.Tensor, text_features: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of this rank's b rows against the pairs of all W ranks.
 
     image_features, text_features: (b, D), rows of length 1. Returns `(logits_per_image, logits_per_text)`, each
     (b, b x W). Gradients flow back to the features of every rank, so that the mean over ranks that
     DistributedDataParallel takes is the gradient of one process with the whole batch (open_clip's local loss).
     """
-    loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=distributed.rank(),
-                    world_size=distributed.world_size())
+    loss = ClipLoss(
+        local_loss=True, gather_with_grad=True, rank=distributed.rank(), world_size=distributed.world_size()
+    )
     return loss.get_logits(image_features, text_features, scale)
 
 
@@ -70,7 +72,7 @@ def text_codes(tokens: torch.Tensor) -> torch.Tensor:
     A sum of tokens times fixed random numbers (it wraps around), so that padding with zeros changes nothing.
     """
     generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-2**62, 2**62, (tokens.shape[1],), generator=generator, dtype=torch.int64)
+    factors = torch.randint(-(2**62), 2**62, (tokens.shape[1],), generator=generator, dtype=torch.int64)
     return (tokens.to(torch.int64) * factors.to(tokens.device)).sum(1)
 
 

@@ -33,8 +33,10 @@ def save_file(content: Any, path: Path) -> None:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
-        raise UserError(f"cannot write {path}: {cause.strerror if cause else str(error).splitlines()[0]}; check the "
-                        f"disk's space; what was saved before is unharmed") from error
+        raise UserError(
+            f"cannot write {path}: {cause.strerror if cause else str(error).splitlines()[0]}; check the "
+            f"disk's space; what was saved before is unharmed"
+        ) from error
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:
@@ -63,8 +65,10 @@ def load_last(folder: Path) -> dict[str, Any] | None:
             os.replace(paths[0], folder / DAMAGED)
         return state
     if paths:
-        raise UserError(f"no state in {folder} can be read; start again with --overwrite, or from a checkpoint of "
-                        f"it with another --model_name")
+        raise UserError(
+            f"no state in {folder} can be read; start again with --overwrite, or from a checkpoint of "
+            f"it with another --model_name"
+        )
     return None
 
 
@@ -85,9 +89,27 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 #: Settings that may change when a run goes on: no number of the training depends on them.
-FREE_SETTINGS = {"config", "resume", "overwrite", "save_dir", "model_name", "cxr_filepath", "txt_filepath", "valid",
-                 "valid_labels", "num_workers", "log_interval", "save_interval", "save_last_interval", "keep_top_k",
-                 "patience", "min_delta", "tensorboard", "wandb", "wandb_project"}
+FREE_SETTINGS = {
+    "config",
+    "resume",
+    "overwrite",
+    "save_dir",
+    "model_name",
+    "cxr_filepath",
+    "txt_filepath",
+    "valid",
+    "valid_labels",
+    "num_workers",
+    "log_interval",
+    "save_interval",
+    "save_last_interval",
+    "keep_top_k",
+    "patience",
+    "min_delta",
+    "tensorboard",
+    "wandb",
+    "wandb_project",
+}
 #: A run may become longer where the learning rate does not depend on its length.
 LENGTH_SETTINGS = {"epochs", "max_steps"}
 
@@ -95,16 +117,23 @@ LENGTH_SETTINGS = {"epochs", "max_steps"}
 def check_same(folder: Path, state: dict[str, Any], settings: dict[str, Any], data: dict[str, Any]) -> None:
     """Raise `UserError` unless a state was made with these settings and data (their content, not their path)."""
     free = FREE_SETTINGS | (LENGTH_SETTINGS if settings["lr_schedule"] == "constant" else set())
-    changed = [f"--{name} {state['settings'].get(name)} (now {value})" for name, value in settings.items()
-               if name not in free and state["settings"].get(name) != value]
+    changed = [
+        f"--{name} {state['settings'].get(name)} (now {value})"
+        for name, value in settings.items()
+        if name not in free and state["settings"].get(name) != value
+    ]
     if changed:
-        raise UserError(f"{folder} was trained with {', '.join(changed)}; go on with the same settings, or begin "
-                        f"another run with --model_name")
+        raise UserError(
+            f"{folder} was trained with {', '.join(changed)}; go on with the same settings, or begin "
+            f"another run with --model_name"
+        )
     then, now = ({Path(name).name: entry for name, entry in one["files"].items()} for one in (state["data"], data))
     changed = [name for name in now if name in then and then[name] != now[name]]
     if changed:
-        raise UserError(f"{folder} was trained on other data ({', '.join(changed)} changed since); put the files "
-                        f"back, or begin another run with --model_name")
+        raise UserError(
+            f"{folder} was trained on other data ({', '.join(changed)} changed since); put the files "
+            f"back, or begin another run with --model_name"
+        )
 
 
 class StopSignal:
@@ -128,9 +157,12 @@ class StopSignal:
 
 def leave_when_told() -> None:
     """Until a run listens for itself, SIGTERM and SIGUSR1 end the process at once: nothing is lost but the start."""
+
     def leave(number: int, _frame: object) -> None:
-        log.warning("told to stop by %s before the first or after the last step: go on with --resume auto",
-                    signal.Signals(number).name)
+        log.warning(
+            "told to stop by %s before the first or after the last step: go on with --resume auto",
+            signal.Signals(number).name,
+        )
         raise SystemExit(EXIT_REQUEUE)
 
     for number in (signal.SIGTERM, signal.SIGUSR1):

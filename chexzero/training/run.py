@@ -53,8 +53,9 @@ class Progress:
 class Run:
     """The record of one training run, new or resumed. Rank 0 writes, the others follow."""
 
-    def __init__(self, model: nn.Module, loader: DataLoader, device: torch.device, optimizer: Updates,
-                 config: argparse.Namespace):
+    def __init__(
+        self, model: nn.Module, loader: DataLoader, device: torch.device, optimizer: Updates, config: argparse.Namespace
+    ):
         self.model, self.loader, self.optimizer, self.config = model, loader, optimizer, config
         self.folder, self.is_main = run_folder(config), distributed.is_main()
         self.progress, self.stop, self.stop_asked = Progress(), resume.StopSignal(), False
@@ -76,8 +77,13 @@ class Run:
         else:
             self._continue_from(state)
         self.boards = Boards(self.folder, config, self.step) if self.is_main else None
-        self._bar = tqdm(total=optimizer.total_steps, initial=self.step, unit="step", dynamic_ncols=True,
-                         disable=not (self.is_main and sys.stderr.isatty()))
+        self._bar = tqdm(
+            total=optimizer.total_steps,
+            initial=self.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (self.is_main and sys.stderr.isatty()),
+        )
 
     @property
     def step(self) -> int:
@@ -150,11 +156,18 @@ class Run:
         at, now = self.progress, time.perf_counter()
         seconds = max(1e-9, now - self._log_begun - self._paused)
         steps = max(1, len(at.losses))
-        row = {"step": at.step, "epoch": at.epoch, "samples": at.example_ct, "loss": sum(at.losses) / steps,
-               "lr": self.optimizer.lr, "logit_scale": float(bare(self.model).logit_scale.detach().exp()),
-               "pairs_per_second": sum(at.sizes) / seconds, "data_wait": min(1.0, self._waited / seconds),
-               "same_study_pairs": None if self.texts.studies is None else at.equal[0] / steps,
-               "same_text_pairs": at.equal[1] / steps}
+        row = {
+            "step": at.step,
+            "epoch": at.epoch,
+            "samples": at.example_ct,
+            "loss": sum(at.losses) / steps,
+            "lr": self.optimizer.lr,
+            "logit_scale": float(bare(self.model).logit_scale.detach().exp()),
+            "pairs_per_second": sum(at.sizes) / seconds,
+            "data_wait": min(1.0, self._waited / seconds),
+            "same_study_pairs": None if self.texts.studies is None else at.equal[0] / steps,
+            "same_text_pairs": at.equal[1] / steps,
+        }
         left = timedelta(seconds=round(seconds / steps * (self.optimizer.total_steps - at.step)))
         at.losses, at.sizes, at.equal = [], [], [0, 0]
         self._waited, self._paused, self._log_begun = 0.0, 0.0, now
@@ -170,16 +183,27 @@ class Run:
         begun, at = time.perf_counter(), self.progress
         if self.is_main:
             total, number = at.losses_since_validation
-            row = self.validator.run(bare(self.model), {
-                "step": at.step, "epoch": at.epoch, "samples": at.example_ct,
-                "train_loss": total / number if number else None})
+            row = self.validator.run(
+                bare(self.model),
+                {
+                    "step": at.step,
+                    "epoch": at.epoch,
+                    "samples": at.example_ct,
+                    "train_loss": total / number if number else None,
+                },
+            )
             if row is None:
                 self._fail(f"the predictions after step {at.step} are not finite")
             self.boards.write("valid", row)
         at.exhausted = distributed.from_main(self.is_main and self.validator.exhausted())
         if at.exhausted and self.is_main:
-            log.info("the last %d validations brought no better %s (by more than %g): the run ends at step %d",
-                     self.config.patience, self.validator.metric, self.config.min_delta, at.step)
+            log.info(
+                "the last %d validations brought no better %s (by more than %g): the run ends at step %d",
+                self.config.patience,
+                self.validator.metric,
+                self.config.min_delta,
+                at.step,
+            )
         at.validated, at.losses_since_validation = at.step, [0.0, 0.0]
         self._paused += time.perf_counter() - begun
 
@@ -192,8 +216,11 @@ class Run:
         if asked:
             self.close()
             if self.is_main:
-                log.warning("told to stop by %s; step %d is saved: go on with --resume auto",
-                            self.stop.received or "a signal to another process", self.step)
+                log.warning(
+                    "told to stop by %s; step %d is saved: go on with --resume auto",
+                    self.stop.received or "a signal to another process",
+                    self.step,
+                )
             distributed.finish()
             raise SystemExit(resume.EXIT_REQUEUE)
 
@@ -240,10 +267,15 @@ class Run:
         write_text(record, "row,id\n" + "".join(f"{row},{name}\n" for row, name in zip(rows, ids, strict=True)))
         more = f" and {len(ids) - 64} more" if len(ids) > 64 else ""
         steps = [step for step in checkpoint_steps(self.folder) if step < self.step]
-        good = (f"the last good checkpoint is {self.folder / checkpoint_name(max(steps))}" if steps
-                else "no checkpoint had been saved before")
-        raise UserError(f"{what}; its batch, also in {record}: {', '.join(ids[:64])}{more}; {good}; lower --lr, or "
-                        f"try --warmup_steps, --clip_grad_norm 1 or another --precision, with another --model_name")
+        good = (
+            f"the last good checkpoint is {self.folder / checkpoint_name(max(steps))}"
+            if steps
+            else "no checkpoint had been saved before"
+        )
+        raise UserError(
+            f"{what}; its batch, also in {record}: {', '.join(ids[:64])}{more}; {good}; lower --lr, or "
+            f"try --warmup_steps, --clip_grad_norm 1 or another --precision, with another --model_name"
+        )
 
     def _count_equal(self, rows: np.ndarray) -> None:
         if self.texts.studies is not None:
@@ -260,11 +292,19 @@ class Run:
         self._require_finite_weights()
         random = distributed.gather_objects(resume.random_state())
         if self.is_main:
-            resume.save_last(self.folder, {
-                "step": self.step, "progress": asdict(self.progress), "random": random,
-                "interval": self.validator.interval if self.validator else None,
-                "settings": vars(self.config), "data": self.data,
-                "model": bare(self.model).state_dict(), "updates": self.optimizer.state_dict()})
+            resume.save_last(
+                self.folder,
+                {
+                    "step": self.step,
+                    "progress": asdict(self.progress),
+                    "random": random,
+                    "interval": self.validator.interval if self.validator else None,
+                    "settings": vars(self.config),
+                    "data": self.data,
+                    "model": bare(self.model).state_dict(),
+                    "updates": self.optimizer.state_dict(),
+                },
+            )
         self._paused += time.perf_counter() - begun
 
     def _begin_files(self) -> None:
@@ -292,8 +332,13 @@ class Run:
 
     def _describe_data(self) -> dict[str, Any]:
         config = self.config
-        return describe_data([config.cxr_filepath, config.txt_filepath,
-                              *([config.valid, config.valid_labels] if config.val_interval else [])])
+        return describe_data(
+            [
+                config.cxr_filepath,
+                config.txt_filepath,
+                *([config.valid, config.valid_labels] if config.val_interval else []),
+            ]
+        )
 
 
 def next_batch(feed: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor] | None:

@@ -80,8 +80,14 @@ def bare(model: nn.Module) -> CLIP:
 class Updates:
     """An optimiser with what may stand around its step: loss scaling, clipping, warm-up and decay of the rate."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, config: argparse.Namespace,
-                 total_steps: int, device: torch.device):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        config: argparse.Namespace,
+        total_steps: int,
+        device: torch.device,
+    ):
         self.optimizer, self.model, self.config = optimizer, model, config
         self.total_steps, self.steps = total_steps, 0
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")

@@ -35,8 +35,9 @@ class Texts:
     patients: NDArray[np.int32] | None
 
 
-def prepare_texts(txt_filepath: str | os.PathLike, cxr_filepath: str | os.PathLike, context_length: int,
-                  fallback: Path) -> Path:
+def prepare_texts(
+    txt_filepath: str | os.PathLike, cxr_filepath: str | os.PathLike, context_length: int, fallback: Path
+) -> Path:
     """Check that row i of the reports is row i of the images; tokenise them; return the folder of the tokens."""
     columns = available_columns(txt_filepath)
     table = read_table(txt_filepath, ["impression", *columns], all_columns=False, remedy=REMEDY)
@@ -75,8 +76,12 @@ def _write(table: pd.DataFrame, context_length: int, folder: Path) -> None:
     texts = table["impression"].fillna(" ")  # an empty cell trains as one space, as upstream
     codes, unique = pd.factorize(texts)
     log.info("tokenising %d different reports of %d", len(unique), len(texts))
-    tokens = np.concatenate([tokenize(list(unique[start:start + PIECE]), context_length, truncate=True)
-                             .numpy().astype(np.uint16) for start in range(0, len(unique), PIECE)])
+    tokens = np.concatenate(
+        [
+            tokenize(list(unique[start : start + PIECE]), context_length, truncate=True).numpy().astype(np.uint16)
+            for start in range(0, len(unique), PIECE)
+        ]
+    )
     save_array(folder / "tokens.npy", tokens[codes])
     for column, name in GROUPS.items():
         if column in table:

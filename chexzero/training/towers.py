@@ -49,11 +49,12 @@ class TextSize:
     weights: str  # what it starts from unless told otherwise
 
 
-CLIP_VISION = {"vit_b_32": ClipVision("ViT-B/32", patch_size=32),
-               "vit_b_16": ClipVision("ViT-B/16", patch_size=16)}
+CLIP_VISION = {"vit_b_32": ClipVision("ViT-B/32", patch_size=32), "vit_b_16": ClipVision("ViT-B/16", patch_size=16)}
 VISION_CHOICES = [*CLIP_VISION, *dinov3_adapter.SIZES]
-TEXT_SIZES = {"chexzero": TextSize(width=512, heads=8, layers=12, weights=OPENAI),
-              "tiny": TextSize(width=64, heads=1, layers=2, weights=RANDOM)}
+TEXT_SIZES = {
+    "chexzero": TextSize(width=512, heads=8, layers=12, weights=OPENAI),
+    "tiny": TextSize(width=64, heads=1, layers=2, weights=RANDOM),
+}
 #: `--random_init` with upstream's default vision trains another model than the pretrained one.
 RANDOM_INIT_VISION = ClipVision("ViT-B/16", patch_size=16, image_resolution=320)
 RANDOM_INIT_EMBED_DIM = 768
@@ -64,36 +65,69 @@ _TEXT_KEY = re.compile(r"transformer\.|token_embedding\.|positional_embedding$|l
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `create_model` has arguments for; the defaults make upstream's model."""
     group = parser.add_argument_group("model")
-    group.add_argument("--vision", choices=VISION_CHOICES, default="vit_b_32",
-                       help="vision tower (default: %(default)s)")
-    group.add_argument("--text_encoder", choices=list(TEXT_SIZES), default="chexzero",
-                       help="text encoder (default: %(default)s)")
-    group.add_argument("--vision_weights", metavar="FILE|NAME|random",
-                       help="a file or folder, a name on the Hugging Face hub, or random "
-                            "(default: OpenAI's weights for vit_b_*, Meta's for dinov3_*)")
-    group.add_argument("--text_weights", metavar="FILE|NAME|random",
-                       help="a CheXzero or CLIP checkpoint, the folder of an exported model, openai, "
-                            "open_clip:MODEL/TAG, or random (default: openai; random beside a random vision tower)")
-    group.add_argument("--image_resolution", type=int, metavar="PIXELS",
-                       help="side of the images the tower sees (default: 224)")
-    group.add_argument("--drop_path", type=float, default=0.0, metavar="P",
-                       help="stochastic depth in a DINOv3 tower while training (default: off)")
-    group.add_argument("--grad_checkpointing", action="store_true",
-                       help="keep no activations inside the blocks: less memory, more time")
+    group.add_argument(
+        "--vision", choices=VISION_CHOICES, default="vit_b_32", help="vision tower (default: %(default)s)"
+    )
+    group.add_argument(
+        "--text_encoder", choices=list(TEXT_SIZES), default="chexzero", help="text encoder (default: %(default)s)"
+    )
+    group.add_argument(
+        "--vision_weights",
+        metavar="FILE|NAME|random",
+        help="a file or folder, a name on the Hugging Face hub, or random "
+        "(default: OpenAI's weights for vit_b_*, Meta's for dinov3_*)",
+    )
+    group.add_argument(
+        "--text_weights",
+        metavar="FILE|NAME|random",
+        help="a CheXzero or CLIP checkpoint, the folder of an exported model, openai, "
+        "open_clip:MODEL/TAG, or random (default: openai; random beside a random vision tower)",
+    )
+    group.add_argument(
+        "--image_resolution", type=int, metavar="PIXELS", help="side of the images the tower sees (default: 224)"
+    )
+    group.add_argument(
+        "--drop_path",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="stochastic depth in a DINOv3 tower while training (default: off)",
+    )
+    group.add_argument(
+        "--grad_checkpointing",
+        action="store_true",
+        help="keep no activations inside the blocks: less memory, more time",
+    )
 
 
 def model_from_args(args: argparse.Namespace) -> CLIP:
     """`create_model` from the flags of `add_arguments` and upstream's `--context_length` and `--random_init`."""
-    return create_model(args.vision, text_encoder=args.text_encoder, vision_weights=args.vision_weights,
-                        text_weights=args.text_weights, image_resolution=args.image_resolution,
-                        context_length=args.context_length, random_init=args.random_init, drop_path=args.drop_path,
-                        grad_checkpointing=args.grad_checkpointing)
+    return create_model(
+        args.vision,
+        text_encoder=args.text_encoder,
+        vision_weights=args.vision_weights,
+        text_weights=args.text_weights,
+        image_resolution=args.image_resolution,
+        context_length=args.context_length,
+        random_init=args.random_init,
+        drop_path=args.drop_path,
+        grad_checkpointing=args.grad_checkpointing,
+    )
 
 
-def create_model(vision: str = "vit_b_32", *, text_encoder: str = "chexzero",
-                 vision_weights: str | os.PathLike | None = None, text_weights: str | os.PathLike | None = None,
-                 image_resolution: int | None = None, embed_dim: int = 512, context_length: int = 77,
-                 random_init: bool = False, drop_path: float = 0.0, grad_checkpointing: bool = False) -> CLIP:
+def create_model(
+    vision: str = "vit_b_32",
+    *,
+    text_encoder: str = "chexzero",
+    vision_weights: str | os.PathLike | None = None,
+    text_weights: str | os.PathLike | None = None,
+    image_resolution: int | None = None,
+    embed_dim: int = 512,
+    context_length: int = 77,
+    random_init: bool = False,
+    drop_path: float = 0.0,
+    grad_checkpointing: bool = False,
+) -> CLIP:
     """Put a model together: float32, on the CPU, in training mode.
 
     vision: one of `VISION_CHOICES`. text_encoder: one of `TEXT_SIZES`.
@@ -110,11 +144,15 @@ def create_model(vision: str = "vit_b_32", *, text_encoder: str = "chexzero",
     if random_init:
         vision_weights = text_weights = RANDOM
     size = _lookup(TEXT_SIZES, text_encoder, "text encoder")
-    text = dict(context_length=context_length, vocab_size=VOCABULARY_SIZE, transformer_width=size.width,
-                transformer_heads=size.heads, transformer_layers=size.layers)
+    text = dict(
+        context_length=context_length,
+        vocab_size=VOCABULARY_SIZE,
+        transformer_width=size.width,
+        transformer_heads=size.heads,
+        transformer_layers=size.layers,
+    )
     if vision in dinov3_adapter.SIZES:
-        model = _dinov3_model(vision, vision_weights, embed_dim, image_resolution or DINOV3_RESOLUTION, drop_path,
-                              text)
+        model = _dinov3_model(vision, vision_weights, embed_dim, image_resolution or DINOV3_RESOLUTION, drop_path, text)
         openai_name = CLIP_VISION["vit_b_32"].published
     else:
         tower = _lookup(CLIP_VISION, vision, "vision tower")
@@ -152,13 +190,20 @@ def _lookup(table: Mapping, name: str, what: str):
     return table[name]
 
 
-def _dinov3_model(name: str, weights: str | os.PathLike | None, embed_dim: int, resolution: int, drop_path: float,
-                  text: dict[str, int]) -> CLIP:
+def _dinov3_model(
+    name: str,
+    weights: str | os.PathLike | None,
+    embed_dim: int,
+    resolution: int,
+    drop_path: float,
+    text: dict[str, int],
+) -> CLIP:
     is_export = weights is not None and is_model_folder(weights)
     tensors = read_state_dict(weights) if is_export else weights
     try:
-        tower = dinov3_adapter.build_vision_tower(name, tensors, image_resolution=resolution, embed_dim=embed_dim,
-                                                  drop_path=drop_path)
+        tower = dinov3_adapter.build_vision_tower(
+            name, tensors, image_resolution=resolution, embed_dim=embed_dim, drop_path=drop_path
+        )
     except dinov3_adapter.AdapterError as error:
         raise UserError(f"{weights}: {error}" if is_export else str(error)) from error
     return CLIP(embed_dim, resolution, 0, 0, None, **text, visual=tower)
@@ -166,8 +211,10 @@ def _dinov3_model(name: str, weights: str | os.PathLike | None, embed_dim: int, 
 
 def _clip_model(tower: ClipVision, embed_dim: int, resolution: int, text: dict[str, int]) -> CLIP:
     if resolution <= 0 or resolution % tower.patch_size:
-        raise UserError(f"--image_resolution {resolution} is not a multiple of the patch size {tower.patch_size}; "
-                        f"choose for instance {tower.image_resolution}")
+        raise UserError(
+            f"--image_resolution {resolution} is not a multiple of the patch size {tower.patch_size}; "
+            f"choose for instance {tower.image_resolution}"
+        )
     return CLIP(embed_dim, resolution, tower.layers, tower.width, tower.patch_size, **text)
 
 
@@ -181,8 +228,10 @@ def _read_clip(source: str, openai_name: str, flag: str) -> dict[str, torch.Tens
     if source.startswith(OPEN_CLIP_PREFIX):
         return read_state_dict(_open_clip_file(source.removeprefix(OPEN_CLIP_PREFIX), flag))
     if not Path(source).exists():
-        raise UserError(f"{flag} {source} is no file or folder; name a checkpoint, an exported model, {OPENAI}, "
-                        f"{OPEN_CLIP_PREFIX}MODEL/TAG or {RANDOM}")
+        raise UserError(
+            f"{flag} {source} is no file or folder; name a checkpoint, an exported model, {OPENAI}, "
+            f"{OPEN_CLIP_PREFIX}MODEL/TAG or {RANDOM}"
+        )
     return read_state_dict(source)
 
 
@@ -193,19 +242,24 @@ def _open_clip_file(name: str, flag: str) -> Path:
     """
     model, _, tag = name.partition("/")
     model = model.removesuffix("-quickgelu")
-    fitting = [known for known in list_pretrained_tags_by_model(model)
-               if get_pretrained_cfg(model, known).get("quick_gelu")]
+    fitting = [
+        known for known in list_pretrained_tags_by_model(model) if get_pretrained_cfg(model, known).get("quick_gelu")
+    ]
     config = get_pretrained_cfg(model, tag) if tag else {}
     if not config.get("quick_gelu"):
         why = "was trained with another activation than QuickGELU" if config else "is not published by open_clip"
-        raise UserError(f"{OPEN_CLIP_PREFIX}{name} {why}; choose one of "
-                        + (", ".join(f"{OPEN_CLIP_PREFIX}{model}/{known}" for known in fitting) or OPENAI))
+        raise UserError(
+            f"{OPEN_CLIP_PREFIX}{name} {why}; choose one of "
+            + (", ".join(f"{OPEN_CLIP_PREFIX}{model}/{known}" for known in fitting) or OPENAI)
+        )
     try:
         return Path(download_pretrained(config))
     except OSError as error:
         where = f"https://huggingface.co/{config['hf_hub'].rstrip('/')}"
-        raise UserError(f"{OPEN_CLIP_PREFIX}{name} cannot be downloaded; fetch open_clip_model.safetensors from "
-                        f"{where} on a machine with access and name it with {flag} FILE") from error
+        raise UserError(
+            f"{OPEN_CLIP_PREFIX}{name} cannot be downloaded; fetch open_clip_model.safetensors from "
+            f"{where} on a machine with access and name it with {flag} FILE"
+        ) from error
 
 
 def _load_vision(model: CLIP, state: Mapping[str, torch.Tensor], source: str | os.PathLike, vision: str) -> None:
@@ -221,17 +275,22 @@ def _load_text(model: CLIP, state: Mapping[str, torch.Tensor], source: str | os.
     positions = part.get("positional_embedding")
     if positions is not None:
         if len(positions) < model.context_length:
-            raise UserError(f"{source} was trained for texts of {len(positions)} tokens; choose --context_length "
-                            f"{len(positions)} or less")
-        part["positional_embedding"] = positions[:model.context_length]  # the mask is causal: later ones never count
+            raise UserError(
+                f"{source} was trained for texts of {len(positions)} tokens; choose --context_length "
+                f"{len(positions)} or less"
+            )
+        part["positional_embedding"] = positions[: model.context_length]  # the mask is causal: later ones never count
     wanted = {key: value for key, value in model.state_dict().items() if _TEXT_KEY.match(key)}
     _load_part(model, part, wanted, f"{source} ({describe(state)}) does not fit --text_encoder {text_encoder}")
-    log.info("%s: text encoder (%d tensors); only the text side is taken, its other %d tensors are not",
-             source, len(part), len(state) - len(part))
+    log.info(
+        "%s: text encoder (%d tensors); only the text side is taken, its other %d tensors are not",
+        source,
+        len(part),
+        len(state) - len(part),
+    )
 
 
-def _load_part(model: CLIP, part: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor],
-               problem: str) -> None:
+def _load_part(model: CLIP, part: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], problem: str) -> None:
     differences = compare_keys(wanted, part)
     if differences:
         raise UserError(f"{problem}: it {differences}; name weights of this kind and size")

@@ -46,15 +46,21 @@ class Validator:
         """Say which labels cannot be measured on this set, and what that means for the selection."""
         missing = [label for label in LABELS if label not in self.defined]
         if missing:
-            log.warning("%s: only one class of %s; left out of every mean", self.config.valid_labels,
-                        ", ".join(missing))
+            log.warning(
+                "%s: only one class of %s; left out of every mean", self.config.valid_labels, ", ".join(missing)
+            )
         if self.metric is None:
-            log.warning("no label of %s has both classes, so no checkpoint can be compared: the last one will be "
-                        "taken",
-                        self.config.valid_labels)
+            log.warning(
+                "no label of %s has both classes, so no checkpoint can be compared: the last one will be taken",
+                self.config.valid_labels,
+            )
         elif self.metric != self.config.select_by:
-            log.warning("--select_by %s is not defined on %s; %s is used instead", self.config.select_by,
-                        self.config.valid_labels, self.metric)
+            log.warning(
+                "--select_by %s is not defined on %s; %s is used instead",
+                self.config.select_by,
+                self.config.valid_labels,
+                self.metric,
+            )
 
     def run(self, model: CLIP, row: dict[str, Any]) -> dict[str, Any] | None:
         """Validate `model`; add the result to `row` (step, epoch, ...), write it and the selection.
@@ -63,14 +69,16 @@ class Validator:
         """
         begun = time.perf_counter()
         with open_images(self.config.valid) as handle:
-            predictions = predict_labels(model, handle["cxr"], batch_size=64, device=self.device,
-                                         precision=self.config.precision)
+            predictions = predict_labels(
+                model, handle["cxr"], batch_size=64, device=self.device, precision=self.config.precision
+            )
         if not np.isfinite(predictions).all():
             return None
         row = row | zero_shot_row(self.labels, predictions)
         if len(self.dataset.held_out):
-            row["val_loss"] = held_out_loss(model, self.dataset, self.config.batch_size, self.device,
-                                            self.config.precision)
+            row["val_loss"] = held_out_loss(
+                model, self.dataset, self.config.batch_size, self.device, self.config.precision
+            )
         row["seconds"] = time.perf_counter() - begun
         self.metrics.append(row)
         self._select(row, predictions)
@@ -89,10 +97,15 @@ class Validator:
         write_json(self.folder / "selection.json", content)
         if self.config.keep_top_k is not None:
             remove_checkpoints(self.folder, selection.steps_to_keep(rows, self.metric, self.config.keep_top_k))
-        shown = ", ".join(f"{name} {row[name]:.4f}" for name in (*MEANS, "val_loss")
-                          if math.isfinite(row.get(name, math.nan)))
-        log.info("step %d: validation %s (selected: step %d)", row["step"], shown or "without a defined AUROC",
-                 content["step"])
+        shown = ", ".join(
+            f"{name} {row[name]:.4f}" for name in (*MEANS, "val_loss") if math.isfinite(row.get(name, math.nan))
+        )
+        log.info(
+            "step %d: validation %s (selected: step %d)",
+            row["step"],
+            shown or "without a defined AUROC",
+            content["step"],
+        )
 
 
 def labels_with_both_classes(labels: NDArray) -> list[str]:
@@ -107,8 +120,9 @@ def zero_shot_row(labels: NDArray, predictions: NDArray) -> dict[str, float]:
     return means | {f"{label}_auc": float(area) for label, area in zip(LABELS, areas, strict=True)}
 
 
-def bootstrap_interval(labels: NDArray, predictions: NDArray, metric: str,
-                       defined: list[str]) -> tuple[float | None, float | None]:
+def bootstrap_interval(
+    labels: NDArray, predictions: NDArray, metric: str, defined: list[str]
+) -> tuple[float | None, float | None]:
     """95 % interval of an AUROC column of `metrics.csv`; None where it is no AUROC or no resample defines it."""
     names = [label for label in selection.members(metric) if label in defined]
     if not names:
@@ -120,14 +134,15 @@ def bootstrap_interval(labels: NDArray, predictions: NDArray, metric: str,
 
 
 @torch.no_grad()
-def held_out_loss(model: CLIP, dataset: PairDataset, batch_size: int, device: torch.device,
-                  precision: str = "fp32") -> float:
+def held_out_loss(
+    model: CLIP, dataset: PairDataset, batch_size: int, device: torch.device, precision: str = "fp32"
+) -> float:
     """Contrastive loss on the dataset's held-out pairs: the mean over batches in file order, weighted by pairs."""
     was_training = model.training
     towers = Towers(model.eval(), precision)
     total = 0.0
     for start in range(0, len(dataset.held_out), batch_size):
-        batch = dataset.__getitems__(dataset.held_out[start:start + batch_size].tolist())
+        batch = dataset.__getitems__(dataset.held_out[start : start + batch_size].tolist())
         images, texts = towers.encode(batch["img"].to(device), batch["txt"].to(device))
         logits = model.logit_scale.exp() * images @ texts.T
         labels = torch.arange(len(logits), device=device)

@@ -48,8 +48,15 @@ class Canvas:
             paths = [points for points, _, _ in group]
             ends = np.cumsum([len(points) for points in paths])[:-1]
             pieces = np.split(self.pixels(np.concatenate(paths), shrink), ends)
-            cv2.polylines(layer, pieces, False, int(255 * strength), max(1, round(width * self.unit / shrink)),
-                          cv2.LINE_AA, SUBPIXEL)
+            cv2.polylines(
+                layer,
+                pieces,
+                False,
+                int(255 * strength),
+                max(1, round(width * self.unit / shrink)),
+                cv2.LINE_AA,
+                SUBPIXEL,
+            )
         if sigma > 0.3:
             layer = cv2.GaussianBlur(layer, (0, 0), sigma / shrink)
         return self._enlarge(layer.astype(np.float32) * (1 / 255), shrink)
@@ -89,14 +96,14 @@ def curve(points: list[tuple[float, float]], n: int = 24, closed: bool = False) 
     p = np.asarray(points, np.float64)
     last = len(p) if closed else len(p) - 1
     around = np.vstack([p[-1:], p, p[:2]] if closed else [p[:1], p, p[-1:]])
-    windows = np.stack([around[k:k + last] for k in range(4)], 1)
+    windows = np.stack([around[k : k + last] for k in range(4)], 1)
     return (_spline_weights(n) @ windows).reshape(-1, 2)
 
 
 @functools.cache
 def _spline_weights(n: int) -> np.ndarray:
     t = np.linspace(0, 1, n, endpoint=False)[:, None]
-    return 0.5 * np.hstack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, -t**2 + t**3])
+    return 0.5 * np.hstack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, -(t**2) + t**3])
 
 
 def blob(

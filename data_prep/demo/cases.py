@@ -46,15 +46,7 @@ PARENTS = {
 }
 
 NORMAL_SHARE = 0.05  # studies that are normal by decision, on top of those where chance finds nothing
-DEVICES = [
-    "endotracheal tube",
-    "central line",
-    "picc line",
-    "enteric tube",
-    "pacemaker",
-    "chest tube",
-    "sternal wires",
-]
+DEVICES = ["endotracheal tube", "central line", "picc line", "enteric tube", "pacemaker", "chest tube", "sternal wires"]
 MEN_SHARE = 0.55
 
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 2  # of the drawing; another one is another corpus
 WORDS = 100  # keeps the wording's random numbers apart from the pictures': another wording, the same pictures
-FEW = 100    # pictures for which starting processes would take longer than drawing them
+FEW = 100  # pictures for which starting processes would take longer than drawing them
 RELEASES = ("chexpert_plus", "chexpert", "rexgradient")
 PARTS = {"plus_train": 0, "plus_valid": 1, "chexpert_test": 2, "rex_train": 3, "rex_valid": 4, "rex_test": 5}
 NOTICE = (
@@ -136,15 +136,22 @@ class Picture:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `python -m data_prep demo`."""
     sizes = parser.add_argument_group("how much is drawn")
-    sizes.add_argument("--train", type=int, default=3000, metavar="N",
-                       help="training images: half in CheXpert-Plus's train, half in ReXGradient's three splits")
-    sizes.add_argument("--valid", type=int, default=200, metavar="N",
-                       help="images of CheXpert-Plus's valid, some of them lateral")
+    sizes.add_argument(
+        "--train",
+        type=int,
+        default=3000,
+        metavar="N",
+        help="training images: half in CheXpert-Plus's train, half in ReXGradient's three splits",
+    )
+    sizes.add_argument(
+        "--valid", type=int, default=200, metavar="N", help="images of CheXpert-Plus's valid, some of them lateral"
+    )
     sizes.add_argument("--test", type=int, default=200, metavar="N", help="studies of CheXpert's test set")
     sizes.add_argument("--seed", type=int, default=1234, help="the same seed gives the same bytes")
     where = parser.add_argument_group("where and how")
-    where.add_argument("--out", required=True, metavar="DIR",
-                       help="folder for chexpert_plus/, chexpert/ and rexgradient/")
+    where.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for chexpert_plus/, chexpert/ and rexgradient/"
+    )
     where.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
 
 
@@ -246,8 +253,11 @@ def draw_picture(picture: Picture) -> None:
     """Draw one image and write it, JPEG or PNG by its path."""
     drawn = draw_view(picture.study, picture.projection, np.random.default_rng(picture.seed))
     pixels = to_uint8(drawn) if picture.bits == 8 else to_uint16(drawn, picture.bits)
-    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if picture.path.endswith(".jpg") else [
-        cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+    options = (
+        [cv2.IMWRITE_JPEG_QUALITY, 92]
+        if picture.path.endswith(".jpg")
+        else [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+    )
     os.makedirs(os.path.dirname(picture.path), exist_ok=True)
     if not cv2.imwrite(picture.path, pixels, options):
         raise OSError(f"{picture.path} could not be written")

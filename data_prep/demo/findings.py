@@ -52,11 +52,7 @@ def consolidation(chest: Chest, finding: Finding) -> None:
         chest.fill((0.16 + 0.18 * s) * mask * (1 + 0.07 * canvas.clouds(0.10)), 0.85)
         hilum = np.array([side * 0.2, -0.12])
         bronchi = [
-            (
-                curve([hilum, (hilum + centre) / 2 + rng.normal(0, 0.03, 2), centre + rng.normal(0, 0.07, 2)]),
-                0.018,
-                0.9,
-            )
+            (curve([hilum, (hilum + centre) / 2 + rng.normal(0, 0.03, 2), centre + rng.normal(0, 0.07, 2)]), 0.018, 0.9)
             for _ in range(4)
         ]
         canvas.density -= 0.10 * canvas.strokes(bronchi, 0.004) * mask
@@ -91,8 +87,7 @@ def edema(chest: Chest, finding: Finding) -> None:
             )
         canvas.density += 0.09 * canvas.strokes(septa) * chest.lungs[side]
         cuffs = [
-            (blob(side * rng.uniform(0.2, 0.36), rng.uniform(-0.25, 0.08), 0.022, 0.022), 0.010, 0.9)
-            for _ in range(3)
+            (blob(side * rng.uniform(0.2, 0.36), rng.uniform(-0.25, 0.08), 0.022, 0.022), 0.010, 0.9) for _ in range(3)
         ]
         canvas.density += 0.08 * canvas.strokes(cuffs, 0.003) * chest.lungs[side]
 
@@ -103,9 +98,7 @@ def atelectasis(chest: Chest, finding: Finding) -> None:
     for side in SIDES[finding.side]:
         dome = a.dome[side]
         if finding.kind == "collapse":
-            wedge = np.array(
-                [(side * 0.03, -0.12), (side * (0.30 + 0.22 * s), dome + 0.1), (side * 0.03, dome + 0.1)]
-            )
+            wedge = np.array([(side * 0.03, -0.12), (side * (0.30 + 0.22 * s), dome + 0.1), (side * 0.03, dome + 0.1)])
             inside = np.maximum(chest.lungs[side], 0.4 * chest.silhouette)
             canvas.density += (0.13 + 0.13 * s) * canvas.area(wedge, 0.022) * inside
         bands = []
@@ -281,9 +274,7 @@ def support_devices(chest: Chest, finding: Finding) -> None:
         elif kind == "picc line":
             lines += [
                 (
-                    curve(
-                        [(side * 1.02, -0.25), (side * 0.85, -0.52), (side * 0.5, -0.60), (side * 0.2, -0.55), *svc]
-                    ),
+                    curve([(side * 1.02, -0.25), (side * 0.85, -0.52), (side * 0.5, -0.60), (side * 0.2, -0.55), *svc]),
                     0.012,
                     0.85,
                 )
@@ -306,12 +297,7 @@ def support_devices(chest: Chest, finding: Finding) -> None:
             ]
         elif kind == "chest tube":
             lines += _tube(
-                [
-                    (side * 1.0, 0.30 + jitter),
-                    (side * 0.72, 0.12),
-                    (side * 0.60, -0.2),
-                    (side * 0.42, -0.58 + jitter),
-                ],
+                [(side * 1.0, 0.30 + jitter), (side * 0.72, 0.12), (side * 0.60, -0.2), (side * 0.42, -0.58 + jitter)],
                 0.050,
                 0.8,
             )

@@ -17,7 +17,7 @@ class Profile:
     canvas: Canvas
     own: np.random.Generator
     depth: float  # half the distance from breastbone to spine, thorax units
-    dome: float   # y of the diaphragms
+    dome: float  # y of the diaphragms
     air: np.ndarray
 
 
@@ -36,12 +36,36 @@ def draw_lateral(canvas: Canvas, study: Study) -> None:
 
 def _body_and_lungs(canvas: Canvas, own: np.random.Generator) -> Profile:
     d, dome = 0.62 + own.normal(0, 0.035), 0.42 + own.normal(0, 0.03) + canvas.rng.normal(0, 0.015)
-    body = [(-0.15, -2.0), (-0.15, -1.2), (-0.25, -0.95), (-d - 0.02, -0.6), (-d - 0.12, -0.1), (-d - 0.12, 0.5),
-            (-d - 0.08, 2.0), (d + 0.12, 2.0), (d + 0.2, 0.3), (d + 0.24, -0.4), (d + 0.02, -0.85), (0.32, -1.0),
-            (0.26, -1.2), (0.26, -2.0)]
-    lung = [(-d * 0.5, -0.50), (-d * 0.2, -0.70), (0.15, -0.80), (d * 0.75, -0.62), (d * 0.95, -0.2), (d, 0.3),
-            (d * 0.98, dome + 0.22), (d * 0.5, dome + 0.06), (0, dome - 0.03), (-d * 0.5, dome),
-            (-d * 0.92, dome + 0.05), (-d * 0.86, -0.1)]
+    body = [
+        (-0.15, -2.0),
+        (-0.15, -1.2),
+        (-0.25, -0.95),
+        (-d - 0.02, -0.6),
+        (-d - 0.12, -0.1),
+        (-d - 0.12, 0.5),
+        (-d - 0.08, 2.0),
+        (d + 0.12, 2.0),
+        (d + 0.2, 0.3),
+        (d + 0.24, -0.4),
+        (d + 0.02, -0.85),
+        (0.32, -1.0),
+        (0.26, -1.2),
+        (0.26, -2.0),
+    ]
+    lung = [
+        (-d * 0.5, -0.50),
+        (-d * 0.2, -0.70),
+        (0.15, -0.80),
+        (d * 0.75, -0.62),
+        (d * 0.95, -0.2),
+        (d, 0.3),
+        (d * 0.98, dome + 0.22),
+        (d * 0.5, dome + 0.06),
+        (0, dome - 0.03),
+        (-d * 0.5, dome),
+        (-d * 0.92, dome + 0.05),
+        (-d * 0.86, -0.1),
+    ]
     below = [(-1.2, dome), (0, dome - 0.03), (1.2, dome + 0.2), (1.2, 2), (-1.2, 2)]
     mottle = 1 + 0.025 * canvas.clouds(0.035) + 0.018 * canvas.clouds(0.013)
     body = canvas.area(curve(body + own.normal(0, 0.02, (14, 2)), 8, closed=True), 0.015)
@@ -77,8 +101,10 @@ def _spine_and_ribs(p: Profile) -> None:
         plates.append((plate, 0.012, 1.0))
     canvas.density += 0.11 * canvas.strokes(bodies + plates, 0.006)
     slope, first, spacing = own.uniform(0.3, 0.5), own.uniform(-0.76, -0.65), own.uniform(0.10, 0.13)
-    ribs = [(curve([(d * 0.95, y), (d * 0.3, y + slope * 0.4), (-d * 0.5, y + slope)]), 0.04, 0.7)
-            for y in first + spacing * np.arange(10) + own.normal(0, 0.012, 10)]
+    ribs = [
+        (curve([(d * 0.95, y), (d * 0.3, y + slope * 0.4), (-d * 0.5, y + slope)]), 0.04, 0.7)
+        for y in first + spacing * np.arange(10) + own.normal(0, 0.012, 10)
+    ]
     canvas.density += 0.045 * canvas.strokes(ribs, 0.006)
     sternum = np.array([(-d * 0.62, -0.55), (-d * 0.98, -0.15), (-d * 1.02, 0.2)]) + own.normal(0, 0.02, (3, 2))
     canvas.density += 0.10 * canvas.strokes([(curve(sternum), 0.05, 1.0)], 0.008)
@@ -169,6 +195,15 @@ def _devices(p: Profile, finding: Finding) -> None:
 
 
 #: A fracture is not drawn: on a lateral view the ribs of both sides lie over each other, and it is missed there.
-DRAW = {"Edema": _haze, "Lung Opacity": _patches, "Pneumonia": _patches, "Consolidation": _patches,
-        "Atelectasis": _bands, "Lung Lesion": _lesion, "Pneumothorax": _pneumothorax, "Pleural Other": _rind,
-        "Pleural Effusion": _effusion, "Support Devices": _devices}
+DRAW = {
+    "Edema": _haze,
+    "Lung Opacity": _patches,
+    "Pneumonia": _patches,
+    "Consolidation": _patches,
+    "Atelectasis": _bands,
+    "Lung Lesion": _lesion,
+    "Pneumothorax": _pneumothorax,
+    "Pleural Other": _rind,
+    "Pleural Effusion": _effusion,
+    "Support Devices": _devices,
+}

@@ -63,9 +63,16 @@ class Anatomy:
 
 
 #: What is outlined, its control points, and how far patients differ there.
-OUTLINES = (("right lung", 13, 0.012), ("left lung", 13, 0.012), ("heart", 10, 0.013), ("mediastinum", 13, 0.007),
-            ("right clavicle", 5, 0.020), ("left clavicle", 5, 0.020), ("right blade", 4, 0.04),
-            ("left blade", 4, 0.04))
+OUTLINES = (
+    ("right lung", 13, 0.012),
+    ("left lung", 13, 0.012),
+    ("heart", 10, 0.013),
+    ("mediastinum", 13, 0.007),
+    ("right clavicle", 5, 0.020),
+    ("left clavicle", 5, 0.020),
+    ("right blade", 4, 0.04),
+    ("left blade", 4, 0.04),
+)
 
 
 def sample_anatomy(patient: Patient, projection: str, rng: np.random.Generator) -> Anatomy:
@@ -167,24 +174,51 @@ def _heart(a: Anatomy) -> np.ndarray:
     left, right, base = total * 0.70, total * 0.30, a.dome[1] + 0.07
     top = -0.12
     mid = (top + base) / 2
-    points = [(-0.10, top), (-right * 0.85, mid - 0.05), (-right, mid + 0.08), (-right * 0.8, base),
-              (left * 0.2, base + 0.05), (left * 0.9, base), (left, base - 0.10), (left * 0.80, mid - 0.02),
-              (left * 0.42, top + 0.06), (0.13, top)]
+    points = [
+        (-0.10, top),
+        (-right * 0.85, mid - 0.05),
+        (-right, mid + 0.08),
+        (-right * 0.8, base),
+        (left * 0.2, base + 0.05),
+        (left * 0.9, base),
+        (left, base - 0.10),
+        (left * 0.80, mid - 0.02),
+        (left * 0.42, top + 0.06),
+        (0.13, top),
+    ]
     return curve(points + a.wobble["heart"] + (a.shift, 0), 6, closed=True)
 
 
 def _mediastinum(a: Anatomy) -> np.ndarray:
     m, k = a.mediastinum, a.knob
-    left = [(m * 0.8, -1.1), (m * 0.85, -0.62), (m * 0.8 + k * 0.5, -0.46), (m * 0.72 + k, -0.37),
-            (m * 0.8 + k * 0.4, -0.27), (m + 0.05, -0.17), (m + 0.06, -0.05), (m, 0.6)]
+    left = [
+        (m * 0.8, -1.1),
+        (m * 0.85, -0.62),
+        (m * 0.8 + k * 0.5, -0.46),
+        (m * 0.72 + k, -0.37),
+        (m * 0.8 + k * 0.4, -0.27),
+        (m + 0.05, -0.17),
+        (m + 0.06, -0.05),
+        (m, 0.6),
+    ]
     right = [(-m, 0.6), (-m * 1.02, -0.1), (-m * 0.95, -0.35), (-m * 1.0, -0.6), (-m * 0.85, -1.1)]
     return curve(left + right + a.wobble["mediastinum"] + (a.shift * 0.7, 0), 5, closed=True)
 
 
 def _abdomen(a: Anatomy) -> np.ndarray:
     right, left = a.dome[-1] - 0.06, a.dome[1] - 0.05
-    return np.array([(-1.3, right + 0.25), (-0.8, right), (-0.3, right), (0.3, left), (0.8, left), (1.3, left + 0.25),
-                     (1.3, 1.8), (-1.3, 1.8)])
+    return np.array(
+        [
+            (-1.3, right + 0.25),
+            (-0.8, right),
+            (-0.3, right),
+            (0.3, left),
+            (0.8, left),
+            (1.3, left + 0.25),
+            (1.3, 1.8),
+            (-1.3, 1.8),
+        ]
+    )
 
 
 def _trachea_and_spine(canvas: Canvas, a: Anatomy) -> None:
@@ -197,13 +231,16 @@ def _trachea_and_spine(canvas: Canvas, a: Anatomy) -> None:
         x = a.bow * np.sin(2.2 * level)
         plates.append((np.array([(x - 0.085, level), (x + 0.085, level)]), 0.014, 0.8))
         spinous.append((np.array([(x, level + 0.035), (x, level + 0.085)]), 0.025, 0.9))
-        pedicles += [(np.array([(x + s * 0.055, level + 0.035), (x + s * 0.055, level + 0.06)]), 0.022, 0.8)
-                     for s in (-1, 1)]
+        pedicles += [
+            (np.array([(x + s * 0.055, level + 0.035), (x + s * 0.055, level + 0.06)]), 0.022, 0.8) for s in (-1, 1)
+        ]
     canvas.density += 0.05 * canvas.strokes(plates + spinous + pedicles, 0.006)
     shift = a.shift * 2.5
     trachea = curve([(shift * 0.3, -1.2), (shift, -0.75), (shift - 0.015, -0.36)])
-    bronchi = [(curve([(shift - 0.015, -0.37), (-0.10, -0.25), (-0.17, -0.17)]), 0.05, 0.8),
-               (curve([(shift - 0.015, -0.37), (0.10, -0.25), (0.19, -0.18)]), 0.045, 0.8)]
+    bronchi = [
+        (curve([(shift - 0.015, -0.37), (-0.10, -0.25), (-0.17, -0.17)]), 0.05, 0.8),
+        (curve([(shift - 0.015, -0.37), (0.10, -0.25), (0.19, -0.18)]), 0.045, 0.8),
+    ]
     canvas.density -= 0.11 * canvas.strokes([(trachea, 0.075, 1.0), *bronchi], 0.009)
 
 
@@ -243,8 +280,13 @@ def rib(a: Anatomy, side: int, number: int) -> np.ndarray:
     y = a.apex + first + spacing * number + a.rib_steps[side][number]
     drop = slope * (0.6 + 0.08 * number)
     x = min(0.32 + 0.13 * number, a.half_width * (0.80 + 0.03 * number), a.half_width + 0.02)
-    points = [(0.07, y), (x * 0.45, y + bend), (x * 0.8, y + drop * 0.25), (x, y + drop * 0.75),
-              (x * 0.99, y + drop * 0.9)]
+    points = [
+        (0.07, y),
+        (x * 0.45, y + bend),
+        (x * 0.8, y + drop * 0.25),
+        (x, y + drop * 0.75),
+        (x * 0.99, y + drop * 0.9),
+    ]
     return curve(points, 6) * (side, 1)
 
 
@@ -267,8 +309,9 @@ def _blade(a: Anatomy, side: int) -> np.ndarray:
     return curve(points + a.wobble["right blade" if side < 0 else "left blade"], 8) * (side, 1)
 
 
-def bones(chest: Chest, ribs: dict[tuple[int, int], list[np.ndarray]],
-          clavicles: dict[int, list[np.ndarray]]) -> np.ndarray:
+def bones(
+    chest: Chest, ribs: dict[tuple[int, int], list[np.ndarray]], clavicles: dict[int, list[np.ndarray]]
+) -> np.ndarray:
     """Ribs, clavicles and scapulae as a density layer; a broken bone comes as several pieces."""
     canvas, a = chest.canvas, chest.anatomy
     width = float(a.ribs[3])
@@ -276,8 +319,12 @@ def bones(chest: Chest, ribs: dict[tuple[int, int], list[np.ndarray]],
     collars = [piece for pieces in clavicles.values() for piece in pieces]
     front = [(anterior_rib(a, side, number), width, 0.5) for side in (-1, 1) for number in range(1, 6)]
     blades = [(_blade(a, side), 0.02, 0.6) for side in (-1, 1)]
-    return (0.14 * _hollow(canvas, posterior, width, 0.75, 0.27) + 0.05 * canvas.strokes(front, 0.012)
-            + 0.15 * _hollow(canvas, collars, 0.075, 0.85, 0.30) + 0.05 * canvas.strokes(blades, 0.008))
+    return (
+        0.14 * _hollow(canvas, posterior, width, 0.75, 0.27)
+        + 0.05 * canvas.strokes(front, 0.012)
+        + 0.15 * _hollow(canvas, collars, 0.075, 0.85, 0.30)
+        + 0.05 * canvas.strokes(blades, 0.008)
+    )
 
 
 def _hollow(canvas: Canvas, axes: list[np.ndarray], width: float, strength: float, marrow: float) -> np.ndarray:

@@ -56,23 +56,44 @@ def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions
     out_dir = require_writable(Path(out_dir), "--out")
     started = time.monotonic()
     found = checks.compare_records(roles)
-    images = checks.compare_images(roles, out_dir, copies=options.copies, unrelated=options.unrelated,
-                                   seed=options.seed, workers=options.workers)
+    images = checks.compare_images(
+        roles, out_dir, copies=options.copies, unrelated=options.unrelated, seed=options.seed, workers=options.workers
+    )
     found += images.checks
     reasons = checks.reasons_to_leave_out(roles["train"].rows, found) if "train" in roles else {}
     facts = {name: checks.facts(role) for name, role in roles.items()}
     concerned = checks.concerned(roles["train"].rows, reasons) if reasons else checks.NOBODY
-    document = report.document(facts, found, images, reasons, concerned, on_overlap=options.on_overlap,
-                               finished=options.finished, drawn=options.drawn, earlier=options.earlier,
-                               seed=options.seed)
-    report.write(out_dir, document, cards.found(roles, found, images), cards.rejected(roles, images),
-                 cards.shared_texts(roles, found))
+    document = report.document(
+        facts,
+        found,
+        images,
+        reasons,
+        concerned,
+        on_overlap=options.on_overlap,
+        finished=options.finished,
+        drawn=options.drawn,
+        earlier=options.earlier,
+        seed=options.seed,
+    )
+    report.write(
+        out_dir,
+        document,
+        cards.found(roles, found, images),
+        cards.rejected(roles, images),
+        cards.shared_texts(roles, found),
+    )
     summary = document["summary"]
-    log.info("audit: %s; report: %s (%.0f s)", summary["sentence"], out_dir / "overlap_report.html",
-             time.monotonic() - started)
+    log.info(
+        "audit: %s; report: %s (%.0f s)",
+        summary["sentence"],
+        out_dir / "overlap_report.html",
+        time.monotonic() - started,
+    )
     if options.on_overlap == "stop" and summary["found_all"]:
-        raise UserError(f"the sets overlap ({summary['sentence']}) and --on_overlap is stop; read "
-                        f"{out_dir / 'overlap_report.html'} and choose --on_overlap drop or keep")
+        raise UserError(
+            f"the sets overlap ({summary['sentence']}) and --on_overlap is stop; read "
+            f"{out_dir / 'overlap_report.html'} and choose --on_overlap drop or keep"
+        )
     return Audit(set(reasons) if options.on_overlap == "drop" else set(), summary, reasons)
 
 
@@ -90,12 +111,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `python -m data_prep audit`."""
     files = parser.add_argument_group("what is read and written")
     files.add_argument("--data", default="data", metavar="DIR", help="folder with the finished files of a build")
-    files.add_argument("--splits", default="splits", metavar="DIR",
-                       help="folder with the manifests: file hashes, patients of the table")
+    files.add_argument(
+        "--splits",
+        default="splits",
+        metavar="DIR",
+        help="folder with the manifests: file hashes, patients of the table",
+    )
     files.add_argument("--out", metavar="DIR", help="where the report goes; default: the --data folder")
     how = parser.add_argument_group("what follows, and how it runs")
-    how.add_argument("--on_overlap", choices=ACTIONS, default="drop",
-                     help="finished files are never changed: stop ends with exit code 2, drop and keep report")
+    how.add_argument(
+        "--on_overlap",
+        choices=ACTIONS,
+        default="drop",
+        help="finished files are never changed: stop ends with exit code 2, drop and keep report",
+    )
     how.add_argument("--seed", type=int, default=1234, help="of the planted copies")
     how.add_argument("--workers", type=int, default=signatures.workers_available(), metavar="N", help="threads")
 

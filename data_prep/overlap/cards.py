@@ -40,24 +40,28 @@ def found(roles: dict[str, Role], checks: list[Check], images: ImageResults) -> 
     for check in checks:
         for match in check.matches if check.kind in IMAGE_KINDS else ():
             kinds.setdefault((match.a_role, match.a_id, match.b_role, match.b_id), []).append(check.kind)
-    return [_card(roles, *pair, names, images.pairs.get((pair[1], pair[3])))
-            for pair, names in list(kinds.items())[:MAX_FOUND]]
+    return [
+        _card(roles, *pair, names, images.pairs.get((pair[1], pair[3])))
+        for pair, names in list(kinds.items())[:MAX_FOUND]
+    ]
 
 
 def rejected(roles: dict[str, Role], images: ImageResults) -> list[Card]:
     """The pairs that came closest to being called near-equal and were not."""
-    closest = sorted(((pair.score, ids) for ids, pair in images.pairs.items() if not pair.same and pair.comparison),
-                     key=lambda item: (-item[0], item[1]))[:MAX_REJECTED]
-    return [_card(roles, _role_of(roles, a), a, _role_of(roles, b), b, [], images.pairs[a, b])
-            for _, (a, b) in closest]
+    closest = sorted(
+        ((pair.score, ids) for ids, pair in images.pairs.items() if not pair.same and pair.comparison),
+        key=lambda item: (-item[0], item[1]),
+    )[:MAX_REJECTED]
+    return [_card(roles, _role_of(roles, a), a, _role_of(roles, b), b, [], images.pairs[a, b]) for _, (a, b) in closest]
 
 
 def _role_of(roles: dict[str, Role], image_id: str) -> str:
     return next(name for name, role in roles.items() if (role.rows["id"] == image_id).any())
 
 
-def _card(roles: dict[str, Role], a_role: str, a_id: str, b_role: str, b_id: str, kinds: list[str],
-          pair: near.Pair | None) -> Card:
+def _card(
+    roles: dict[str, Role], a_role: str, a_id: str, b_role: str, b_id: str, kinds: list[str], pair: near.Pair | None
+) -> Card:
     a, b = _image(roles[a_role], a_id), _image(roles[b_role], b_id)
     comparison = pair.comparison if pair else verify.compare(verify.prepare(b), verify.prepare(a), at_least=-1)
     if comparison is None:
@@ -67,17 +71,30 @@ def _card(roles: dict[str, Role], a_role: str, a_id: str, b_role: str, b_id: str
     moved = 255 - moved if comparison.inverted else moved
     scale = np.sqrt(abs(np.linalg.det(comparison.matrix[:, :2])))
     angle = np.degrees(np.arctan2(comparison.matrix[1, 0], comparison.matrix[0, 0]))
-    text = f"size × {scale:.3f}, turned {abs(angle):.1f}°, stretched {comparison.stretch - 1:.1%}, overlap " + (
-        f"{comparison.overlap:.0%}") + (
-        ", inverted" if comparison.inverted else "")
-    return Card(a_role, a_id, b_role, b_id, kinds, round(comparison.score, 4), text,
-                [(NAMES[b_role], _url(b)), (f"{NAMES[a_role]}, moved", _url(moved)),
-                 ("difference", _url(_difference(b, moved)))])
+    text = (
+        f"size × {scale:.3f}, turned {abs(angle):.1f}°, stretched {comparison.stretch - 1:.1%}, overlap "
+        + (f"{comparison.overlap:.0%}")
+        + (", inverted" if comparison.inverted else "")
+    )
+    return Card(
+        a_role,
+        a_id,
+        b_role,
+        b_id,
+        kinds,
+        round(comparison.score, 4),
+        text,
+        [
+            (NAMES[b_role], _url(b)),
+            (f"{NAMES[a_role]}, moved", _url(moved)),
+            ("difference", _url(_difference(b, moved))),
+        ],
+    )
 
 
 def _image(role: Role, image_id: str) -> np.ndarray:
     row = int(np.flatnonzero(role.rows["id"].to_numpy() == image_id)[0])
-    return np.asarray(role.images[row:row + 1])[0].astype(np.uint8, copy=False)
+    return np.asarray(role.images[row : row + 1])[0].astype(np.uint8, copy=False)
 
 
 def _difference(b: np.ndarray, moved: np.ndarray) -> np.ndarray:
@@ -103,6 +120,13 @@ def shared_texts(roles: dict[str, Role], checks: list[Check]) -> list[dict[str, 
             rows = roles[match.a_role].rows
             text = str(rows["report"].iloc[int(np.flatnonzero(rows["id"].to_numpy() == match.a_id)[0])])
             text = "".join(c if c.isprintable() else " " for c in text)  # no marks that turn the writing around
-            texts.append({"a_role": match.a_role, "a_id": match.a_id, "b_role": match.b_role, "b_id": match.b_id,
-                          "text": " ".join(text.split())[:600]})
+            texts.append(
+                {
+                    "a_role": match.a_role,
+                    "a_id": match.a_id,
+                    "b_role": match.b_role,
+                    "b_id": match.b_id,
+                    "text": " ".join(text.split())[:600],
+                }
+            )
     return texts[:MAX_FOUND]

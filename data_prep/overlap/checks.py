@@ -46,8 +46,10 @@ class Check:
 
 
 KEYS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
-    "patient": patient_keys, "study": study_keys,
-    "bytes": lambda rows: hash_keys(rows, "file_sha256"), "pixels": lambda rows: hash_keys(rows, "pixel_sha256"),
+    "patient": patient_keys,
+    "study": study_keys,
+    "bytes": lambda rows: hash_keys(rows, "file_sha256"),
+    "pixels": lambda rows: hash_keys(rows, "pixel_sha256"),
 }
 
 
@@ -62,8 +64,10 @@ def compare_records(roles: dict[str, Role]) -> list[Check]:
             check.note = _missing(check)
             checks.append(check)
     n_reports = {name: equal_reports.n_reports(role.rows) for name, role in roles.items()}
-    return checks + [_compare_reports(a, roles[a].rows, n_reports[a], b, roles[b].rows, n_reports[b])
-                     for a, b in combinations(roles, 2)]
+    return checks + [
+        _compare_reports(a, roles[a].rows, n_reports[a], b, roles[b].rows, n_reports[b])
+        for a, b in combinations(roles, 2)
+    ]
 
 
 def _compare_reports(a: str, a_rows: pd.DataFrame, n_a: int, b: str, b_rows: pd.DataFrame, n_b: int) -> Check:
@@ -92,8 +96,9 @@ class ImageResults:
     unrelated_ids: list[tuple[str, str]] = field(default_factory=list)
 
 
-def compare_images(roles: dict[str, Role], work_dir: Path, *, copies: int, unrelated: int, seed: int,
-                   workers: int) -> ImageResults:
+def compare_images(
+    roles: dict[str, Role], work_dir: Path, *, copies: int, unrelated: int, seed: int, workers: int
+) -> ImageResults:
     """Every training image against every evaluation image, validation against test, and the measurements.
 
     In memory: the evaluation images, and blocks of the training images; their thumbnails lie under `work_dir`.
@@ -128,17 +133,21 @@ def compare_images(roles: dict[str, Role], work_dir: Path, *, copies: int, unrel
     return results
 
 
-def _against_training(train: Role, images: np.ndarray, reliefs: np.ndarray, work_dir: Path,
-                      workers: int) -> tuple[list[nominate.Nominations], list[near.Pair]]:
-    with tempfile.TemporaryFile(dir=work_dir) as file, \
-            progress(len(train.rows), "audit: thumbnails") as bar:  # a file without a name: a kill leaves nothing
+def _against_training(
+    train: Role, images: np.ndarray, reliefs: np.ndarray, work_dir: Path, workers: int
+) -> tuple[list[nominate.Nominations], list[near.Pair]]:
+    with (
+        tempfile.TemporaryFile(dir=work_dir) as file,
+        progress(len(train.rows), "audit: thumbnails") as bar,
+    ):  # a file without a name: a kill leaves nothing
         thumbs = signatures.write_thumbnails(train.images, file, workers, bar.update)
         bar.close()
         started = time.monotonic()
         nominations = nominate.nominate(reliefs, thumbs, workers)
     total = sum(len(found.rows) for found in nominations)
-    log.info("audit: %d of %d pairs nominated (%.0f s)", total, len(train.rows) * len(images),
-             time.monotonic() - started)
+    log.info(
+        "audit: %d of %d pairs nominated (%.0f s)", total, len(train.rows) * len(images), time.monotonic() - started
+    )
     fetch = near.fetcher(train.images)
     return nominations, near.second_stage(images, nominations, fetch, workers, _progress(len(images)))
 
@@ -147,11 +156,13 @@ def _progress(total: int) -> Callable[[int], None]:
     def report(done: int) -> None:
         if done % 100 == 0 or done == total:
             log.info("audit: second stage, %d of %d evaluation images", done, total)
+
     return report
 
 
-def _between(images: np.ndarray, reliefs: np.ndarray, thumbs: np.ndarray, role_of: np.ndarray,
-             workers: int) -> list[near.Pair]:
+def _between(
+    images: np.ndarray, reliefs: np.ndarray, thumbs: np.ndarray, role_of: np.ndarray, workers: int
+) -> list[near.Pair]:
     """Test images against validation images; rows and queries count over both sets."""
     valid, test = np.flatnonzero(role_of == "valid"), np.flatnonzero(role_of == "test")
     nominations = nominate.nominate(reliefs[test], thumbs[valid], workers)
@@ -159,8 +170,15 @@ def _between(images: np.ndarray, reliefs: np.ndarray, thumbs: np.ndarray, role_o
     return [near.Pair(int(test[p.query]), int(valid[p.row]), p.nominated, p.comparison) for p in pairs]
 
 
-def _collect(results: ImageResults, pairs: list[near.Pair], a: str, a_ids: np.ndarray, role_of: np.ndarray,
-             ids: np.ndarray, sizes: dict[str, int]) -> None:
+def _collect(
+    results: ImageResults,
+    pairs: list[near.Pair],
+    a: str,
+    a_ids: np.ndarray,
+    role_of: np.ndarray,
+    ids: np.ndarray,
+    sizes: dict[str, int],
+) -> None:
     others = [b for b in ("valid", "test") if b in sizes and b != a]
     checks = {b: Check("near", a, b, sizes[a], sizes[b]) for b in others}
     looked_at = dict.fromkeys(others, 0)
@@ -184,6 +202,7 @@ def _related(roles: dict[str, Role], sides: list[str], role_of: np.ndarray) -> C
     def related(i: int, j: int) -> bool:
         own, other = claims.get(i, nobody), claims.get(j, nobody)
         return role_of[i] != role_of[j] or not own or not other or bool(own & other)
+
     return related
 
 
@@ -196,8 +215,9 @@ def reasons_to_leave_out(train: pd.DataFrame, checks: list[Check]) -> dict[str, 
     claims = patient_keys(train)
     for check in checks:
         for match in check.matches if check.a_role == "train" else ():
-            direct.setdefault(match.a_id, f"overlap with {match.b_role}: {KINDS[match.kind].split(' (')[0].lower()} "
-                                          f"({match.b_id})")
+            direct.setdefault(
+                match.a_id, f"overlap with {match.b_role}: {KINDS[match.kind].split(' (')[0].lower()} ({match.b_id})"
+            )
     own = claims[train["id"].isin(list(direct)).to_numpy()[claims["row"]]]
     image_of = train["id"].to_numpy()
     causes: dict[str, str] = {}
@@ -216,9 +236,12 @@ NOBODY = {"images": 0, "patients": 0, "matching": 0, "by_source": {}}
 def concerned(train: pd.DataFrame, reasons: dict[str, str]) -> dict[str, Any]:
     """The training images of matching patients, counted: all, those that match themselves, patients, by source."""
     rows = train[train["id"].isin(list(reasons))]
-    return {"images": len(reasons), "patients": int(rows["patient_id"].nunique()),
-            "matching": sum("of the same patient" not in reason for reason in reasons.values()),
-            "by_source": {str(name): int(n) for name, n in rows["source"].value_counts(sort=False).items()}}
+    return {
+        "images": len(reasons),
+        "patients": int(rows["patient_id"].nunique()),
+        "matching": sum("of the same patient" not in reason for reason in reasons.values()),
+        "by_source": {str(name): int(n) for name, n in rows["source"].value_counts(sort=False).items()},
+    }
 
 
 def in_both_splits(rows: pd.DataFrame) -> dict[str, int]:
@@ -232,9 +255,12 @@ def facts(role: Role) -> dict[str, Any]:
     rows = role.rows
     hashes = rows["pixel_sha256"].dropna() if "pixel_sha256" in rows else pd.Series(dtype=str)
     return {
-        "images": len(rows), "studies": int(rows["study_id"].nunique()),
-        "patients": int(rows["patient_id"].nunique()), "reports": equal_reports.n_reports(rows),
+        "images": len(rows),
+        "studies": int(rows["study_id"].nunique()),
+        "patients": int(rows["patient_id"].nunique()),
+        "reports": equal_reports.n_reports(rows),
         "by_source": {" ".join(name): int(n) for name, n in rows.groupby(["source", "split"]).size().items()},
-        "ids_disagree": int(disagreeing(rows).sum()), "patients_in_several_splits": in_both_splits(rows),
+        "ids_disagree": int(disagreeing(rows).sum()),
+        "patients_in_several_splits": in_both_splits(rows),
         "equal_images_within": int(hashes[hashes != ""].duplicated().sum()),
     }

@@ -14,7 +14,7 @@ def _crop(c: np.ndarray, rng: Rng) -> np.ndarray:
     h, w = c.shape
     top, bottom = (rng.uniform(0, 0.05, 2) * h).astype(int)
     left, right = (rng.uniform(0, 0.05, 2) * w).astype(int)
-    return c[top:h - bottom, left:w - right]
+    return c[top : h - bottom, left : w - right]
 
 
 def _resolution(c: np.ndarray, rng: Rng) -> np.ndarray:
@@ -65,8 +65,14 @@ def _border(c: np.ndarray, rng: Rng) -> np.ndarray:
 
 #: name -> what is done, in the order in which a mixture does it
 STEPS: dict[str, Callable[[np.ndarray, Rng], np.ndarray]] = {
-    "rotation": _rotation, "crop": _crop, "resolution": _resolution, "contrast": _contrast,
-    "bit depth": _bit_depth, "inverted": _inverted, "border": _border, "JPEG": _jpeg,
+    "rotation": _rotation,
+    "crop": _crop,
+    "resolution": _resolution,
+    "contrast": _contrast,
+    "bit depth": _bit_depth,
+    "inverted": _inverted,
+    "border": _border,
+    "JPEG": _jpeg,
 }
 MIXTURE = "several at once"
 KINDS = (*STEPS, MIXTURE)
@@ -91,7 +97,7 @@ def _content(image: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(image.any(axis=1)), np.flatnonzero(image.any(axis=0))
     if not len(rows):
         return image
-    return np.ascontiguousarray(image[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
+    return np.ascontiguousarray(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
 def _placed(picture: np.ndarray) -> np.ndarray:
@@ -101,5 +107,5 @@ def _placed(picture: np.ndarray) -> np.ndarray:
     how = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LANCZOS4
     canvas = np.zeros((SIZE, SIZE), np.uint8)
     top, left = (SIZE - height) // 2, (SIZE - width) // 2
-    canvas[top:top + height, left:left + width] = cv2.resize(picture, (width, height), interpolation=how)
+    canvas[top : top + height, left : left + width] = cv2.resize(picture, (width, height), interpolation=how)
     return canvas

@@ -12,14 +12,16 @@ import pandas as pd
 
 from data_prep.overlap.identity import Match
 
-TELLING_WORDS = 8      # words left after the common sentences are taken out
-COMMON_STUDIES = 5     # a sentence in so many training studies is common ...
+TELLING_WORDS = 8  # words left after the common sentences are taken out
+COMMON_STUDIES = 5  # a sentence in so many training studies is common ...
 COMMON_SHARE = 0.0005  # ... or in this share of them, whichever is more
-MAX_STUDIES = 3        # a whole report in more training studies than this is a template
+MAX_STUDIES = 3  # a whole report in more training studies than this is a template
 
-NORMAL = re.compile(r"^(there (is|are) )?(no|without|negative|none|n/a|stable|unchanged)\b"
-                    r"|\b(clear|normal|unremarkable|intact)\b")
-NORMAL_LENGTH = 14     # words; a longer sentence says more than that something is normal
+NORMAL = re.compile(
+    r"^(there (is|are) )?(no|without|negative|none|n/a|stable|unchanged)\b"
+    r"|\b(clear|normal|unremarkable|intact)\b"
+)
+NORMAL_LENGTH = 14  # words; a longer sentence says more than that something is normal
 
 
 def normalise(text: object) -> str:
@@ -43,8 +45,11 @@ def equal_reports(a_role: str, a_rows: pd.DataFrame, b_role: str, b_rows: pd.Dat
     for text, own in a_studies.items():
         others = b_studies[text]
         if len(own) <= MAX_STUDIES and telling_words(text, counts, limit) >= TELLING_WORDS:
-            matches += [Match("report", a_role, a, b_role, b, key=f"{len(text.split())} words")
-                        for b in others.values() for a in own.values()]
+            matches += [
+                Match("report", a_role, a, b_role, b, key=f"{len(text.split())} words")
+                for b in others.values()
+                for a in own.values()
+            ]
         else:
             common += len(own) * len(others)
     return matches, common
@@ -52,8 +57,9 @@ def equal_reports(a_role: str, a_rows: pd.DataFrame, b_role: str, b_rows: pd.Dat
 
 def telling_words(text: str, counts: Counter, limit: float) -> int:
     """Words of the sentences that are neither a normal phrase nor in `limit` or more training studies."""
-    return sum(len(sentence.split()) for sentence in sentences(text)
-               if counts[sentence] < limit and not is_normal(sentence))
+    return sum(
+        len(sentence.split()) for sentence in sentences(text) if counts[sentence] < limit and not is_normal(sentence)
+    )
 
 
 def is_normal(sentence: str) -> bool:

@@ -20,8 +20,11 @@ from data_prep.overlap.signatures import blocks
 log = logging.getLogger(__name__)
 
 #: role -> (images, table)
-FILES = {"train": ("cxr.h5", "impressions.csv"), "valid": ("valid.h5", "valid_labels.csv"),
-         "test": ("test.h5", "test_labels.csv")}
+FILES = {
+    "train": ("cxr.h5", "impressions.csv"),
+    "valid": ("valid.h5", "valid_labels.csv"),
+    "test": ("test.h5", "test_labels.csv"),
+}
 FROM_MANIFEST = ("source", "split", "patient_id_column", "file_sha256", "pixel_sha256")
 
 
@@ -40,14 +43,18 @@ def open_roles(data: Path, splits: Path) -> Iterator[tuple[dict[str, Role], bool
                 check_rows(data / images, data / table, read_table(data / table, ["id"], all_columns=False))
                 handle = stack.enter_context(open_images(data / images))
                 if handle["cxr"].shape[1:] != (320, 320):
-                    raise UserError(f"{data / images} holds images of {handle['cxr'].shape[1:]} pixels, but the "
-                                    f"audit compares 320 x 320; make it again with `python -m data_prep build`")
+                    raise UserError(
+                        f"{data / images} holds images of {handle['cxr'].shape[1:]} pixels, but the "
+                        f"audit compares 320 x 320; make it again with `python -m data_prep build`"
+                    )
                 manifest = splits / f"{name}.csv"
                 _check_manifest(build, data, manifest)
                 roles[name] = Role(handle["cxr"], _rows(data / table, manifest, handle["cxr"]))
         if len(roles) < 2:
-            raise UserError(f"{data} holds fewer than two of cxr.h5, valid.h5 and test.h5, so there is nothing to "
-                            f"compare; run `python -m data_prep build` first or name the folder with --data")
+            raise UserError(
+                f"{data} holds fewer than two of cxr.h5, valid.h5 and test.h5, so there is nothing to "
+                f"compare; run `python -m data_prep build` first or name the folder with --data"
+            )
         yield roles, bool(build.get("drawn")), _earlier(build)
 
 
@@ -82,8 +89,9 @@ def _rows(table_path: Path, manifest_path: Path, images: Any) -> pd.DataFrame:
     if "split" not in rows:
         rows["split"] = parts.str[1].where(rows["source"] != "rexgradient", "")
     if "pixel_sha256" not in rows or rows["pixel_sha256"].isna().any():
-        rows["pixel_sha256"] = [hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
-                                for _, block in blocks(images) for image in block]
+        rows["pixel_sha256"] = [
+            hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for _, block in blocks(images) for image in block
+        ]
     return rows.fillna("")
 
 
@@ -98,8 +106,10 @@ def _check_manifest(build: dict[str, Any], data: Path, manifest: Path) -> None:
     """The manifest must be the one that the build wrote: its hashes stand for the images."""
     expected = build.get("manifests", {}).get(manifest.name)
     if expected and manifest.is_file() and sha256_of(manifest) != expected:
-        raise UserError(f"{manifest} is not the manifest of {data / 'build.json'} (its SHA-256 is another); name the "
-                        f"folder of this build's manifests with --splits, or build again")
+        raise UserError(
+            f"{manifest} is not the manifest of {data / 'build.json'} (its SHA-256 is another); name the "
+            f"folder of this build's manifests with --splits, or build again"
+        )
 
 
 def _earlier(build: dict[str, Any]) -> list[str]:

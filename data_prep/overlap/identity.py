@@ -73,13 +73,22 @@ def hash_keys(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     return claims[claims["key"] != ""]
 
 
-def shared(kind: str, a_role: str, a_rows: pd.DataFrame, a_keys: pd.DataFrame,
-           b_role: str, b_rows: pd.DataFrame, b_keys: pd.DataFrame) -> list[Match]:
+def shared(
+    kind: str,
+    a_role: str,
+    a_rows: pd.DataFrame,
+    a_keys: pd.DataFrame,
+    b_role: str,
+    b_rows: pd.DataFrame,
+    b_keys: pd.DataFrame,
+) -> list[Match]:
     """One match for each key that both sides have and, for images, for each pair that shares it."""
     both = a_keys.merge(b_keys, on="key", suffixes=("_a", "_b"))
     if kind in ("patient", "study"):
         both = both.drop_duplicates("key")
     both = both.sort_values(["row_b", "row_a"])
     a_ids, b_ids = a_rows["id"].to_numpy(), b_rows["id"].to_numpy()
-    return [Match(kind, a_role, a_ids[int(a)], b_role, b_ids[int(b)], key)
-            for a, b, key in zip(both["row_a"], both["row_b"], both["key"], strict=True)]
+    return [
+        Match(kind, a_role, a_ids[int(a)], b_role, b_ids[int(b)], key)
+        for a, b, key in zip(both["row_a"], both["row_b"], both["key"], strict=True)
+    ]

@@ -51,14 +51,21 @@ def fetcher(images: Any) -> Callable[[int], np.ndarray]:
 
     def fetch(row: int) -> np.ndarray:
         with lock:
-            return np.asarray(images[row:row + 1])[0].astype(np.uint8, copy=False)
+            return np.asarray(images[row : row + 1])[0].astype(np.uint8, copy=False)
+
     return fetch
 
 
-def second_stage(images: np.ndarray, nominations: list[nominate.Nominations], fetch: Callable[[int], np.ndarray],
-                 workers: int, progress: Callable[[int], None] = lambda done: None,
-                 at_least: float = verify.ALIKE) -> list[Pair]:
+def second_stage(
+    images: np.ndarray,
+    nominations: list[nominate.Nominations],
+    fetch: Callable[[int], np.ndarray],
+    workers: int,
+    progress: Callable[[int], None] = lambda done: None,
+    at_least: float = verify.ALIKE,
+) -> list[Pair]:
     """Compare each evaluation image (uint8 (Q, 320, 320)) with the rows nominated for it."""
+
     def examine(query: int) -> list[Pair]:
         found = nominations[query]
         if not len(found.rows):
@@ -78,8 +85,9 @@ def second_stage(images: np.ndarray, nominations: list[nominate.Nominations], fe
     return pairs
 
 
-def planted_copies(images: np.ndarray, reliefs: np.ndarray, nominations: list[nominate.Nominations],
-                   n: int, seed: int, workers: int) -> list[Copy]:
+def planted_copies(
+    images: np.ndarray, reliefs: np.ndarray, nominations: list[nominate.Nominations], n: int, seed: int, workers: int
+) -> list[Copy]:
     """Disguise `n` evaluation images and send each copy through both stages, as one more training image.
 
     A copy is nominated if it reaches what the training images had to reach: the thresholds, and a place
@@ -95,34 +103,45 @@ def planted_copies(images: np.ndarray, reliefs: np.ndarray, nominations: list[no
         query, kind = int(queries[number]), disguise.KINDS[number % len(disguise.KINDS)]
         copy = disguise.disguised(images[query], kind, np.random.default_rng([seed, number]))
         thumb = thumbnail(relief_map(copy))[None]
-        coarse = nominate.coarse_scores(templates[:, query:query + 1], thumb)[0, 0]
+        coarse = nominate.coarse_scores(templates[:, query : query + 1], thumb)[0, 0]
         fine, pose, sign = nominate.fine_scores(reliefs[query], thumb)
         floors = nominations[query]
         if coarse < floors.coarse_floor or fine[0] < floors.fine_floor:
             return Copy(query, kind, False, 0.0, False)
-        result = verify.compare(verify.prepare(images[query]), verify.prepare(copy),
-                                nominate.FINE_POSES[pose[0]], int(sign[0]))
+        result = verify.compare(
+            verify.prepare(images[query]), verify.prepare(copy), nominate.FINE_POSES[pose[0]], int(sign[0])
+        )
         return Copy(query, kind, True, result.score if result else 0.0, bool(result and result.same))
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(run, range(n)))
 
 
-def unrelated_pairs(images: np.ndarray, thumbs: np.ndarray, reliefs: np.ndarray,
-                    related: Callable[[int, int], bool], n: int, workers: int) -> list[Pair]:
+def unrelated_pairs(
+    images: np.ndarray,
+    thumbs: np.ndarray,
+    reliefs: np.ndarray,
+    related: Callable[[int, int], bool],
+    n: int,
+    workers: int,
+) -> list[Pair]:
     """The `n` pairs of evaluation images of different patients that the first stage finds most alike, compared.
 
     The thresholds before the last are left out, so that the last is tried on more than it would be given.
     """
     nominations = nominate.nominate(reliefs, thumbs, workers, threshold=0.0)
-    scored = [(score, query, k) for query, found in enumerate(nominations)
-              for k, (row, score) in enumerate(zip(found.rows, found.scores, strict=True))
-              if query < row and not related(query, int(row))]
+    scored = [
+        (score, query, k)
+        for query, found in enumerate(nominations)
+        for k, (row, score) in enumerate(zip(found.rows, found.scores, strict=True))
+        if query < row and not related(query, int(row))
+    ]
     chosen = {(query, k) for _, query, k in sorted(scored, key=lambda item: (-item[0], item[1:]))[:n]}
     for query, found in enumerate(nominations):
         kept = [k for k in range(len(found.rows)) if (query, k) in chosen]
         found.rows, found.scores, found.poses, found.signs = (
-            values[kept] for values in (found.rows, found.scores, found.poses, found.signs))
+            values[kept] for values in (found.rows, found.scores, found.poses, found.signs)
+        )
     return second_stage(images, nominations, lambda row: images[row], workers, at_least=-1)
 
 
@@ -131,8 +150,13 @@ def rate(hits: int, total: int) -> dict[str, Any]:
     if not total:
         return {"hits": 0, "of": 0, "rate": None, "lower_95": None, "upper_95": None}
     interval = binomtest(hits, total).proportion_ci(0.95, method="exact")
-    return {"hits": hits, "of": total, "rate": hits / total,
-            "lower_95": float(interval.low), "upper_95": float(interval.high)}
+    return {
+        "hits": hits,
+        "of": total,
+        "rate": hits / total,
+        "lower_95": float(interval.low),
+        "upper_95": float(interval.high),
+    }
 
 
 def measured_recall(copies: list[Copy]) -> dict[str, Any]:
@@ -141,13 +165,17 @@ def measured_recall(copies: list[Copy]) -> dict[str, Any]:
     return {
         "recall": rate(sum(c.found for c in copies), len(copies)),
         "first_stage": rate(sum(c.nominated for c in copies), len(copies)),
-        "by_disguise": {kind: {"what": disguise.WHAT[kind], **rate(sum(c.found for c in group), len(group))}
-                        for kind, group in kinds.items()},
+        "by_disguise": {
+            kind: {"what": disguise.WHAT[kind], **rate(sum(c.found for c in group), len(group))}
+            for kind, group in kinds.items()
+        },
         "scores": [round(c.score, 4) for c in copies if c.nominated],
     }
 
 
 def measured_false_alarms(pairs: list[Pair]) -> dict[str, Any]:
     """False alarms among unrelated pairs, and their scores."""
-    return {"false_alarms": rate(sum(pair.same for pair in pairs), len(pairs)),
-            "scores": [round(pair.score, 4) for pair in pairs]}
+    return {
+        "false_alarms": rate(sum(pair.same for pair in pairs), len(pairs)),
+        "scores": [round(pair.score, 4) for pair in pairs],
+    }

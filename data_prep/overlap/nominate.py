@@ -18,8 +18,13 @@ from data_prep.overlap.signatures import MAP_SIZE, THUMB_SIZE, ThumbnailFile, th
 
 Thumbs = np.ndarray | ThumbnailFile  # int8 (N, 1024)
 
-COARSE_POSES = (*((scale, 0.0, 0.0) for scale in (0.92, 0.97, 1.02, 1.06, 1.11)),  # scale, shifts in widths
-                (1.04, 0.022, 0.0), (1.04, -0.022, 0.0), (1.04, 0.0, 0.022), (1.04, 0.0, -0.022))  # cut on one side
+COARSE_POSES = (
+    *((scale, 0.0, 0.0) for scale in (0.92, 0.97, 1.02, 1.06, 1.11)),  # scale, shifts in widths
+    (1.04, 0.022, 0.0),
+    (1.04, -0.022, 0.0),
+    (1.04, 0.0, 0.022),
+    (1.04, 0.0, -0.022),
+)  # cut on one side
 FINE_SCALES = (0.92, 0.95, 0.98, 1.01, 1.04, 1.07, 1.10)
 FINE_SHIFTS = (-0.04, -0.02, 0.0, 0.02, 0.04)  # of the width
 FINE_POSES = tuple(itertools.product(FINE_SCALES, FINE_SHIFTS, FINE_SHIFTS))
@@ -52,8 +57,9 @@ NOTHING = Nominations(np.empty(0, int), np.empty(0), np.empty((0, 3)), np.empty(
 def posed(relief: np.ndarray, scale: float, dx: float, dy: float) -> np.ndarray:
     """The thumbnail of a relief map magnified by `scale` about its centre and moved by (dx, dy) widths."""
     centre = (MAP_SIZE - 1) / 2
-    matrix = np.array([[scale, 0, centre * (1 - scale) + dx * MAP_SIZE],
-                       [0, scale, centre * (1 - scale) + dy * MAP_SIZE]], np.float32)
+    matrix = np.array(
+        [[scale, 0, centre * (1 - scale) + dx * MAP_SIZE], [0, scale, centre * (1 - scale) + dy * MAP_SIZE]], np.float32
+    )
     return thumbnail(cv2.warpAffine(relief, matrix, (MAP_SIZE, MAP_SIZE), flags=cv2.INTER_LINEAR))
 
 
@@ -115,7 +121,7 @@ class Best:
     def cut(self, query: int) -> None:
         """Keep the best `keep`; from then on a row must beat the worst of them."""
         if len(self.rows[query]) > self.keep:
-            order = np.argpartition(self.scores[query], -self.keep)[-self.keep:]
+            order = np.argpartition(self.scores[query], -self.keep)[-self.keep :]
             self.rows[query], self.scores[query] = self.rows[query][order], self.scores[query][order]
             self.floors[query] = self.scores[query].min()
 
@@ -143,8 +149,15 @@ def coarse_search(templates: np.ndarray, thumbs: Thumbs, keep: int, workers: int
     return first
 
 
-def nominate(reliefs: np.ndarray, thumbs: Thumbs, workers: int, *, keep_coarse: int = KEEP_COARSE,
-             keep_fine: int = KEEP_FINE, threshold: float = NOMINATE) -> list[Nominations]:
+def nominate(
+    reliefs: np.ndarray,
+    thumbs: Thumbs,
+    workers: int,
+    *,
+    keep_coarse: int = KEEP_COARSE,
+    keep_fine: int = KEEP_FINE,
+    threshold: float = NOMINATE,
+) -> list[Nominations]:
     """Nominate rows of `thumbs` (N, 1024) for each relief map (Q, 96, 96)."""
     best = coarse_search(coarse_templates(reliefs), thumbs, keep_coarse, workers)
 
@@ -155,8 +168,14 @@ def nominate(reliefs: np.ndarray, thumbs: Thumbs, workers: int, *, keep_coarse: 
         full = len(order) == keep_fine
         order = order[fine[order] >= threshold]
         floor = max(threshold, float(fine[order[-1]]) if full and len(order) == keep_fine else threshold)
-        return Nominations(rows[order], fine[order], np.array(FINE_POSES)[poses[order]], signs[order],
-                           max(0.0, float(best.floors[query])), floor)
+        return Nominations(
+            rows[order],
+            fine[order],
+            np.array(FINE_POSES)[poses[order]],
+            signs[order],
+            max(0.0, float(best.floors[query])),
+            floor,
+        )
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
         return list(pool.map(refine, range(len(reliefs))))

@@ -13,22 +13,37 @@ from data_prep.overlap.cards import MAX_FOUND, Card, short_hash
 from data_prep.overlap.checks import IMAGE_KINDS, KINDS, NAMES, Check, ImageResults
 
 NAME = "overlap_report"
-WORDS = {"patient": ("patient", "patients"), "study": ("study", "studies"),
-         "bytes": ("pair of equal files", "pairs of equal files"),
-         "pixels": ("pair of equal images", "pairs of equal images"),
-         "near": ("pair of near-equal images", "pairs of near-equal images"),
-         "report": ("pair of equal reports", "pairs of equal reports")}
+WORDS = {
+    "patient": ("patient", "patients"),
+    "study": ("study", "studies"),
+    "bytes": ("pair of equal files", "pairs of equal files"),
+    "pixels": ("pair of equal images", "pairs of equal images"),
+    "near": ("pair of near-equal images", "pairs of near-equal images"),
+    "report": ("pair of equal reports", "pairs of equal reports"),
+}
 
 
-def document(facts: dict[str, dict], checks: list[Check], images: ImageResults, reasons: dict[str, str],
-             left_out: dict[str, Any], *, on_overlap: str, finished: bool, drawn: bool, earlier: list[str],
-             seed: int) -> dict[str, Any]:
+def document(
+    facts: dict[str, dict],
+    checks: list[Check],
+    images: ImageResults,
+    reasons: dict[str, str],
+    left_out: dict[str, Any],
+    *,
+    on_overlap: str,
+    finished: bool,
+    drawn: bool,
+    earlier: list[str],
+    seed: int,
+) -> dict[str, Any]:
     """Everything the audit has to say, ready for JSON; `summary` is what `build.json` keeps."""
     leaks = [check for check in checks if check.a_role == "train"]
     between = [check for check in checks if check.a_role != "train"]
     alarmed = [list(ids) for ids, pair in zip(images.unrelated_ids, images.unrelated, strict=True) if pair.same]
-    measured = {"planted": near.measured_recall(images.copies),
-                "unrelated": near.measured_false_alarms(images.unrelated) | {"called_near_equal": alarmed}}
+    measured = {
+        "planted": near.measured_recall(images.copies),
+        "unrelated": near.measured_false_alarms(images.unrelated) | {"called_near_equal": alarmed},
+    }
     found = {kind: sum(len(check.matches) for check in leaks if check.kind == kind) for kind in KINDS}
     found_between = {kind: sum(len(check.matches) for check in between if check.kind == kind) for kind in KINDS}
     done = _done(left_out, on_overlap, finished)
@@ -36,27 +51,47 @@ def document(facts: dict[str, dict], checks: list[Check], images: ImageResults, 
     dropped = left_out["images"] if on_overlap == "drop" and not finished else 0
     planted, alarms = measured["planted"]["recall"], measured["unrelated"]["false_alarms"]
     summary = {
-        "status": _status(found, found_between, facts), "sentence": sentence,
+        "status": _status(found, found_between, facts),
+        "sentence": sentence,
         **{f"n_checked_{name}": facts.get(name, {}).get("images", 0) for name in NAMES},
-        "image_pairs_compared": images.compared, "found": found, "found_valid_test": found_between,
+        "image_pairs_compared": images.compared,
+        "found": found,
+        "found_valid_test": found_between,
         "found_all": sum(found.values()) + sum(found_between.values()),
-        "action": on_overlap, "dropped": dropped, "dropped_patients": left_out["patients"] if dropped else 0,
+        "action": on_overlap,
+        "dropped": dropped,
+        "dropped_patients": left_out["patients"] if dropped else 0,
         "matching_patients_images": left_out["images"],
-        "recall": planted["rate"], "recall_lower_95": planted["lower_95"],
-        "false_alarm_rate": alarms["rate"], "false_alarm_upper_95": alarms["upper_95"],
+        "recall": planted["rate"],
+        "recall_lower_95": planted["lower_95"],
+        "false_alarm_rate": alarms["rate"],
+        "false_alarm_upper_95": alarms["upper_95"],
         "method": "ids from path and table, SHA-256 of files and of preprocessed images, reports, and near-equal "
-                  "images in two stages (thumbnails nominate; alignment and texture at 320 pixels decide)",
+        "images in two stages (thumbnails nominate; alignment and texture at 320 pixels decide)",
         "report": f"{NAME}.html",
     }
     return {
-        "title": "Overlap of training, validation and test", "drawn": drawn, "finished": finished, "summary": summary,
-        "earlier": earlier, "roles": facts, "checks": [_check(check) for check in sorted(checks, key=_order)],
-        "done": done, "left_out": left_out,
+        "title": "Overlap of training, validation and test",
+        "drawn": drawn,
+        "finished": finished,
+        "summary": summary,
+        "earlier": earlier,
+        "roles": facts,
+        "checks": [_check(check) for check in sorted(checks, key=_order)],
+        "done": done,
+        "left_out": left_out,
         "left_out_images": [{"id": image, "reason": reason} for image, reason in reasons.items()],
-        "method": method(seed), "limits": LIMITS, "measured": measured,
-        "thresholds": {"nominate": nominate.NOMINATE, "keep_coarse": nominate.KEEP_COARSE,
-                       "keep_fine": nominate.KEEP_FINE, "same": verify.SAME, "min_overlap": verify.MIN_OVERLAP,
-                       "max_stretch": verify.MAX_STRETCH},
+        "method": method(seed),
+        "limits": LIMITS,
+        "measured": measured,
+        "thresholds": {
+            "nominate": nominate.NOMINATE,
+            "keep_coarse": nominate.KEEP_COARSE,
+            "keep_fine": nominate.KEEP_FINE,
+            "same": verify.SAME,
+            "min_overlap": verify.MIN_OVERLAP,
+            "max_stretch": verify.MAX_STRETCH,
+        },
     }
 
 
@@ -66,10 +101,18 @@ def _order(check: Check) -> tuple[int, int, int]:
 
 def _check(check: Check) -> dict[str, Any]:
     told = ("a_id", "b_id", "key", "score")
-    matches = [{name: value for name in told if (value := getattr(match, name)) not in ("", None)}
-               for match in check.matches]
-    return {"kind": check.kind, "title": KINDS[check.kind], "roles": [check.a_role, check.b_role],
-            "compared": [check.a, check.b], "found": len(matches), "note": check.note, "matches": matches}
+    matches = [
+        {name: value for name in told if (value := getattr(match, name)) not in ("", None)} for match in check.matches
+    ]
+    return {
+        "kind": check.kind,
+        "title": KINDS[check.kind],
+        "roles": [check.a_role, check.b_role],
+        "compared": [check.a, check.b],
+        "found": len(matches),
+        "note": check.note,
+        "matches": matches,
+    }
 
 
 def _status(found: dict[str, int], between: dict[str, int], facts: dict[str, dict]) -> str:
@@ -78,18 +121,24 @@ def _status(found: dict[str, int], between: dict[str, int], facts: dict[str, dic
     return "overlap found" if sum(found.values()) + sum(between.values()) else "no overlap found"
 
 
-def _sentence(found: dict[str, int], between: dict[str, int], left_out: dict[str, Any], done: str,
-              facts: dict[str, dict]) -> str:
+def _sentence(
+    found: dict[str, int], between: dict[str, int], left_out: dict[str, Any], done: str, facts: dict[str, dict]
+) -> str:
     if len(facts) < 2:
         return "There were not two sets to compare."
+
     def listed(counts: dict[str, int]) -> str:
         return ", ".join(f"{n:,} {WORDS[kind][n != 1]}" for kind, n in counts.items() if n)
 
-    parts = [f"Training and evaluation sets share {listed(found)}. {done}" if left_out["images"] else
-             "No training image, patient or report was found in an evaluation set."]
+    parts = [
+        f"Training and evaluation sets share {listed(found)}. {done}"
+        if left_out["images"]
+        else "No training image, patient or report was found in an evaluation set."
+    ]
     if listed(between):
-        parts.append(f"Validation and test share {listed(between)}; both sets are fixed by their releases and were "
-                     f"not changed.")
+        parts.append(
+            f"Validation and test share {listed(between)}; both sets are fixed by their releases and were not changed."
+        )
     return " ".join(parts)
 
 
@@ -104,11 +153,15 @@ def _done(left_out: dict[str, Any], on_overlap: str, finished: bool) -> str:
     which = f"{left_out['matching']:,} match, {rest:,} are of the same patients" if rest else "all of which match"
     what = f"{_count(left_out['images'], 'training image')} of {_count(left_out['patients'], 'patient')} ({which})"
     if finished:
-        return (f"The files are finished and were not changed: still in the training set: {what}; build again to "
-                f"drop what matches.")
-    return {"drop": f"Dropped from the training set: {what}.",
-            "keep": f"Kept in the training set, as --on_overlap keep asks: {what}.",
-            "stop": f"The build was stopped, as --on_overlap stop asks; concerned are {what}."}[on_overlap]
+        return (
+            f"The files are finished and were not changed: still in the training set: {what}; build again to "
+            f"drop what matches."
+        )
+    return {
+        "drop": f"Dropped from the training set: {what}.",
+        "keep": f"Kept in the training set, as --on_overlap keep asks: {what}.",
+        "stop": f"The build was stopped, as --on_overlap stop asks; concerned are {what}.",
+    }[on_overlap]
 
 
 def method(seed: int) -> list[str]:
@@ -153,8 +206,9 @@ LIMITS = [
 ]
 
 
-def write(out_dir: Path, report: dict[str, Any], found: list[Card], rejected: list[Card],
-          texts: list[dict[str, str]]) -> None:
+def write(
+    out_dir: Path, report: dict[str, Any], found: list[Card], rejected: list[Card], texts: list[dict[str, str]]
+) -> None:
     """Write the three files, each atomically."""
     write_json(out_dir / f"{NAME}.json", report)
     context = _context(report, found, rejected, texts)
@@ -164,20 +218,37 @@ def write(out_dir: Path, report: dict[str, Any], found: list[Card], rejected: li
 
 
 def _environment(autoescape: bool) -> jinja2.Environment:
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=autoescape,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"percent": _percent, "count": lambda n: f"{n:,}", "hash": short_hash, "cell": _cell}
     return environment
 
 
-def _context(report: dict[str, Any], found: list[Card], rejected: list[Card],
-             texts: list[dict[str, str]]) -> dict[str, Any]:
-    n_pairs = len({(m["a_id"], m["b_id"]) for check in report["checks"] for m in check["matches"]
-                   if check["kind"] in IMAGE_KINDS})
-    return {"r": report, "names": NAMES, "kinds": KINDS, "found": found, "rejected": rejected, "texts": texts,
-            "n_pairs": n_pairs, "table": _table(report["checks"]),
-            "max_found": MAX_FOUND, "bars": _bars(report), "same": verify.SAME,
-            "disguises": disguise.KINDS}
+def _context(
+    report: dict[str, Any], found: list[Card], rejected: list[Card], texts: list[dict[str, str]]
+) -> dict[str, Any]:
+    n_pairs = len(
+        {(m["a_id"], m["b_id"]) for check in report["checks"] for m in check["matches"] if check["kind"] in IMAGE_KINDS}
+    )
+    return {
+        "r": report,
+        "names": NAMES,
+        "kinds": KINDS,
+        "found": found,
+        "rejected": rejected,
+        "texts": texts,
+        "n_pairs": n_pairs,
+        "table": _table(report["checks"]),
+        "max_found": MAX_FOUND,
+        "bars": _bars(report),
+        "same": verify.SAME,
+        "disguises": disguise.KINDS,
+    }
 
 
 def _table(checks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -185,8 +256,10 @@ def _table(checks: list[dict[str, Any]]) -> dict[str, Any]:
     columns = list(dict.fromkeys(tuple(check["roles"]) for check in checks))
     kinds = list(dict.fromkeys(check["kind"] for check in checks))
     place = {(check["kind"], tuple(check["roles"])): check for check in checks}
-    return {"columns": [" / ".join(NAMES[role] for role in pair) for pair in columns],
-            "rows": [(KINDS[kind], [place[kind, pair] for pair in columns]) for kind in kinds]}
+    return {
+        "columns": [" / ".join(NAMES[role] for role in pair) for pair in columns],
+        "rows": [(KINDS[kind], [place[kind, pair] for pair in columns]) for kind in kinds],
+    }
 
 
 def _percent(rate: dict[str, Any]) -> str:
@@ -208,5 +281,7 @@ def _bars(report: dict[str, Any]) -> list[dict[str, float]]:
     for name in ("planted", "unrelated"):
         scores = np.clip(report["measured"][name]["scores"], -0.2, 1.0)
         shares.append(np.histogram(scores, edges)[0] / max(len(scores), 1))
-    return [{"left": float(edge), "planted": float(p), "unrelated": float(u)}
-            for edge, p, u in zip(edges[:-1], *shares, strict=True)]
+    return [
+        {"left": float(edge), "planted": float(p), "unrelated": float(u)}
+        for edge, p, u in zip(edges[:-1], *shares, strict=True)
+    ]

@@ -17,9 +17,9 @@ from chexzero.common.errors import UserError
 
 MAP_SIZE = 96
 THUMB_SIZE = 32
-RELIEF_SIGMA = 1.8   # of the local mean, in pixels at MAP_SIZE (6 at 320)
-RELIEF_LIMIT = 3.0   # in local standard deviations; what lies above is clipped
-BLOCK = 512          # images read at once
+RELIEF_SIGMA = 1.8  # of the local mean, in pixels at MAP_SIZE (6 at 320)
+RELIEF_LIMIT = 3.0  # in local standard deviations; what lies above is clipped
+BLOCK = 512  # images read at once
 
 
 def workers_available() -> int:
@@ -69,7 +69,7 @@ def thumbnail(relief: np.ndarray) -> np.ndarray:
 def blocks(images: Any, size: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, uint8 (b, H, W)) of anything sliceable, `size` images at a time."""
     for start in range(0, len(images), size):
-        yield start, np.asarray(images[start:start + size]).astype(np.uint8, copy=False)
+        yield start, np.asarray(images[start : start + size]).astype(np.uint8, copy=False)
 
 
 class ThumbnailFile:
@@ -94,8 +94,9 @@ class ThumbnailFile:
         return np.frombuffer(data, np.int8).reshape(-1, size)
 
 
-def write_thumbnails(images: Any, file: IO[bytes], workers: int,
-                     progress: Callable[[int], None] = lambda done: None) -> ThumbnailFile:
+def write_thumbnails(
+    images: Any, file: IO[bytes], workers: int, progress: Callable[[int], None] = lambda done: None
+) -> ThumbnailFile:
     """Write the thumbnails of all images into `file`, blockwise with `workers` threads.
 
     The images are read once, in order; `progress` is told the length of every block. OpenCV works outside Python's
@@ -108,7 +109,9 @@ def write_thumbnails(images: Any, file: IO[bytes], workers: int,
                 file.write(thumbs.data)
                 file.flush()
             except OSError as error:
-                raise UserError(f"cannot write the audit's thumbnails: {error.strerror}; free "
-                                f"{len(images) * THUMB_SIZE**2 / 2**20:.0f} MiB in the output folder") from error
+                raise UserError(
+                    f"cannot write the audit's thumbnails: {error.strerror}; free "
+                    f"{len(images) * THUMB_SIZE**2 / 2**20:.0f} MiB in the output folder"
+                ) from error
             progress(len(block))
     return ThumbnailFile(file, len(images))

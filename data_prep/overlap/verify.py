@@ -15,12 +15,12 @@ from data_prep.overlap.signatures import content_mask, local_contrast
 
 SIZE = 320
 LEVELS = ((80, 40), (160, 20))  # pixels, ECC iterations at most
-ALIKE = 0.72        # correlation of the relief at 80 pixels below which two images are not looked at any closer
-ALIGN_SIGMA = 8.0               # of the relief that is aligned, in pixels at 160
+ALIKE = 0.72  # correlation of the relief at 80 pixels below which two images are not looked at any closer
+ALIGN_SIGMA = 8.0  # of the relief that is aligned, in pixels at 160
 FINE_SIGMA, COARSE_SIGMA = 1.0, 4.0
 TILE = 40
-SAME = 0.62         # median correlation of the tiles' texture from which two images are called one
-MIN_OVERLAP = 0.6   # of the larger picture
+SAME = 0.62  # median correlation of the tiles' texture from which two images are called one
+MIN_OVERLAP = 0.6  # of the larger picture
 MAX_STRETCH = 1.03  # a copy is scaled alike in all directions; two chests made to fit mostly are not
 MAX_SCALE, MAX_ROTATION = 1.3, 0.2  # an alignment beyond these (ratio, sine) has run away
 
@@ -71,8 +71,9 @@ def prepare(image: np.ndarray) -> Prepared:
     mask = cv2.resize(small_mask, (SIZE, SIZE), interpolation=cv2.INTER_NEAREST)
     relief = local_contrast(small, small_mask, ALIGN_SIGMA)
     reliefs = [cv2.resize(relief, (size, size), interpolation=cv2.INTER_AREA) for size, _ in LEVELS]
-    masks = [cv2.resize(small_mask, (size, size), interpolation=cv2.INTER_NEAREST).astype(np.uint8)
-             for size, _ in LEVELS]
+    masks = [
+        cv2.resize(small_mask, (size, size), interpolation=cv2.INTER_NEAREST).astype(np.uint8) for size, _ in LEVELS
+    ]
     return Prepared(reliefs, masks, image, mask)
 
 
@@ -87,23 +88,26 @@ def _texture(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return band / (np.sqrt(energy) + 0.5)  # half a grey level: what is flat stays flat
 
 
-def compare(a: Prepared, b: Prepared, pose: tuple[float, float, float] = (1.0, 0.0, 0.0),
-            sign: int = 1, at_least: float = ALIKE) -> Comparison | None:
+def compare(
+    a: Prepared, b: Prepared, pose: tuple[float, float, float] = (1.0, 0.0, 0.0), sign: int = 1, at_least: float = ALIKE
+) -> Comparison | None:
     """Align `b` to `a`, starting at `pose` (scale, shifts in widths), and compare.
 
     None if no alignment is found, or if the reliefs, aligned at the first level, correlate below `at_least`.
     """
     scale, dx, dy = pose
     centre = (SIZE - 1) / 2
-    matrix = np.array([[scale, 0, centre * (1 - scale) + dx * SIZE],
-                       [0, scale, centre * (1 - scale) + dy * SIZE]], np.float32)
+    matrix = np.array(
+        [[scale, 0, centre * (1 - scale) + dx * SIZE], [0, scale, centre * (1 - scale) + dy * SIZE]], np.float32
+    )
     for level, (size, iterations) in enumerate(LEVELS):
         ratio = np.float32(size / SIZE)
         start = matrix * np.array([[1, 1, ratio]], np.float32)
         stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, 1e-4)
         try:
-            alike, found = cv2.findTransformECC(a.reliefs[level], b.reliefs[level] * sign, start, cv2.MOTION_AFFINE,
-                                            stop, b.masks[level], 5)
+            alike, found = cv2.findTransformECC(
+                a.reliefs[level], b.reliefs[level] * sign, start, cv2.MOTION_AFFINE, stop, b.masks[level], 5
+            )
         except cv2.error:  # no overlap left, or no convergence: these two do not align
             return None
         matrix = found / np.array([[1, 1, ratio]], np.float32)
@@ -145,5 +149,6 @@ def _correlations(x: np.ndarray, y: np.ndarray, m: np.ndarray) -> np.ndarray:
 
 def aligned(image: np.ndarray, comparison: Comparison) -> np.ndarray:
     """`b`'s picture moved onto `a`'s, for a person to compare; uint8 (320, 320)."""
-    return cv2.warpAffine(np.asarray(image, np.uint8), comparison.matrix, (SIZE, SIZE),
-                          flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return cv2.warpAffine(
+        np.asarray(image, np.uint8), comparison.matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )

@@ -19,8 +19,9 @@ SPLITS = ("train", "valid", "test")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chexpert", metavar="DIR", help="CheXpert's folder: valid.csv, groundtruth.csv and test/")
     parser.add_argument("--chexpert_valid_csv", metavar="FILE", help="the radiologists' labels of the validation set")
-    parser.add_argument("--chexpert_test_csv", metavar="FILE", help="the radiologists' labels of the test set "
-                                                                    "(groundtruth.csv)")
+    parser.add_argument(
+        "--chexpert_test_csv", metavar="FILE", help="the radiologists' labels of the test set (groundtruth.csv)"
+    )
     parser.add_argument("--chexpert_images", metavar="DIR", help="the folder that holds test/")
 
 
@@ -68,8 +69,14 @@ def chexpert_row(source: str, key: str, **known: str) -> Row:
     """A row whose ids follow from the image's key."""
     split, patient, study, _ = key.split("/")
     known.setdefault("patient_id_column", patient)
-    return Row(id=f"{source}/{key}", source=source, split=split, patient_id=patient,
-               study_id=f"{source}/{split}/{patient}/{study}", **known)
+    return Row(
+        id=f"{source}/{key}",
+        source=source,
+        split=split,
+        patient_id=patient,
+        study_id=f"{source}/{split}/{patient}/{study}",
+        **known,
+    )
 
 
 @dataclass(frozen=True)
@@ -117,12 +124,17 @@ class Chexpert:
         """The images of the labelled studies that are in the folders, by study in the table's order, then by view."""
         for key in self.labels(split):
             study = "/".join(key.split("/")[:3])
-            names = {image_key(f"{study}/{name}", f"{root / study}: a file's name") for root in self.images
-                     for name in _image_names(root / study)}
+            names = {
+                image_key(f"{study}/{name}", f"{root / study}: a file's name")
+                for root in self.images
+                for name in _image_names(root / study)
+            }
             keys = [name for name in names if name == key or key == study]
             if not keys:
-                raise UserError(f"{self.tables[split]} labels {key}, but it has no image under "
-                                f"{' or '.join(map(str, self.images))}; name their folder with --chexpert_images")
+                raise UserError(
+                    f"{self.tables[split]} labels {key}, but it has no image under "
+                    f"{' or '.join(map(str, self.images))}; name their folder with --chexpert_images"
+                )
             rows = [chexpert_row("chexpert", name, view=view_of(name), path=f"{name}.jpg") for name in keys]
             yield from sorted(rows, key=view_number)
 
@@ -133,14 +145,20 @@ def find_labels(args: argparse.Namespace, split: str) -> Path:
     if path := given(getattr(args, f"chexpert_{split}_csv"), flag, folder=False):
         return path
     patterns = {"valid": ["valid.csv"], "test": ["groundtruth.csv", "test_labels.csv", "test.csv"]}[split]
-    return find_file(release_root(args, "chexpert"), patterns, f"the labels of CheXpert's {split} set", flag,
-                     has_columns(("Path", *LABELS), ("Study", *LABELS)))
+    return find_file(
+        release_root(args, "chexpert"),
+        patterns,
+        f"the labels of CheXpert's {split} set",
+        flag,
+        has_columns(("Path", *LABELS), ("Study", *LABELS)),
+    )
 
 
 def _image_names(folder: Path) -> list[str]:
     try:
-        return [name for name in os.listdir(folder)
-                if name.endswith(SUFFIXES) and not name.startswith(".")]  # ._x.jpg: what macOS leaves beside x.jpg
+        return [
+            name for name in os.listdir(folder) if name.endswith(SUFFIXES) and not name.startswith(".")
+        ]  # ._x.jpg: what macOS leaves beside x.jpg
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

@@ -10,8 +10,18 @@ from data_prep.releases.chexpert import chexpert_row, image_key, view_of
 from data_prep.releases.locate import find_file, find_folders, given, has_columns, release_root
 from data_prep.releases.rows import Row, read_records
 
-COLUMNS = ("path_to_image", "frontal_lateral", "ap_pa", "deid_patient_id", "section_findings", "section_impression",
-           "age", "sex", "race", "split")
+COLUMNS = (
+    "path_to_image",
+    "frontal_lateral",
+    "ap_pa",
+    "deid_patient_id",
+    "section_findings",
+    "section_impression",
+    "age",
+    "sex",
+    "race",
+    "split",
+)
 REMEDY = "name CheXpert-Plus's table with --chexpert_plus_csv"
 
 
@@ -33,8 +43,13 @@ class ChexpertPlus:
     def locate(cls, args: argparse.Namespace) -> "ChexpertPlus":
         table = given(args.chexpert_plus_csv, "--chexpert_plus_csv", folder=False)
         if table is None:
-            table = find_file(release_root(args, "chexpert_plus"), ["df_chexpert_plus*.csv", "*.csv"],
-                              "CheXpert-Plus's table", "--chexpert_plus_csv", has_columns(("path_to_image", "split")))
+            table = find_file(
+                release_root(args, "chexpert_plus"),
+                ["df_chexpert_plus*.csv", "*.csv"],
+                "CheXpert-Plus's table",
+                "--chexpert_plus_csv",
+                has_columns(("path_to_image", "split")),
+            )
         images = given(args.chexpert_plus_images, "--chexpert_plus_images", folder=True)
         root = images or given(args.chexpert_plus, "--chexpert_plus", folder=True) or table.parent
         holders = find_folders([root], ["train", "valid"], "CheXpert-Plus's images", "--chexpert_plus_images")
@@ -54,12 +69,23 @@ class ChexpertPlus:
         key = image_key(record["path_to_image"], f"{where}: path_to_image")
         patient = record["deid_patient_id"].strip()
         if patient.lower() in ("", "nan", "none"):
-            raise UserError(f"{where}: deid_patient_id is empty, so the patient cannot be kept out of the other "
-                            f"sets; correct the row")
+            raise UserError(
+                f"{where}: deid_patient_id is empty, so the patient cannot be kept out of the other "
+                f"sets; correct the row"
+            )
         view = view_of(key, record["frontal_lateral"])
-        row = chexpert_row("chexpert_plus", key, patient_id_column=patient, view=view, path=f"{key}.png",
-                           ap_pa=record["ap_pa"], sex=record["sex"], age=record["age"],
-                           race=record["race"], impression=record["section_impression"],
-                           findings=record["section_findings"])
+        row = chexpert_row(
+            "chexpert_plus",
+            key,
+            patient_id_column=patient,
+            view=view,
+            path=f"{key}.png",
+            ap_pa=record["ap_pa"],
+            sex=record["sex"],
+            age=record["age"],
+            race=record["race"],
+            impression=record["section_impression"],
+            findings=record["section_findings"],
+        )
         row.split = record["split"]
         return row

@@ -28,20 +28,25 @@ def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError as error:
                 if depth == 0:
-                    raise UserError(f"{folder} cannot be read ({error.strerror}); name a folder that exists and that "
-                                    f"you may read") from error
+                    raise UserError(
+                        f"{folder} cannot be read ({error.strerror}); name a folder that exists and that you may read"
+                    ) from error
                 continue
             names = [entry.name for entry in entries if entry.is_file()]
             yield folder, names
             skipped = (*IMAGE_FOLDERS, "work") if ".lock" in names else IMAGE_FOLDERS  # a build's own train/, valid/
-            inner = [folder / entry.name for entry in entries
-                     if entry.is_dir() and not any(fnmatch.fnmatch(entry.name, name) for name in skipped)]
+            inner = [
+                folder / entry.name
+                for entry in entries
+                if entry.is_dir() and not any(fnmatch.fnmatch(entry.name, name) for name in skipped)
+            ]
             below += inner if depth == 0 or len(inner) < CROWD else []
         layer = below
 
 
-def find_file(root: Path, patterns: Sequence[str], what: str, flag: str,
-              accept: Callable[[Path], bool] = lambda path: True) -> Path:
+def find_file(
+    root: Path, patterns: Sequence[str], what: str, flag: str, accept: Callable[[Path], bool] = lambda path: True
+) -> Path:
     """The file under `root` whose name matches a pattern: the first pattern that has one, of its files those that
     `accept` takes, of these the least deep. A file that it does not take is returned only if it is alone and has
     the usual name, the first pattern, so that its reader can say what is wrong with it."""
@@ -58,8 +63,9 @@ def find_file(root: Path, patterns: Sequence[str], what: str, flag: str,
 
 def find_folders(roots: Sequence[Path], children: Sequence[str], what: str, flag: str) -> list[Path]:
     """The folders under `roots` that hold a folder named as one of `children`; at least one."""
-    found = [folder for root in roots for folder, _ in folders(root)
-             if any((folder / child).is_dir() for child in children)]
+    found = [
+        folder for root in roots for folder, _ in folders(root) if any((folder / child).is_dir() for child in children)
+    ]
     if not found:
         names = " or ".join(f"{child}/" for child in children)
         raise UserError(f"{what} (a folder with {names} in it) are nowhere under {roots[0]}; name it with {flag}")
@@ -68,6 +74,7 @@ def find_folders(roots: Sequence[Path], children: Sequence[str], what: str, flag
 
 def has_columns(*alternatives: Sequence[str]) -> Callable[[Path], bool]:
     """A test whether a CSV's header has all the columns of one of the alternatives."""
+
     def accept(path: Path) -> bool:
         try:
             with open(path, encoding="utf-8-sig", errors="replace") as handle:
@@ -75,6 +82,7 @@ def has_columns(*alternatives: Sequence[str]) -> Callable[[Path], bool]:
         except OSError:
             return False
         return any(set(columns) <= set(header) for columns in alternatives)
+
     return accept
 
 
@@ -92,8 +100,10 @@ def release_root(args, release: str) -> Path:
     root = given(getattr(args, release), f"--{release}", folder=True)
     root = root or given(args.data_root, "--data_root", folder=True)
     if root is None:
-        raise UserError(f"where is {release}? Name its folder with --{release}, or the folder that holds all "
-                        f"releases with --data_root")
+        raise UserError(
+            f"where is {release}? Name its folder with --{release}, or the folder that holds all "
+            f"releases with --data_root"
+        )
     return root
 
 

@@ -19,8 +19,16 @@ LONGEST_ENTRY = 1 << 24  # a study's entry is some thousand characters
 TEXT = ("Impression", "Findings", "PatientSex", "PatientAge")
 
 #: `ImageViewPosition` as spelled -> view. Anything else, UNKNOWN among it, is `other`.
-VIEWS = {"PA": "frontal", "POSTERO_ANTERIOR": "frontal", "AP": "frontal", "ANTERO_POSTERIOR": "frontal",
-         "AP AXIAL": "frontal", "LATERAL": "lateral", "LL": "lateral", "LAT": "lateral"}
+VIEWS = {
+    "PA": "frontal",
+    "POSTERO_ANTERIOR": "frontal",
+    "AP": "frontal",
+    "ANTERO_POSTERIOR": "frontal",
+    "AP AXIAL": "frontal",
+    "LATERAL": "lateral",
+    "LL": "lateral",
+    "LAT": "lateral",
+}
 PROJECTIONS = {"PA": "PA", "POSTERO_ANTERIOR": "PA", "AP": "AP", "ANTERO_POSTERIOR": "AP", "AP AXIAL": "AP"}
 SEXES = {"M": "Male", "F": "Female"}
 
@@ -43,8 +51,12 @@ class Rexgradient:
     def locate(cls, args: argparse.Namespace, splits: list[str]) -> "Rexgradient":
         root = given(args.rexgradient_metadata, "--rexgradient_metadata", folder=True)
         root = root or release_root(args, "rexgradient")
-        tables = {split: find_file(root, [f"{split}_metadata_view_position.json"], f"ReXGradient's {split} split",
-                                   "--rexgradient_metadata") for split in splits}
+        tables = {
+            split: find_file(
+                root, [f"{split}_metadata_view_position.json"], f"ReXGradient's {split} split", "--rexgradient_metadata"
+            )
+            for split in splits
+        }
         images = given(args.rexgradient_images, "--rexgradient_images", folder=True)
         if images and images.name == "deid_png":
             return cls(tables, [images])
@@ -66,8 +78,7 @@ def study_rows(study: Any, split: str, where: str) -> list[Row]:
     ids = {name: _text(study, name, where) for name in ("PatientID", "AccessionNumber")}
     for name, value in ids.items():
         if value.lower() in ("nan", "none") or not re.fullmatch(r"[\w.-]+", value):
-            raise UserError(f"{where}: {name} is {value!r}, so the study cannot be told from others; correct the "
-                            f"entry")
+            raise UserError(f"{where}: {name} is {value!r}, so the study cannot be told from others; correct the entry")
     known = {name: _text(study, name, where) for name in TEXT}
     paths, views = (_list(study, name, where) for name in ("ImagePath", "ImageViewPosition"))
     if len(paths) != len(views):
@@ -75,20 +86,42 @@ def study_rows(study: Any, split: str, where: str) -> list[Row]:
     study_id = f"rexgradient/{ids['PatientID']}/{ids['AccessionNumber']}"
     if not paths:  # no image, and yet no study may vanish: the plan lists a row without a path
         patient = f"rexgradient/{ids['PatientID']}"
-        return [Row(id=study_id, source="rexgradient", split=split, patient_id=patient, patient_id_column=patient,
-                    study_id=study_id, view="", path="")]
-    return [_row(split, study_id, known, path, view or "", f"{where}: ImagePath")
-            for path, view in zip(paths, views, strict=True)]
+        return [
+            Row(
+                id=study_id,
+                source="rexgradient",
+                split=split,
+                patient_id=patient,
+                patient_id_column=patient,
+                study_id=study_id,
+                view="",
+                path="",
+            )
+        ]
+    return [
+        _row(split, study_id, known, path, view or "", f"{where}: ImagePath")
+        for path, view in zip(paths, views, strict=True)
+    ]
 
 
 def _row(split: str, study_id: str, known: dict[str, str], path: str | None, view: str, where: str) -> Row:
     path = image_path(path, where)
     view = view.strip().upper()
-    return Row(id=f"{study_id}/{posixpath.splitext(posixpath.basename(path))[0]}", source="rexgradient", split=split,
-               patient_id=f"rexgradient/{path.split('/')[0]}", patient_id_column=study_id.rsplit("/", 1)[0],
-               study_id=study_id, view=VIEWS.get(view, "other"), path=path, ap_pa=PROJECTIONS.get(view, ""),
-               sex=SEXES.get(known["PatientSex"], ""), age=re.sub(r"^0*(\d+)Y$", r"\1", known["PatientAge"]),
-               impression=known["Impression"], findings=known["Findings"])
+    return Row(
+        id=f"{study_id}/{posixpath.splitext(posixpath.basename(path))[0]}",
+        source="rexgradient",
+        split=split,
+        patient_id=f"rexgradient/{path.split('/')[0]}",
+        patient_id_column=study_id.rsplit("/", 1)[0],
+        study_id=study_id,
+        view=VIEWS.get(view, "other"),
+        path=path,
+        ap_pa=PROJECTIONS.get(view, ""),
+        sex=SEXES.get(known["PatientSex"], ""),
+        age=re.sub(r"^0*(\d+)Y$", r"\1", known["PatientAge"]),
+        impression=known["Impression"],
+        findings=known["Findings"],
+    )
 
 
 def image_path(text: str | None, where: str) -> str:
@@ -102,8 +135,9 @@ def image_path(text: str | None, where: str) -> str:
     path = path.removeprefix("images/")
     inner = path.removeprefix("deid_png/")
     if inner == path or "/" not in inner:
-        raise UserError(f"{where} is {text!r}, not like ../deid_png/<patient>/<accession>/.../<uid>.png; correct the "
-                        f"entry")
+        raise UserError(
+            f"{where} is {text!r}, not like ../deid_png/<patient>/<accession>/.../<uid>.png; correct the entry"
+        )
     return inner
 
 
@@ -120,8 +154,9 @@ def _text(study: dict, name: str, where: str) -> str:
 
 def _list(study: dict, name: str, where: str) -> list[str | None]:
     if name not in study:
-        raise UserError(f"{where} lacks {name}; name the *_metadata_view_position.json files with "
-                        f"--rexgradient_metadata")
+        raise UserError(
+            f"{where} lacks {name}; name the *_metadata_view_position.json files with --rexgradient_metadata"
+        )
     value = study[name]
     if not isinstance(value, list) or not all(item is None or isinstance(item, str) for item in value):
         raise UserError(f"{where}: {name} is {str(value)[:80]!r}, not a list of texts; correct the entry")
@@ -175,7 +210,7 @@ class _Buffer:
     def more(self) -> None:
         piece = self.handle.read(PIECE)
         self.ended = not piece
-        self.text, self.at = self.text[self.at:] + piece, 0
+        self.text, self.at = self.text[self.at :] + piece, 0
 
     def next_character(self, peek: bool = False) -> str:
         while True:
@@ -191,7 +226,7 @@ class _Buffer:
     def must_end(self) -> None:
         """Only white space may follow."""
         while not self.ended:
-            if self.text[self.at:].strip():
+            if self.text[self.at :].strip():
                 raise UserError(f"{self.path} goes on after its last study; copy the file again")
             self.at = len(self.text)
             self.more()

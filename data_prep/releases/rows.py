@@ -75,19 +75,24 @@ def read_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tu
             header = next(lines, [])
             missing = [name for name in columns if name not in header]
             if missing:
-                raise UserError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has: "
-                                f"{', '.join(header[:30])[:600] or 'nothing'}); {remedy}")
+                raise UserError(
+                    f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has: "
+                    f"{', '.join(header[:30])[:600] or 'nothing'}); {remedy}"
+                )
             places = [(name, header.index(name)) for name in columns]
             for number, line in enumerate(lines, start=1):
                 if len(line) != len(header):
                     if not line:
                         continue
-                    raise UserError(f"{path}, row {number}: {len(line)} cells where the header has {len(header)}; "
-                                    f"the file is damaged, copy it again")
+                    raise UserError(
+                        f"{path}, row {number}: {len(line)} cells where the header has {len(header)}; "
+                        f"the file is damaged, copy it again"
+                    )
                 yield number, {name: line[place] for name, place in places}
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (after row {number}); convert it, for instance with `iconv -f latin1 "
-                        f"-t utf-8`") from error
+        raise UserError(
+            f"{path} is not UTF-8 (after row {number}); convert it, for instance with `iconv -f latin1 -t utf-8`"
+        ) from error
     except csv.Error as error:
         raise UserError(f"{path}, after row {number}: not readable as CSV ({error}); copy it again") from error
     except OSError as error:
@@ -97,8 +102,9 @@ def read_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tu
 def checked_path(text: str, where: str) -> PurePosixPath:
     """The relative path a table names, without `.` parts; refused if it is empty, absolute or climbs with `..`."""
     if not text.strip() or "\0" in text:
-        raise UserError(f"{where} is {'empty' if not text.strip() else 'no path (it holds a NUL byte)'}; correct the "
-                        f"row")
+        raise UserError(
+            f"{where} is {'empty' if not text.strip() else 'no path (it holds a NUL byte)'}; correct the row"
+        )
     path = PurePosixPath(text.strip().replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{where} is {text!r}, which leads out of the release's folder; correct the row")

@@ -63,8 +63,9 @@ class Verdict:
     good: bool
 
 
-def compare_results(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray],
-                    errors: Mapping[str, Mapping[str, str]]) -> list[Verdict]:
+def compare_results(
+    ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], errors: Mapping[str, Mapping[str, str]]
+) -> list[Verdict]:
     """A verdict for every array of `LIMITS`. errors: side -> check -> traceback, of checks that could not run."""
     verdicts = []
     for key, (what, limit) in LIMITS.items():
@@ -106,8 +107,13 @@ def run_both(checkout: Path, folder: Path) -> tuple[dict, dict, dict]:
 
 def _run_child(side: str, folder: Path, checkout: Path) -> None:
     command = [sys.executable, "-W", "ignore", child.__file__, side, str(folder), str(checkout)]
-    environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
-                   "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "MPLBACKEND": "agg",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
@@ -152,14 +158,19 @@ def show_table(verdicts: list[Verdict]) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.parity",
-                                     description=__doc__.splitlines()[0],
-                                     epilog="exit codes: 0 all verdicts are good; 1 one is bad; 2 a wrong input, "
-                                            "said in one sentence; 130 Ctrl-C")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.parity",
+        description=__doc__.splitlines()[0],
+        epilog="exit codes: 0 all verdicts are good; 1 one is bad; 2 a wrong input, said in one sentence; 130 Ctrl-C",
+    )
     parser.add_argument("checkout", type=Path, help="folder of upstream's repository")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="also write the list of differences as Markdown")
-    parser.add_argument("--record", type=Path, metavar="FOLDER",
-                        help="also write upstream's results and signatures, which the tests compare with")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FOLDER",
+        help="also write upstream's results and signatures, which the tests compare with",
+    )
     return parser.parse_args(argv)
 
 
@@ -182,8 +193,10 @@ def main(argv: list[str] | None = None) -> int:
         for check, trace in errors[side].items():
             print(f"\n{side}, {check}:\n{trace}", file=sys.stderr)
     unexplained = interface.unexplained(differences)
-    verdicts = [*compare_results(ours, theirs, errors),
-                Verdict("differences without a reason", str(len(unexplained)), not unexplained)]
+    verdicts = [
+        *compare_results(ours, theirs, errors),
+        Verdict("differences without a reason", str(len(unexplained)), not unexplained),
+    ]
     show_table(verdicts)
     if args.docs:
         write_text(args.docs, interface.markdown(differences))

@@ -112,8 +112,9 @@ def impressions(code: types.SimpleNamespace, folder: Path) -> dict:
 
     reports = sorted((folder / "reports").rglob("*.txt"))
     output = folder / f"{code.side}_impressions.csv"
-    code.data_process.write_report_csv([f"x/p10/p10000001/{path.stem}/1.jpg" for path in reports],
-                                       f"{folder}/reports/", str(output))
+    code.data_process.write_report_csv(
+        [f"x/p10/p10000001/{path.stem}/1.jpg" for path in reports], f"{folder}/reports/", str(output)
+    )
     table = pd.read_csv(output, keep_default_na=False)
     return {column: np.array(table[column], dtype=str) for column in ("filename", "impression")}
 
@@ -136,8 +137,9 @@ def _batch(code: types.SimpleNamespace, folder: Path) -> tuple:
     """All pairs, in file order, through this side's own loader."""
     import torch
 
-    loader, _ = code.train.load_data(str(folder / "cxr.h5"), str(folder / "impressions.csv"), batch_size=8,
-                                     column="impression", pretrained=True)
+    loader, _ = code.train.load_data(
+        str(folder / "cxr.h5"), str(folder / "impressions.csv"), batch_size=8, column="impression", pretrained=True
+    )
     pairs = [loader.dataset[i] for i in range(len(loader.dataset))]
     return torch.stack([pair["img"] for pair in pairs]), [pair["txt"] for pair in pairs]
 
@@ -176,8 +178,11 @@ def new_model(code: types.SimpleNamespace, folder: Path) -> dict:
     import numpy as np
     import torch
 
-    sizes = {"vit_b_32": (512, 224, 12, 768, 32), "vit_b_16": (768, 320, 12, 768, 16),
-             "rn50": (1024, 224, (3, 4, 6, 3), 64, None)}
+    sizes = {
+        "vit_b_32": (512, 224, 12, 768, 32),
+        "vit_b_16": (768, 320, 12, 768, 16),
+        "rn50": (1024, 224, (3, 4, 6, 3), 64, None),
+    }
     found = {}
     for name, vision in sizes.items():
         with torch.device("meta"):
@@ -202,12 +207,19 @@ def zero_shot(code: types.SimpleNamespace, folder: Path) -> dict:
     single = code.zero_shot.run_single_prediction(LABELS, "{}", model, loader, softmax_eval=False)
     names, index = code.zero_shot.process_alt_labels(ALTERNATIVES, LABELS)
     y_true = np.tile(np.eye(2, dtype=int).repeat(7, axis=1), (4, 1))  # both classes in every column
-    results, alternatives = code.zero_shot.run_experiment(model, LABELS, [("{}", "no {}")], loader, y_true,
-                                                          alt_labels_dict=ALTERNATIVES, use_bootstrap=False)
-    return {"pair": code.zero_shot.run_softmax_eval(model, loader, LABELS, ("{}", "no {}")), "single": single,
-            "classifier": np.asarray(weights), "cosines": code.zero_shot.predict(loader, model, weights),
-            "alternatives": alternatives, "areas": results[0].to_numpy(),
-            "names": np.array(names, dtype=str), "index": np.array([index[name] for name in names])}
+    results, alternatives = code.zero_shot.run_experiment(
+        model, LABELS, [("{}", "no {}")], loader, y_true, alt_labels_dict=ALTERNATIVES, use_bootstrap=False
+    )
+    return {
+        "pair": code.zero_shot.run_softmax_eval(model, loader, LABELS, ("{}", "no {}")),
+        "single": single,
+        "classifier": np.asarray(weights),
+        "cosines": code.zero_shot.predict(loader, model, weights),
+        "alternatives": alternatives,
+        "areas": results[0].to_numpy(),
+        "names": np.array(names, dtype=str),
+        "index": np.array([index[name] for name in names]),
+    }
 
 
 def training(code: types.SimpleNamespace, folder: Path) -> dict:
@@ -220,12 +232,19 @@ def training(code: types.SimpleNamespace, folder: Path) -> dict:
     found = {}
     for name, rate in RATES.items():
         model = small_model(code, folder).train()
-        optimizer = (torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9) if name == "sgd"
-                     else torch.optim.AdamW(model.parameters(), lr=rate))
+        optimizer = (
+            torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+            if name == "sgd"
+            else torch.optim.AdamW(model.parameters(), lr=rate)
+        )
         criterion, device = torch.nn.CrossEntropyLoss(), torch.device("cpu")
         batch = code.train.preprocess_text(texts, model)
-        found[name] = np.array([float(code.run_train.train_batch(images, batch, model, device, criterion, optimizer))
-                                for _ in range(STEPS)])
+        found[name] = np.array(
+            [
+                float(code.run_train.train_batch(images, batch, model, device, criterion, optimizer))
+                for _ in range(STEPS)
+            ]
+        )
     return found
 
 
@@ -238,10 +257,17 @@ def areas(code: types.SimpleNamespace, folder: Path) -> dict:
         y_true, y_pred = arrays["y_true"], arrays["y_pred"]
     samples, intervals = code.eval.bootstrap(y_pred, y_true, LABELS, n_samples=200)
     curves = [np.concatenate(code.eval.plot_roc(y_pred[:, i], y_true[:, i], "ROC")[:2]) for i in range(len(LABELS))]
-    points = [code.eval.choose_operating_point(*code.eval.plot_roc(y_pred[:, i], y_true[:, i], "ROC")[:3])
-              for i in range(len(LABELS))]
-    return {"areas": code.eval.evaluate(y_pred, y_true, LABELS).to_numpy(), "samples": samples.to_numpy(),
-            "intervals": intervals.to_numpy(), "curves": np.concatenate(curves), "points": np.array(points)}
+    points = [
+        code.eval.choose_operating_point(*code.eval.plot_roc(y_pred[:, i], y_true[:, i], "ROC")[:3])
+        for i in range(len(LABELS))
+    ]
+    return {
+        "areas": code.eval.evaluate(y_pred, y_true, LABELS).to_numpy(),
+        "samples": samples.to_numpy(),
+        "intervals": intervals.to_numpy(),
+        "curves": np.concatenate(curves),
+        "points": np.array(points),
+    }
 
 
 def thresholds(code: types.SimpleNamespace, folder: Path) -> dict:
@@ -258,8 +284,15 @@ def thresholds(code: types.SimpleNamespace, folder: Path) -> dict:
 
 
 CHECKS: dict[str, Callable] = {
-    "preprocessing": preprocessing, "tokens": tokens, "impressions": impressions, "new_model": new_model,
-    "logits": logits, "checkpoint": checkpoint, "training": training, "zero_shot": zero_shot, "areas": areas,
+    "preprocessing": preprocessing,
+    "tokens": tokens,
+    "impressions": impressions,
+    "new_model": new_model,
+    "logits": logits,
+    "checkpoint": checkpoint,
+    "training": training,
+    "zero_shot": zero_shot,
+    "areas": areas,
     "thresholds": thresholds,
 }
 

@@ -11,9 +11,18 @@ import pandas as pd
 from chexzero.common.labels import LABELS
 
 #: A CLIP small enough to compare in seconds, with upstream's constructor arguments.
-SMALL_MODEL = {"embed_dim": 32, "image_resolution": 224, "vision_layers": 2, "vision_width": 64,
-               "vision_patch_size": 32, "context_length": 77, "vocab_size": 49408, "transformer_width": 64,
-               "transformer_heads": 1, "transformer_layers": 2}
+SMALL_MODEL = {
+    "embed_dim": 32,
+    "image_resolution": 224,
+    "vision_layers": 2,
+    "vision_width": 64,
+    "vision_patch_size": 32,
+    "context_length": 77,
+    "vocab_size": 49408,
+    "transformer_width": 64,
+    "transformer_heads": 1,
+    "transformer_layers": 2,
+}
 N_IMAGES = 8
 STEPS = 6
 RATES = {"sgd": 0.01, "adam": 0.001}
@@ -54,10 +63,19 @@ def images() -> dict[str, np.ndarray]:
         noisy = smooth + random.normal(0, top / 50, smooth.shape)
         return np.clip(noisy, 0, top - 1).astype(dtype).squeeze()
 
-    return {"grey.png": draw(512, 640), "grey.jpg": draw(700, 560), "odd.png": draw(333, 501),
-            "small.png": draw(97, 130), "exact.png": draw(320, 320), "narrow.jpg": draw(901, 77),
-            "wide.png": draw(90, 1200), "sixteen_bits.png": draw(350, 300, top=65536, dtype=np.uint16),
-            "colour.png": draw(300, 420, 3), "colour.jpg": draw(420, 300, 3), "alpha.png": draw(200, 260, 4)}
+    return {
+        "grey.png": draw(512, 640),
+        "grey.jpg": draw(700, 560),
+        "odd.png": draw(333, 501),
+        "small.png": draw(97, 130),
+        "exact.png": draw(320, 320),
+        "narrow.jpg": draw(901, 77),
+        "wide.png": draw(90, 1200),
+        "sixteen_bits.png": draw(350, 300, top=65536, dtype=np.uint16),
+        "colour.png": draw(300, 420, 3),
+        "colour.jpg": draw(420, 300, 3),
+        "alpha.png": draw(200, 260, 4),
+    }
 
 
 def radiographs() -> np.ndarray:
@@ -74,18 +92,31 @@ def weights() -> dict[str, np.ndarray]:
     vision, text, embed = SMALL_MODEL["vision_width"], SMALL_MODEL["transformer_width"], SMALL_MODEL["embed_dim"]
     patch = SMALL_MODEL["vision_patch_size"]
     tokens = (SMALL_MODEL["image_resolution"] // patch) ** 2 + 1
-    shapes = {"positional_embedding": (SMALL_MODEL["context_length"], text), "text_projection": (text, embed),
-              "visual.class_embedding": (vision,), "visual.positional_embedding": (tokens, vision),
-              "visual.proj": (vision, embed), "visual.conv1.weight": (vision, 3, patch, patch),
-              "token_embedding.weight": (SMALL_MODEL["vocab_size"], text)}
-    for tower, width, layers in (("visual.transformer", vision, SMALL_MODEL["vision_layers"]),
-                                 ("transformer", text, SMALL_MODEL["transformer_layers"])):
+    shapes = {
+        "positional_embedding": (SMALL_MODEL["context_length"], text),
+        "text_projection": (text, embed),
+        "visual.class_embedding": (vision,),
+        "visual.positional_embedding": (tokens, vision),
+        "visual.proj": (vision, embed),
+        "visual.conv1.weight": (vision, 3, patch, patch),
+        "token_embedding.weight": (SMALL_MODEL["vocab_size"], text),
+    }
+    for tower, width, layers in (
+        ("visual.transformer", vision, SMALL_MODEL["vision_layers"]),
+        ("transformer", text, SMALL_MODEL["transformer_layers"]),
+    ):
         for i in range(layers):
             block = f"{tower}.resblocks.{i}."
-            shapes |= {block + "attn.in_proj_weight": (3 * width, width), block + "attn.in_proj_bias": (3 * width,),
-                       block + "attn.out_proj.weight": (width, width), block + "attn.out_proj.bias": (width,),
-                       block + "mlp.c_fc.weight": (4 * width, width), block + "mlp.c_fc.bias": (4 * width,),
-                       block + "mlp.c_proj.weight": (width, 4 * width), block + "mlp.c_proj.bias": (width,)}
+            shapes |= {
+                block + "attn.in_proj_weight": (3 * width, width),
+                block + "attn.in_proj_bias": (3 * width,),
+                block + "attn.out_proj.weight": (width, width),
+                block + "attn.out_proj.bias": (width,),
+                block + "mlp.c_fc.weight": (4 * width, width),
+                block + "mlp.c_fc.bias": (4 * width,),
+                block + "mlp.c_proj.weight": (width, 4 * width),
+                block + "mlp.c_proj.bias": (width,),
+            }
             shapes |= _norm(block + "ln_1", width) | _norm(block + "ln_2", width)
     shapes |= _norm("visual.ln_pre", vision) | _norm("visual.ln_post", vision) | _norm("ln_final", text)
     state = {key: random.normal(0, 0.05, shape) for key, shape in shapes.items()}
@@ -121,8 +152,9 @@ def write(folder: Path) -> None:
     (folder / "texts.json").write_text(json.dumps(texts()), encoding="utf-8")
     with h5py.File(folder / "cxr.h5", "w") as file:
         file["cxr"] = radiographs().astype(np.float32)
-    pd.DataFrame({"filename": [f"s{i}.txt" for i in range(N_IMAGES)], "impression": texts()[4:4 + N_IMAGES]}).to_csv(
-        folder / "impressions.csv", index=False)
+    pd.DataFrame({"filename": [f"s{i}.txt" for i in range(N_IMAGES)], "impression": texts()[4 : 4 + N_IMAGES]}).to_csv(
+        folder / "impressions.csv", index=False
+    )
     y_true, y_pred = evaluation()
     np.savez(folder / "evaluation.npz", y_true=y_true, y_pred=y_pred)
     np.savez(folder / "weights.npz", **weights())

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 #: Upstream's file -> our module; None where the whole file has another form here.
-MODULES = {"run_train.py": "run_train", "train.py": "chexzero.train", "zero_shot.py": "chexzero.zero_shot",
-           "eval.py": "chexzero.eval", "metrics.py": "chexzero.metrics", "data_process.py": "chexzero.data_process",
-           "model.py": "chexzero.model", "clip.py": "chexzero.clip",
-           "simple_tokenizer.py": "chexzero.simple_tokenizer", "run_preprocess.py": None,
-           "preprocess_padchest.py": None}
+MODULES = {
+    "run_train.py": "run_train",
+    "train.py": "chexzero.train",
+    "zero_shot.py": "chexzero.zero_shot",
+    "eval.py": "chexzero.eval",
+    "metrics.py": "chexzero.metrics",
+    "data_process.py": "chexzero.data_process",
+    "model.py": "chexzero.model",
+    "clip.py": "chexzero.clip",
+    "simple_tokenizer.py": "chexzero.simple_tokenizer",
+    "run_preprocess.py": None,
+    "preprocess_padchest.py": None,
+}
 
 _TOWERS = "open_clip's towers, with the same keys and logits"
 _TOKENIZER = "open_clip's tokenizer, which gives the same tokens"
@@ -42,84 +50,144 @@ REASONS = {
     ("model.py", "convert_weights"): "models stay float32; autocast lowers the precision where it is asked for",
     ("model.py", "CLIP.initialize_parameters"): "done when a tower is built, with the same distributions",
     ("model.py", "CLIP.build_attention_mask"): "part of open_clip's text tower",
-    **{("model.py", name): _TOWERS for name in ("Bottleneck", "AttentionPool2d", "ModifiedResNet", "LayerNorm",
-                                                "QuickGELU", "ResidualAttentionBlock", "Transformer",
-                                                "VisualTransformer")},
-    **{("simple_tokenizer.py", name): _TOKENIZER for name in ("default_bpe", "bytes_to_unicode", "get_pairs",
-                                                              "basic_clean", "whitespace_clean")},
+    **{
+        ("model.py", name): _TOWERS
+        for name in (
+            "Bottleneck",
+            "AttentionPool2d",
+            "ModifiedResNet",
+            "LayerNorm",
+            "QuickGELU",
+            "ResidualAttentionBlock",
+            "Transformer",
+            "VisualTransformer",
+        )
+    },
+    **{
+        ("simple_tokenizer.py", name): _TOKENIZER
+        for name in ("default_bpe", "bytes_to_unicode", "get_pairs", "basic_clean", "whitespace_clean")
+    },
     ("run_preprocess.py", "parse_args"): "`python -m data_prep mimic` and `chexpert-test` have its flags",
-    **{("preprocess_padchest.py", name): _PADCHEST for name in (
-        "preprocess_data", "extract_filenames", "get_unique_labels", "create_multi_hot_labels", "get_paths",
-        "img_to_h5", "write_h5", "order_labels")},
+    **{
+        ("preprocess_padchest.py", name): _PADCHEST
+        for name in (
+            "preprocess_data",
+            "extract_filenames",
+            "get_unique_labels",
+            "create_multi_hot_labels",
+            "get_paths",
+            "img_to_h5",
+            "write_h5",
+            "order_labels",
+        )
+    },
 }
 
 #: What behaves otherwise under the same name: (where, upstream, here and why).
 BEHAVIOUR = [
-    ("data_process.img_to_hdf5",
-     "An image that fails is caught and its row stays black.",
-     "The failures are listed and nothing is written: a black test set gives an AUROC of 0.5 for every label."),
-    ("data_process.img_to_hdf5",
-     "float32, one block.",
-     "uint8, one chunk per image: the values are whole numbers 0..255, so nothing is lost at a quarter of the size."),
-    ("data_process.get_cxr_path_csv",
-     "Paths in the order of the file system.",
-     "Paths are sorted, so that two machines write the same rows."),
-    ("data_process.preprocess",
-     "A grey source is read in colour, resized in three channels and converted.",
-     "One channel is resized: the same bytes for a third of the work."),
-    ("model.build_model",
-     "The weights become float16.",
-     "The weights become float32; `--precision` of the commands lowers it by autocast where that is safe."),
-    ("clip.load",
-     "`jit=True` runs the code of the archive.",
-     "Only tensors are read, whatever `jit` is: no code from a weight file is run."),
-    ("clip.load",
-     "The returned transform is for photographs.",
-     "The same; `chexzero.imaging.normalise.prepare` is what radiographs need."),
-    ("clip.tokenize",
-     "A text that is too long raises RuntimeError.",
-     "It raises an error that names the row, both a UserError and a RuntimeError."),
-    ("train.load_clip, zero_shot.load_clip",
-     "`pretrained` says which architecture the file must have.",
-     "The shapes in the file say it; a file that does not fit is named, with the keys that differ."),
-    ("train.CXRDataset",
-     "Rows are paired by position whatever their number; a text that reads NA, None or null becomes a space.",
-     "Rows must match the images, by id where both carry one; only an empty cell is a missing text."),
-    ("train.train_main",
-     "Stops with a NameError before the first step.",
-     "Trains with SGD and writes the state dict."),
-    ("run_train.py --seed",
-     "Parsed and not used.",
-     "Seeds the new weights and the order of the pairs: same seed, same numbers."),
-    ("run_train.py --txt_filepath",
-     "Default data/mimic_impressions.csv.",
-     "Default data/impressions.csv, which `data_prep` writes; upstream's file is taken where it alone exists."),
-    ("run_preprocess.py",
-     "Folders of one cluster are the defaults; chexpert-test writes to data/cxr.h5 like mimic.",
-     "The folders must be named; chexpert-test writes to data/test_cxr.h5, so that it replaces no training set."),
-    ("zero_shot.predict and all that use it",
-     "Every image is encoded once per prompt, one at a time, on a GPU.",
-     "Every image is encoded once, in batches, on any device; the predictions do not depend on it."),
-    ("zero_shot.run_zero_shot",
-     "Black images are evaluated.",
-     "Images of one grey value are refused, and so are labels whose rows do not match the images."),
-    ("zero_shot.ensemble_models",
-     "Cached predictions are taken whatever made them.",
-     "A note beside the cache says what made it; they are made again when the model, images or prompts changed."),
-    ("eval.evaluate",
-     "Columns of labels and predictions are paired by position, extra ones ignored.",
-     "One column a label on both sides, or `label_idx_map`; labels must be 0 or 1 and predictions finite."),
-    ("eval.compute_cis",
-     "Undefined resamples (one class only) count, so the upper end can be NaN; with fewer than 40 resamples the "
-     "lower end is the largest value.",
-     "Undefined resamples are left out; with fewer than 40 the lower end is the smallest value."),
-    ("metrics.f1_mcc_bootstrap",
-     "Resamples are not seeded, so intervals differ from run to run.",
-     "Resample i has the seed i, as in `eval.bootstrap`."),
-    ("metrics.compute_f1, metrics.compute_mcc",
-     "The row `mean` is the average of the resamples; without all five competition labels: KeyError.",
-     "The row `mean` is the value on the set itself, which the paper reports (the radiologists' MCC is 0.530, the "
-     "average of its resamples 0.528); `Mean` is over those of the five labels that are there."),
+    (
+        "data_process.img_to_hdf5",
+        "An image that fails is caught and its row stays black.",
+        "The failures are listed and nothing is written: a black test set gives an AUROC of 0.5 for every label.",
+    ),
+    (
+        "data_process.img_to_hdf5",
+        "float32, one block.",
+        "uint8, one chunk per image: the values are whole numbers 0..255, so nothing is lost at a quarter of the size.",
+    ),
+    (
+        "data_process.get_cxr_path_csv",
+        "Paths in the order of the file system.",
+        "Paths are sorted, so that two machines write the same rows.",
+    ),
+    (
+        "data_process.preprocess",
+        "A grey source is read in colour, resized in three channels and converted.",
+        "One channel is resized: the same bytes for a third of the work.",
+    ),
+    (
+        "model.build_model",
+        "The weights become float16.",
+        "The weights become float32; `--precision` of the commands lowers it by autocast where that is safe.",
+    ),
+    (
+        "clip.load",
+        "`jit=True` runs the code of the archive.",
+        "Only tensors are read, whatever `jit` is: no code from a weight file is run.",
+    ),
+    (
+        "clip.load",
+        "The returned transform is for photographs.",
+        "The same; `chexzero.imaging.normalise.prepare` is what radiographs need.",
+    ),
+    (
+        "clip.tokenize",
+        "A text that is too long raises RuntimeError.",
+        "It raises an error that names the row, both a UserError and a RuntimeError.",
+    ),
+    (
+        "train.load_clip, zero_shot.load_clip",
+        "`pretrained` says which architecture the file must have.",
+        "The shapes in the file say it; a file that does not fit is named, with the keys that differ.",
+    ),
+    (
+        "train.CXRDataset",
+        "Rows are paired by position whatever their number; a text that reads NA, None or null becomes a space.",
+        "Rows must match the images, by id where both carry one; only an empty cell is a missing text.",
+    ),
+    ("train.train_main", "Stops with a NameError before the first step.", "Trains with SGD and writes the state dict."),
+    (
+        "run_train.py --seed",
+        "Parsed and not used.",
+        "Seeds the new weights and the order of the pairs: same seed, same numbers.",
+    ),
+    (
+        "run_train.py --txt_filepath",
+        "Default data/mimic_impressions.csv.",
+        "Default data/impressions.csv, which `data_prep` writes; upstream's file is taken where it alone exists.",
+    ),
+    (
+        "run_preprocess.py",
+        "Folders of one cluster are the defaults; chexpert-test writes to data/cxr.h5 like mimic.",
+        "The folders must be named; chexpert-test writes to data/test_cxr.h5, so that it replaces no training set.",
+    ),
+    (
+        "zero_shot.predict and all that use it",
+        "Every image is encoded once per prompt, one at a time, on a GPU.",
+        "Every image is encoded once, in batches, on any device; the predictions do not depend on it.",
+    ),
+    (
+        "zero_shot.run_zero_shot",
+        "Black images are evaluated.",
+        "Images of one grey value are refused, and so are labels whose rows do not match the images.",
+    ),
+    (
+        "zero_shot.ensemble_models",
+        "Cached predictions are taken whatever made them.",
+        "A note beside the cache says what made it; they are made again when the model, images or prompts changed.",
+    ),
+    (
+        "eval.evaluate",
+        "Columns of labels and predictions are paired by position, extra ones ignored.",
+        "One column a label on both sides, or `label_idx_map`; labels must be 0 or 1 and predictions finite.",
+    ),
+    (
+        "eval.compute_cis",
+        "Undefined resamples (one class only) count, so the upper end can be NaN; with fewer than 40 resamples the "
+        "lower end is the largest value.",
+        "Undefined resamples are left out; with fewer than 40 the lower end is the smallest value.",
+    ),
+    (
+        "metrics.f1_mcc_bootstrap",
+        "Resamples are not seeded, so intervals differ from run to run.",
+        "Resample i has the seed i, as in `eval.bootstrap`.",
+    ),
+    (
+        "metrics.compute_f1, metrics.compute_mcc",
+        "The row `mean` is the average of the resamples; without all five competition labels: KeyError.",
+        "The row `mean` is the value on the set itself, which the paper reports (the radiologists' MCC is 0.530, the "
+        "average of its resamples 0.528); `Mean` is over those of the five labels that are there.",
+    ),
 ]
 
 
@@ -140,8 +208,7 @@ Signature = list[list]  # [argument] or [argument, default], the default a liter
 
 def upstream_signatures(checkout: Path) -> dict[str, dict[str, Signature]]:
     """Public functions, classes and methods of upstream's files, read from their text; nothing is run."""
-    return {file: dict(_definitions(ast.parse((checkout / file).read_text(encoding="utf-8")).body))
-            for file in MODULES}
+    return {file: dict(_definitions(ast.parse((checkout / file).read_text(encoding="utf-8")).body)) for file in MODULES}
 
 
 def _definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Signature]]:
@@ -159,8 +226,9 @@ def _definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, 
 def _arguments(node: ast.FunctionDef, is_method: bool) -> Signature:
     names = [argument.arg for argument in node.args.args]
     required = len(names) - len(node.args.defaults)
-    listed = [[name] if i < required else [name, _literal(node.args.defaults[i - required])]
-              for i, name in enumerate(names)]
+    listed = [
+        [name] if i < required else [name, _literal(node.args.defaults[i - required])] for i, name in enumerate(names)
+    ]
     return listed[1:] if is_method else listed
 
 
@@ -194,8 +262,16 @@ def compare(upstream: dict[str, dict[str, Signature]]) -> list[Difference]:
         for name, theirs in upstream[file].items():
             ours = our_signature(module, name) if module else None
             status = "left out" if ours is None else "kept" if _same(theirs, ours) else "changed"
-            found.append(Difference(file, name, status, text(theirs), "" if ours is None else text(ours),
-                                    "" if status == "kept" else REASONS.get((file, name), "")))
+            found.append(
+                Difference(
+                    file,
+                    name,
+                    status,
+                    text(theirs),
+                    "" if ours is None else text(ours),
+                    "" if status == "kept" else REASONS.get((file, name), ""),
+                )
+            )
         found.extend(_new(file, module, upstream[file]) if module else [])
     return found
 
@@ -211,8 +287,10 @@ def _same(theirs: Signature, ours: Signature) -> bool:
     """The same names in the same order, with equal defaults; one that upstream computes only has to be there."""
     if [one[0] for one in theirs] != [one[0] for one in ours]:
         return False
-    return all(len(a) == len(b) and (len(a) == 1 or isinstance(a[1], dict) and "code" in a[1] or a[1] == b[1])
-               for a, b in zip(theirs, ours, strict=True))
+    return all(
+        len(a) == len(b) and (len(a) == 1 or isinstance(a[1], dict) and "code" in a[1] or a[1] == b[1])
+        for a, b in zip(theirs, ours, strict=True)
+    )
 
 
 def text(signature: Signature) -> str:
@@ -233,18 +311,32 @@ def unexplained(differences: list[Difference]) -> list[Difference]:
 
 def markdown(differences: list[Difference]) -> str:
     """The text of `docs/UPSTREAM.md`."""
-    kept = {file: [f"`{one.name}`" for one in differences if one.file == file and one.status == "kept"]
-            for file in MODULES}
-    lines = ["# What differs from CheXzero", "",
-             "Made by `python -m tests.parity.__main__ CHECKOUT --docs docs/UPSTREAM.md`; a test checks that it "
-             "is up to date. The same command runs both implementations on the same inputs and prints the largest "
-             "difference of each result.", "",
-             "## Kept: same names, arguments, order and defaults", "",
-             "| upstream | here | functions |", "|---|---|---|",
-             *(f"| `{file}` | `{MODULES[file]}` | {', '.join(names)} |" for file, names in kept.items() if names), "",
-             "## Changed signatures", "", "| function | upstream | here | why |", "|---|---|---|---|"]
-    lines += [f"| `{one.file}` `{one.name}` | `{one.upstream}` | `{one.ours}` | {one.reason} |"
-              for one in differences if one.status == "changed"]
+    kept = {
+        file: [f"`{one.name}`" for one in differences if one.file == file and one.status == "kept"] for file in MODULES
+    }
+    lines = [
+        "# What differs from CheXzero",
+        "",
+        "Made by `python -m tests.parity.__main__ CHECKOUT --docs docs/UPSTREAM.md`; a test checks that it "
+        "is up to date. The same command runs both implementations on the same inputs and prints the largest "
+        "difference of each result.",
+        "",
+        "## Kept: same names, arguments, order and defaults",
+        "",
+        "| upstream | here | functions |",
+        "|---|---|---|",
+        *(f"| `{file}` | `{MODULES[file]}` | {', '.join(names)} |" for file, names in kept.items() if names),
+        "",
+        "## Changed signatures",
+        "",
+        "| function | upstream | here | why |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{one.file}` `{one.name}` | `{one.upstream}` | `{one.ours}` | {one.reason} |"
+        for one in differences
+        if one.status == "changed"
+    ]
     lines += ["", "## Left out", "", "| function | why |", "|---|---|"]
     lines += [f"| `{one.file}` `{one.name}` | {one.reason} |" for one in differences if one.status == "left out"]
     lines += ["", "## Same name, other behaviour", "", "| where | upstream | here, and why |", "|---|---|---|"]
