@@ -1,10 +1,11 @@
 # `make demo` and `make test` set up everything they need in .venv; a second call sets nothing up again.
 PYTHON ?= python3
 VENV   := .venv
+CONSTRAINTS ?= constraints.txt
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo clean-demo test test-long lint docs
+.PHONY: setup demo clean-demo test test-long lint types coverage mutants docs
 
 setup: $(READY)
 
@@ -12,7 +13,7 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or later is needed; name one with: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r requirements-dev.txt -c constraints.txt
+		-r requirements.txt -r requirements-dev.txt -c $(CONSTRAINTS)
 	@touch $@
 
 # Everything of the demo lies under demo/; data/, checkpoints/ and results/ are never touched. Each step goes on where an
@@ -42,6 +43,18 @@ test-long: $(READY)
 
 lint: $(READY)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(READY)
+	$(PY) -m mypy
+
+# Branch coverage of the packages; build/coverage/index.html shows every line.
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not long and not gpu" --cov --cov-report=term --cov-report=html
+
+# Changes one operator at a time in core modules and counts which changes some test notices (about an hour).
+mutants: $(READY)
+	$(PY) -m tests.mutants --changes 100
 
 docs: $(READY)
 	$(PY) -m pdoc -o build/api chexzero data_prep dinov3_adapter run_train run_zero_shot

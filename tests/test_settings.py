@@ -66,8 +66,8 @@ def test_every_settings_file_of_ours_is_understood(name, tmp_path):
         ("run_train", ["--help"], "CheXzero's flags"),
         ("run_zero_shot", ["--help"], "what is evaluated"),
         ("data_prep.__main__", ["build", "--help"], "where the releases are"),
-        ("chexzero.export", ["--help"], "what is exported"),
-        ("chexzero.explore", ["--help"], "what is shown"),
+        ("chexzero.export.__main__", ["--help"], "what is exported"),
+        ("chexzero.explore.__main__", ["--help"], "what is shown"),
     ],
 )
 def test_help_is_grouped_and_says_the_exit_codes(module, argv, first, capsys):

@@ -1,4 +1,4 @@
-"""`python -m tests.parity.__main__ CHECKOUT`: all that differs from upstream, for whoever has its repository.
+"""`python -m tests.parity CHECKOUT`: all that differs from upstream, for whoever has its repository.
 
 Lists upstream's functions as kept, changed, left out or new, with reasons; then runs both implementations on the same
 generated inputs in separate processes and prints one table. Exit code 1 if a verdict is bad.

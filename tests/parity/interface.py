@@ -317,7 +317,7 @@ def markdown(differences: list[Difference]) -> str:
     lines = [
         "# What differs from CheXzero",
         "",
-        "Made by `python -m tests.parity.__main__ CHECKOUT --docs docs/UPSTREAM.md`; a test checks that it "
+        "Made by `python -m tests.parity CHECKOUT --docs docs/UPSTREAM.md`; a test checks that it "
         "is up to date. The same command runs both implementations on the same inputs and prints the largest "
         "difference of each result.",
         "",
