@@ -10,6 +10,7 @@ Without new flags the training is CheXzero's. docs/CLUSTER.md has several GPUs a
 import argparse
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
 
 from chexzero.common.errors import run_command
+from chexzero.common.folders import hold
 from chexzero.common.settings import parse_with_config
 from chexzero.runs.run_folder import open_folder, run_folder
 from chexzero.training import distributed, finetune
@@ -96,14 +98,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def model_pipeline(config: argparse.Namespace, verbose: int = 0) -> nn.Module:
     check(config)
     distributed.start()
-    if distributed.is_main():
-        open_folder(config)
-    distributed.wait_for_main()
+    with hold(run_folder(config)) if distributed.is_main() else nullcontext():
+        if distributed.is_main():
+            open_folder(config)
+        distributed.wait_for_main()
 
-    model, data_loader, device, criterion, optimizer = make(config)
-    train(model, data_loader, device, criterion, optimizer, config)
+        model, data_loader, device, criterion, optimizer = make(config)
+        train(model, data_loader, device, criterion, optimizer, config)
 
-    save(model, run_folder(config) / "checkpoint.pt")
+        save(model, run_folder(config) / "checkpoint.pt")
     distributed.finish()
     if verbose:
         log.info("%s", bare(model))

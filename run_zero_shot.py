@@ -19,6 +19,7 @@ import numpy as np
 
 from chexzero.common.errors import UserError, run_command
 from chexzero.common.files import write_json, write_text
+from chexzero.common.folders import replaced_together
 from chexzero.common.formats import read_build
 from chexzero.common.labels import LABELS
 from chexzero.common.settings import parse_with_config
@@ -216,6 +217,23 @@ def evaluate(args: argparse.Namespace) -> Path:
     others = read_others(args, data_folder(args, choice))
     found = measure(args, choice, device)
     reads = record_test_read(out / "test_reads.json", found.predictors, found.sets[1], args.level)
+    with replaced_together(out) as folder:
+        write_results(args, choice, found, others, reads, folder, device)
+    print_table(found.valid, found.test)
+    print(f"report: {out / 'report.html'}")
+    return out / "report.html"
+
+
+def write_results(
+    args: argparse.Namespace,
+    choice: Choice,
+    found: Measured,
+    others: "Others",
+    reads: list[dict],
+    out: Path,
+    device: str,
+) -> None:
+    """Write the report, its figures and tables, the predictions and `metrics.json` into `out`, an empty folder."""
     sections = [
         *main_sections(args, choice, found, others, reads, out / "figures", device),
         *run_suites(args, choice, found.data_dir, out, device),
@@ -244,10 +262,7 @@ def evaluate(args: argparse.Namespace) -> Path:
         facts(choice, found.valid, found.test, found.data_dir),
         sections,
     )
-    path = write_report(report, out)
-    print_table(found.valid, found.test)
-    print(f"report: {path}")
-    return path
+    write_report(report, out)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """How a user's mistake reaches the user: one sentence on stderr, exit code 2, no traceback."""
 
+import errno
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 EXIT_CODES = (
     "exit codes: 0 done; 2 a wrong input, said in one sentence; 75 a training stopped by a signal "
@@ -11,6 +12,26 @@ EXIT_CODES = (
 )
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+#: What the operating system refuses -> what to do about it. None of these is a fault of the program.
+REMEDIES = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EIO: "the disk or the network share reports an error: try again, or use another",
+    errno.ESTALE: "the network share has gone: try again when it is back",
+    errno.EROFS: "it lies on a disk that can only be read: name another folder",
+    errno.EACCES: "give yourself the right, or name another",
+    errno.EPERM: "give yourself the right, or name another",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: correct the path",
+    errno.EISDIR: "it is a folder: name a file",
+    errno.ELOOP: "its symbolic links lead in a circle: mend them",
+    errno.EMFILE: "raise the limit on open files (ulimit -n), or take fewer worker processes",
+    errno.ENFILE: "the machine has too many files open: end other programs, or take fewer worker processes",
+    errno.ENOMEM: "free memory, or take smaller batches or fewer worker processes",
+    errno.EAGAIN: "raise the limit on processes (ulimit -u), or take fewer worker processes",
+}
 
 
 class UserError(ValueError):
@@ -20,20 +41,84 @@ class UserError(ValueError):
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with its exit code.
 
-    0 for None, 2 with one sentence on stderr for a `UserError`, 130 after Ctrl-C; any other
-    exception is a fault of ours and keeps its traceback.
+    0 for None, 2 with one sentence on stderr for a `UserError` and for what the operating system refuses, 130 after
+    Ctrl-C; any other exception is a fault of ours and keeps its traceback.
     """
+    _repair_standard_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         code = main() or 0
         sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader (`| head`) has gone; nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        code = _say(error)
     sys.exit(code)
+
+
+def _say(error: BaseException) -> int | str | None:
+    """Tell what ended the command; return its exit code.
+
+    Ctrl-C, or a signal that ends the process, often reaches the user as a library's complaint that a write failed. It
+    is then among the exceptions before, and the code is the one it asks for.
+    """
+    stop = next((one for one in causes(error) if isinstance(one, (KeyboardInterrupt, SystemExit))), None)
+    if isinstance(stop, SystemExit):
+        return stop.code
+    if stop:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    sentence = str(error) if isinstance(error, UserError) else refusal(error)
+    if sentence is None:
+        raise error
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, what it came from, and so on; each once."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        yield one
+        seen.add(id(one))
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+
+
+def refusal(error: BaseException) -> str | None:
+    """The sentence for what the operating system refused, whichever library reports it; None for anything else."""
+    for one in causes(error):
+        if isinstance(one, MemoryError):
+            return f"the memory is used up; {REMEDIES[errno.ENOMEM]}"
+        number = getattr(one, "errno", None) or _errno_in(one)
+        if number in REMEDIES:
+            path = getattr(one, "filename", None)
+            where = "the command" if path is None else f"{os.fsdecode(path) if isinstance(path, bytes) else path}"
+            return f"{where}: {os.strerror(number)}; {REMEDIES[number]}"
+    return None
+
+
+def _errno_in(error: BaseException) -> int | None:
+    """The error number that a library written in another language only mentions: `... (os error 28)`."""
+    if type(error).__module__ == "builtins" and not isinstance(error, (RuntimeError, OSError)):
+        return None
+    text = str(error).lower()
+    return next((number for number in REMEDIES if os.strerror(number).lower() in text), None)
+
+
+def _repair_standard_streams() -> None:
+    """Print whatever the standard streams can take: a closed one takes nothing, an ASCII one a `?` for the rest.
+
+    A closed descriptor is opened on /dev/null first: else the next file that is opened would get its number, and what
+    a library prints would be written into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115  (for the whole process)
+        elif number and hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")

@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 
 from chexzero.common.files import read_json
+from chexzero.common.folders import is_unfinished
 from chexzero.common.formats import read_build
 from chexzero.common.labels import LABELS
 from chexzero.imaging.normalise import MEAN, STD
@@ -82,6 +83,9 @@ def model_card(model: CLIP, target: str, folder: Path, run: RunFolder, checkpoin
 def _metrics(results: Path, checkpoint: Path) -> dict[str, Any]:
     """The run's metrics, if they were measured with this checkpoint."""
     path = results / "metrics.json"
+    if is_unfinished(results):
+        log.warning("the model card will have no figures: the evaluation in %s was killed; run it again", results)
+        return {}
     metrics = read_json(path) if path.is_file() else {}
     measured = Path(str(metrics.get("selected", {}).get("checkpoint", ""))).name
     if measured == checkpoint.name and "ensemble" not in metrics["selected"]:

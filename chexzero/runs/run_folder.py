@@ -169,7 +169,7 @@ def run_folder(config: argparse.Namespace) -> Path:
 
 
 def open_folder(config: argparse.Namespace) -> Path:
-    """Make the run's folder ready: new, resumed (`--resume`) or begun again (`--overwrite`).
+    """Make the run's folder, which the caller holds, ready: new, resumed (`--resume`) or begun again (`--overwrite`).
 
     Raises `UserError` where another run's files would be overwritten without being told to, or nothing can be
     written.

@@ -21,6 +21,7 @@ from chexzero.suites.questions import Maker, Question, read_questions, write_que
 from chexzero.suites.tables import LabelledImages, join, read_description, read_labelled, read_reports
 
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
+QUESTIONS = "chexbench_questions.json"
 KEYS = ("tasks", "views", "binary", "not_diseases", "swaps", "skip")
 
 
@@ -43,12 +44,12 @@ def run(context: EvaluationContext) -> Section:
         section.text.append(f"The questions are those of {Path(given).name}.")
     else:
         questions = make_questions(context, images, description, section)
-        path = context.out_dir / "chexbench_questions.json"
-        write_questions(path, questions, {"images": str(images), "seed": context.seed})
         section.text.append(
-            f"The questions were made with the seed {context.seed} and are in {path.name}; ask the "
+            f"The questions were made with the seed {context.seed} and are in {QUESTIONS}; ask the "
             f"same again with --chexbench_questions."
         )
+    made_from = {"file": Path(given).name} if given else {"images": str(images), "seed": context.seed}
+    write_questions(context.out_dir / QUESTIONS, questions, made_from)
     section.text.append(
         "The option most similar to the image counts as the answer; ties share the credit. Intervals are 95 % Wilson "
         "intervals, widened for patients who are asked about more than once. Without the image, the mean of all "

@@ -239,8 +239,8 @@ def _mix(seed: int, epoch: int) -> int:
 
 
 def _leave_signals_to_the_run(_worker: int) -> None:
-    """torchrun and SLURM signal the whole process group; the workers must go on until the run has saved."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    """torchrun, SLURM and Ctrl-C signal the whole process group; the workers must go on until the run has saved."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -347,6 +347,13 @@ def next_batch(feed: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
         return next(feed, None)
     except UserError as error:
         raise UserError(str(error).rpartition("UserError: ")[2]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a worker process that reads images has ended (no memory, or too little of /dev/shm); take fewer with "
+            "--num_workers, for instance 0"
+        ) from error
 
 
 def row_ids(cxr_filepath: str, rows: np.ndarray | tuple) -> list[str]:

@@ -1,0 +1,159 @@
+"""What ends a command ends it with the right code and one sentence; folders are held and replaced as one."""
+
+import errno
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from chexzero.common import folders
+from chexzero.common.errors import UserError, refusal, run_command
+from chexzero.common.folders import hold, is_unfinished, replaced_together
+from chexzero.training import resume
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def code_of(main) -> int:
+    with pytest.raises(SystemExit) as left:
+        run_command(main)
+    return left.value.code
+
+
+@pytest.mark.parametrize("stop, code", [(KeyboardInterrupt(), 130), (SystemExit(75), 75)])
+@pytest.mark.parametrize("write", [1, 2, 3, 5])
+def test_a_signal_while_saving_is_no_full_disk(tmp_path, monkeypatch, stop, code, write):
+    """Python runs a signal's handler between the writes that torch asks for; here at the n-th."""
+    writes = 0
+    whole_open = open
+
+    class Interrupted:
+        def __init__(self, *args):
+            self.handle = whole_open(*args)
+
+        def write(self, data):
+            nonlocal writes
+            writes += 1
+            if writes == write:
+                raise stop
+            return self.handle.write(data)
+
+        def flush(self):
+            self.handle.flush()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.handle.close()
+
+    monkeypatch.setattr(resume, "open", Interrupted, raising=False)
+    state = {"step": 1, "weight": torch.zeros(100_000)}
+    assert code_of(lambda: resume.save_file(state, tmp_path / "last.pt")) == code
+    assert writes >= write and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.ENAMETOOLONG]
+)
+def test_what_the_system_refuses_is_one_sentence(capsys, number):
+    def main():
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    assert code_of(main) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: /some/file: ") and said.count("\n") == 1
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0)
+    assert refusal(AssertionError("Permission denied")) is None
+    assert "room" in refusal(RuntimeError("I/O error: No space left on device (os error 28)"))
+
+
+@pytest.mark.parametrize("redirect", [">&-", ">&- 2>&-", "<&- >/dev/null"])
+def test_closed_and_ascii_standard_streams(tmp_path, redirect):
+    """A file that is opened later must not get the number of a closed stream."""
+    code = (
+        "import os\nfrom chexzero.common.errors import run_command\n"
+        f"def main():\n    with open({str(tmp_path / 'file')!r}, 'w') as f:\n"
+        "        os.system('echo noise'); print('“×”'); f.write(f'{f.fileno()}')\nrun_command(main)"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -c '{code.replace(chr(39), chr(34))}' {redirect}"], env=environment
+    )
+    assert done.returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def _hold_until_told(folder, held, leave):
+    with hold(folder):
+        held.set()
+        leave.wait(30)
+
+
+def test_a_folder_is_held_by_one_and_the_other_hears_by_whom(tmp_path):
+    context = multiprocessing.get_context("fork")
+    held, leave = context.Event(), context.Event()
+    first = context.Process(target=_hold_until_told, args=(tmp_path / "run", held, leave))
+    first.start()
+    held.wait(30)
+    with pytest.raises(UserError, match=f"process {first.pid} on .* since "), hold(tmp_path / "run", patience=0.1):
+        pass
+    first.kill()
+    first.join()
+    with hold(tmp_path / "run"):  # what a kill left of the lock holds nobody
+        pass
+    assert not (tmp_path / "run" / folders.HOLDER).exists()
+
+
+def test_a_folder_is_replaced_together(tmp_path, monkeypatch):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("the user's")
+    for level, names in (("image", ["a", "b/c", "b/d"]), ("study", ["a", "b/c"])):
+        with replaced_together(folder) as staged:
+            for name in names:
+                (staged / name).parent.mkdir(exist_ok=True)
+                (staged / name).write_text(level)
+        files = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("[a-z]*") if path.is_file()}
+        assert files == dict.fromkeys(names, level) | {"notes.txt": "the user's"}
+
+    with pytest.raises(ZeroDivisionError), replaced_together(folder) as staged:
+        (staged / "a").write_text("third")
+        raise ZeroDivisionError
+    assert (folder / "a").read_text() == "study" and not (folder / ".new").exists()
+
+    moved = os.replace
+
+    def replace(one, other):
+        if str(other).endswith("b/c"):
+            raise KeyboardInterrupt
+        moved(one, other)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt), replaced_together(folder) as staged:
+        (staged / "b").mkdir()
+        (staged / "a").write_text("fourth")
+        (staged / "b/c").write_text("fourth")
+    assert is_unfinished(folder)
+    monkeypatch.undo()
+    with replaced_together(folder) as staged:
+        (staged / "a").write_text("fifth")
+    assert not is_unfinished(folder) and not (folder / "b/c").exists() and (folder / "a").read_text() == "fifth"
+
+
+def test_a_list_of_contents_from_elsewhere_removes_nothing_outside(tmp_path):
+    (tmp_path / "precious").write_text("1")
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / folders.CONTENTS).write_text('["../precious"]')
+    with replaced_together(folder) as staged:
+        (staged / "a").write_text("1")
+    assert (tmp_path / "precious").exists()
