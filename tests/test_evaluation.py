@@ -187,22 +187,51 @@ def test_beside_the_paper(tmp_path):
     section = paper_section(result("test", truth, scores), False, Figure(tmp_path / "a.png", ""))
     rows = {row[0]: row for row in section.tables[1].rows}
     edema = rows["Edema"]
-    assert edema[4:6] == [0.8994, "0.866–0.929"] and edema[6] == f"{edema[2] - 0.8994:+.3f}"
-    assert rows["Fracture"][1:4] == [0, None, None] and rows["Fracture"][6:] == [None, None]
-    assert rows[NO_FINDING][7] == "no" and "120" in section.text[0]
+    assert edema[5:] == [0.8994, "0.866–0.929"] and rows["Fracture"][1:5] == ["0 (few)", None, None, None]
+    assert "The sets differ" in section.text[0] and "120" in section.text[0]
+    assert not section.metrics["same_test_set"] and section.metrics["labels"]["Edema"]["difference"] is None
+    assert not any("overlap" in column or column == "Difference" for column in section.tables[1].columns)
     means = section.tables[0].rows
-    assert means[0][4] == 0.889 and means[1][3] == "12 of 13"
+    assert means[0][5:8] == [0.889, "reported (paper)", ""] and means[1][1] == "12 of 13"
+    assert means[2][6].startswith("computed here")
+    assert "0.931" in means[0][8]
+
+
+def test_differences_to_the_paper_only_on_its_own_labels(tmp_path, released):
+    _, studies, truth = released
+    _, scores = working(500, 7)
+    table = table_of(500).assign(study_id=studies)
+    counted = Units("image", table, truth, np.arange(500), np.arange(500), 0)
+    figure = Figure(tmp_path / "a.png", "")
+    same = evaluate_set("test", counted, scores, np.full(14, 0.5), 20)
+    section = paper_section(same, False, figure)
+    edema = next(row for row in section.tables[1].rows if row[0] == "Edema")
+    assert edema[7] == f"{edema[2] - 0.8994:+.3f}" and "unpaired and approximate" in section.text[0]
+    low, high = (section.metrics["labels"]["Edema"][end] for end in ("lower", "upper"))
+    ours = (same.newcombe[1][3] - same.newcombe[0][3]) / 3.92
+    assert (high - low) / 3.92 == pytest.approx(np.hypot(ours, (0.9295 - 0.8662) / 3.92), rel=1e-4)
+    assert [round(row[5], 3) for row in section.tables[0].rows[1:3]] == [0.799, 0.747]
+    swapped = truth.copy()
+    swapped[0, 3] = 1 - swapped[0, 3]
+    other = evaluate_set("test", Units("image", table, swapped, np.arange(500), np.arange(500), 0), scores, same.at, 20)
+    assert "The sets differ" in paper_section(other, False, figure).text[0]
 
 
 def test_baseline_against_itself_and_against_noise(tmp_path):
     truth, scores = working(150, 8)
     ours = result("test", truth, scores, n_bootstrap=200)
     same = baseline_section(ours, ours, ["a.pt"], tmp_path).metrics
-    assert {one["p"] for one in same["labels"].values()} == {1.0}
+    assert {one["p"] for one in same["labels"].values()} == {one["p_holm"] for one in same["labels"].values()} == {1.0}
     assert {one["difference"] for one in same["labels"].values()} == {0.0}
     noise = result("test", truth, np.random.default_rng(1).random(truth.shape), n_bootstrap=200)
     found = baseline_section(ours, noise, ["a.pt", "b.pt"], tmp_path).metrics
     assert found["means"]["mean_14"]["p"] < 0.02 and found["means"]["mean_14"]["lower"] > 0.1
+    rare = truth.copy()
+    rare[:, 2] = np.arange(150) < 9
+    few = baseline_section(result("test", rare, scores), result("test", rare, scores[:, ::-1]), ["a"], tmp_path).metrics
+    assert few["labels"]["Consolidation"]["p"] is None and few["means"]["mean_5"]["p"] is None
+    assert few["means"]["mean_counted"]["p"] is not None
+    assert all(one["p"] is None or one["p_holm"] >= one["p"] for one in few["labels"].values())
 
 
 # --- sanity checks ---

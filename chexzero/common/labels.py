@@ -27,3 +27,6 @@ FINDINGS = [label for label in LABELS if label != NO_FINDING]
 
 #: Column of `metrics.csv` and key of `metrics.json` -> the labels whose AUROCs it averages.
 MEANS = {"mean_5": COMPETITION_LABELS, "mean_13": FINDINGS, "mean_14": LABELS}
+
+#: Key of the mean over the labels that have enough cases in a set; its labels depend on the set.
+COUNTED = "mean_counted"

@@ -1,12 +1,14 @@
 """All the numbers of one labelled set."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from chexzero.common.labels import LABELS, MEANS
+from chexzero.common.intervals import case_influence, enough, mean_interval, newcombe_interval
+from chexzero.common.labels import COUNTED, LABELS, MEANS
 from chexzero.common.statistics import auroc, bootstrap_auroc, mean_of_samples, mean_over_labels, percentile_interval
 from chexzero.evaluation.calibration import reliability
 from chexzero.evaluation.operating_points import Rates, rates_at
@@ -30,20 +32,25 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over labels: `used` are those whose AUROC is defined, `samples` its value in each resample."""
+    """A mean over labels: `used` are those whose AUROC is defined, `samples` its value in each resample.
+
+    `lower, upper` are the ends of upstream's percentile interval, `interval` those that hold with few positive cases.
+    """
 
     value: float
     lower: float
     upper: float
     used: list[str]
     samples: np.ndarray
+    interval: tuple[float, float] = (float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
 class SetResult:
     """A set's truth and probabilities (N units, 14) and what follows from them, each (14,) in `LABELS` order.
 
-    `samples` (S, 14) are the bootstrap's areas. `at` are the thresholds that `rates` used (chosen on validation).
+    `samples` (S, 14) are the bootstrap's areas, `lower` and `upper` upstream's percentiles of them; `newcombe` are the
+    intervals that hold with few positive cases. `at` are the thresholds that `rates` used (chosen on validation).
     """
 
     name: str
@@ -71,15 +78,39 @@ class SetResult:
     def n_pos(self) -> np.ndarray:
         return self.truth.sum(0).astype(int)
 
+    @cached_property
+    def counted(self) -> np.ndarray:
+        """Which labels have enough positive and negative cases to be compared: (14,), bool."""
+        return enough(self.truth)
+
+    @cached_property
+    def newcombe(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends of Newcombe's intervals, each (14,)."""
+        return newcombe_interval(self.auroc, self.n_pos, len(self) - self.n_pos)
+
+    @cached_property
+    def influence(self) -> np.ndarray:
+        """How far each case moves each area: (N, 14)."""
+        return case_influence(self.truth, self.probability)
+
     def __len__(self) -> int:
         return len(self.truth)
 
-    def mean(self, key: str, values: np.ndarray | None = None, samples: np.ndarray | None = None) -> Mean:
-        """The mean `key` of `MEANS`, of this set's areas or of those given (another prompt for a label)."""
-        value, used = mean_over_labels(self.auroc if values is None else values, MEANS[key])
-        drawn = mean_of_samples(self.samples if samples is None else samples, used)
+    def members(self, key: str) -> list[str]:
+        """Labels of the mean `key`: those of `MEANS`, or, for `mean_counted`, those with enough cases in this set."""
+        if key == COUNTED:
+            return [label for label, whether in zip(LABELS, self.counted, strict=True) if whether]
+        return MEANS[key]
+
+    def mean(self, key: str) -> Mean:
+        """The mean `key` of this set's areas, with both intervals."""
+        value, used = mean_over_labels(self.auroc, self.members(key))
+        drawn = mean_of_samples(self.samples, used)
         lower, upper = percentile_interval(drawn)
-        return Mean(value, float(lower), float(upper), used, drawn)
+        columns = [LABELS.index(label) for label in used]
+        ends = (end[columns] for end in self.newcombe)
+        interval = mean_interval(self.auroc[columns], *ends, self.influence[:, columns])
+        return Mean(value, float(lower), float(upper), used, drawn, interval)
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` has for this set; undefined values are None."""
@@ -87,6 +118,8 @@ class SetResult:
             "auroc": self.auroc,
             "lower": self.lower,
             "upper": self.upper,
+            "newcombe_lower": self.newcombe[0],
+            "newcombe_upper": self.newcombe[1],
             "average_precision": self.average_precision,
             "ece": self.ece,
             "threshold": self.at,
@@ -97,7 +130,7 @@ class SetResult:
         }
         labels = {
             label: {name: number(values[i]) for name, values in columns.items()}
-            | {"n_pos": int(self.n_pos[i]), "n": len(self)}
+            | {"n_pos": int(self.n_pos[i]), "n": len(self), "few": not bool(self.counted[i])}
             for i, label in enumerate(LABELS)
         }
         found: dict[str, Any] = {
@@ -106,10 +139,11 @@ class SetResult:
             "level": self.units.level,
             "studies_without_frontal_view": self.units.left_out,
         }
-        for key in MEANS:
+        for key in (*MEANS, COUNTED):
             mean = self.mean(key)
             found[key] = number(mean.value)
             found[f"{key}_interval"] = [number(mean.lower), number(mean.upper)]
+            found[f"{key}_interval_honest"] = [number(end) for end in mean.interval]
             found[f"{key}_labels"] = mean.used
         return found
 

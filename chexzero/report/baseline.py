@@ -1,17 +1,15 @@
-"""Other checkpoints (CheXzero's, say) on the same images, compared label by label with a paired bootstrap."""
+"""Other checkpoints (CheXzero's, say) on the same images, compared label by label."""
 
 from pathlib import Path
 
-import numpy as np
-
 from chexzero.common.errors import UserError
-from chexzero.common.labels import LABELS, MEANS
-from chexzero.common.statistics import paired_difference
+from chexzero.common.labels import LABELS
 from chexzero.evaluation.results import SetResult, number
 from chexzero.report import charts
 from chexzero.report.format import p_text, signed, signed_interval
+from chexzero.report.paired import EXPLAINED, differences
 from chexzero.report.published import reported_figures
-from chexzero.report.scores import MEAN_NAMES
+from chexzero.report.scores import MEAN_NAMES, positives
 from chexzero.report.sections import Section, Table
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -35,52 +33,43 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def baseline_section(ours: SetResult, theirs: SetResult, names: list[str], figures: Path) -> Section:
     """Difference ours − baseline on the test set: per label and for the means, with interval and p value."""
-    columns_ours, columns_theirs, titles = [], [], list(LABELS)
-    for key, title in MEAN_NAMES.items():
-        columns_ours.append(ours.mean(key))
-        columns_theirs.append(theirs.mean(key))
-        titles.append(title)
-    a = np.append(ours.auroc, [mean.value for mean in columns_ours])
-    b = np.append(theirs.auroc, [mean.value for mean in columns_theirs])
-    low, high, p = paired_difference(
-        np.column_stack([ours.samples, *(mean.samples for mean in columns_ours)]),
-        np.column_stack([theirs.samples, *(mean.samples for mean in columns_theirs)]),
-    )
-    defined = np.isfinite(a)
-    low, high, p = (np.where(defined, values, np.nan) for values in (low, high, p))
+    compared = differences(ours, theirs)
+    difference, lower, upper, p = compared.found
     reported = reported_figures()["chexzero"]["test_auroc"]
-    counts = [int(count) for count in ours.n_pos] + [None] * len(MEANS)
-    rows = [
-        [
-            title,
-            counts[i] if counts[i] is not None else "",
-            number(a[i]),
-            number(b[i]),
-            signed(a[i] - b[i]),
-            signed_interval(low[i], high[i]),
-            p_text(p[i]),
-            reported[title][0] if title in reported else "",
-        ]
-        for i, title in enumerate(titles)
-    ]
+    means = {title: (ours.mean(title), theirs.mean(title)) for title in MEAN_NAMES}
+    rows, metrics = [], {}
+    for i, title in enumerate(compared.titles):
+        a, b = (one.value for one in means[title]) if title in means else (ours.auroc[i], theirs.auroc[i])
+        rows.append(
+            [
+                MEAN_NAMES.get(title, title),
+                f"{len(means[title][0].used)} labels" if title in means else positives(ours, i),
+                number(a),
+                number(b),
+                signed(difference[i]),
+                signed_interval(lower[i], upper[i]),
+                p_text(p[i]),
+                p_text(compared.holm[i]),
+                reported[title][0] if title in reported else "",
+            ]
+        )
+        metrics[title] = {
+            "ours": number(a),
+            "baseline": number(b),
+            "difference": number(difference[i]),
+            "lower": number(lower[i]),
+            "upper": number(upper[i]),
+            "p": number(p[i]),
+            "p_holm": number(compared.holm[i]),
+        }
     text = [
         f"The baseline is {'the ensemble (mean of the probabilities) of ' if len(names) > 1 else ''}{len(names)} "
         f"checkpoint{'s' * (len(names) > 1)}: {', '.join(names)}. Both were run here, on the same {len(ours)} "
-        f"test cases with the same prompts. Interval and two-sided p value come from resamples of the cases that "
-        f"are the same for both; p is not corrected for the number of labels."
+        f"test cases with the same prompts.",
+        EXPLAINED,
     ]
-    figure = charts.differences(titles, a - b, low, high, figures)
-    metrics = {
-        title: {
-            "ours": number(a[i]),
-            "baseline": number(b[i]),
-            "difference": number(a[i] - b[i]),
-            "lower": number(low[i]),
-            "upper": number(high[i]),
-            "p": number(p[i]),
-        }
-        for i, title in enumerate([*LABELS, *MEAN_NAMES])
-    }
+    shown = [MEAN_NAMES.get(title, title) for title in compared.titles]
+    figure = charts.differences(shown, difference, lower, upper, figures)
     table = Table(
         "AUROC on the same test images",
         [
@@ -91,6 +80,7 @@ def baseline_section(ours: SetResult, theirs: SetResult, names: list[str], figur
             "Difference",
             "95 % interval (difference)",
             "p",
+            "p (Holm)",
             "CheXzero as reported",
         ],
         rows,
@@ -104,6 +94,6 @@ def baseline_section(ours: SetResult, theirs: SetResult, names: list[str], figur
         {
             "checkpoints": names,
             "labels": {k: v for k, v in metrics.items() if k in LABELS},
-            "means": {k: v for k, v in metrics.items() if k in MEANS},
+            "means": {k: v for k, v in metrics.items() if k in MEAN_NAMES},
         },
     )

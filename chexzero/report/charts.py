@@ -170,7 +170,7 @@ def beside_paper(test: SetResult, folder: Path) -> Figure:
         axes.plot([low, high], [y - 0.14, y - 0.14], color=THEIRS, linewidth=1.6)
         axes.plot(middle, y - 0.14, "s", color=THEIRS, markersize=5, label="CheXzero (reported)" if y == 0 else None)
         if np.isfinite(test.auroc[i]):
-            axes.plot([test.lower[i], test.upper[i]], [y + 0.14, y + 0.14], color=OURS, linewidth=1.6)
+            axes.plot([end[i] for end in test.newcombe], [y + 0.14, y + 0.14], color=OURS, linewidth=1.6)
             axes.plot(test.auroc[i], y + 0.14, "o", color=OURS, markersize=5)
         else:
             axes.text(0.01, y + 0.06, f"n/a ({_missing(test, i)})", fontsize=7, color=OURS)
@@ -185,7 +185,8 @@ def beside_paper(test: SetResult, folder: Path) -> Figure:
         canvas,
         folder,
         "beside_chexzero",
-        "AUROC per label on the test set with 95 % intervals, ours and the ones CheXzero reported.",
+        "AUROC per label on the test set with 95 % intervals: Newcombe's for this run, and the percentile intervals "
+        "that CheXzero reported, which are too narrow where a label has few positive cases.",
     )
 
 

@@ -24,9 +24,5 @@ def p_text(p: float) -> str | None:
     return None if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def yes_no(value: bool | None) -> str | None:
-    return None if value is None else "yes" if value else "no"
-
-
 def unit_name(result: SetResult) -> str:
     return "images, one a study" if result.units.level == "image" else "studies"

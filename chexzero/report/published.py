@@ -1,8 +1,15 @@
 """Figures that others reported (`reported_figures.json`, each with its source), to stand beside ours."""
 
+import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexzero.evaluation.readers import study_key
 
 
 @cache
@@ -12,3 +19,19 @@ def reported_figures() -> dict:
     Every entry has a `source`. AUROCs are in 0..1; `chexzero.test_auroc` gives mean, lower and upper a label.
     """
     return json.loads(files("chexzero.report").joinpath("published_figures.json").read_text(encoding="utf-8"))
+
+
+def labels_digest(studies: Sequence[str], truth: NDArray) -> str:
+    """SHA-256 of the labels (N, 14) of N studies, 0 or 1, as bytes in the order of the studies' names.
+
+    The spelling of an id does not matter (`study_key`); files without ids count in their own order.
+    """
+    keys = [study_key(study) for study in studies]
+    named = all("/" in key for key in keys)
+    order = sorted(range(len(keys)), key=keys.__getitem__) if named else range(len(keys))
+    return hashlib.sha256(np.asarray(truth, dtype=np.uint8)[list(order)].tobytes()).hexdigest()
+
+
+def is_chexpert_test(studies: Sequence[str], truth: NDArray) -> bool:
+    """Whether these are the labels of CheXpert's released test set, on which CheXzero's figures were measured."""
+    return labels_digest(studies, truth) == reported_figures()["chexpert_test_labels"]["sha256"]

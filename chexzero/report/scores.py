@@ -1,11 +1,13 @@
 """The report's sections about the numbers: areas, operating points, calibration, prompts, ensembles."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from chexzero.common.labels import LABELS, MEANS, NO_FINDING
-from chexzero.common.statistics import auroc, bootstrap_auroc, percentile_interval
+from chexzero.common.intervals import FEW
+from chexzero.common.labels import COUNTED, LABELS, NO_FINDING
+from chexzero.common.statistics import auroc, bootstrap_auroc
 from chexzero.evaluation.calibration import reliability
 from chexzero.evaluation.prompts import UPSTREAM, Prompt, best_on_validation
 from chexzero.evaluation.results import SetResult, number
@@ -16,6 +18,7 @@ MEAN_NAMES = {
     "mean_5": "Mean of the 5 competition labels",
     "mean_13": "Mean of the 13 findings",
     "mean_14": "Mean of all 14 labels",
+    COUNTED: f"Mean of labels with {FEW} or more",
 }
 
 
@@ -25,26 +28,22 @@ def areas_section(valid: SetResult, test: SetResult, figures: Sequence[Figure]) 
         [label, *_area_cells(valid, i), *_area_cells(test, i), number(test.average_precision[i])]
         for i, label in enumerate(LABELS)
     ]
-    for key in MEANS:
-        rows.append([MEAN_NAMES[key], *_mean_cells(valid, key), *_mean_cells(test, key), ""])
+    for key, title in MEAN_NAMES.items():
+        rows.append([title, *_mean_cells(valid, key), *_mean_cells(test, key), ""])
+    per_set = ("Positive", "AUROC", "95 % interval", "as CheXzero")
     table = Table(
-        "Zero-shot AUROC with 95 % bootstrap intervals",
-        [
-            "Label",
-            "Positive (validation)",
-            "AUROC (validation)",
-            "95 % interval (validation)",
-            "Positive (test)",
-            "AUROC (test)",
-            "95 % interval (test)",
-            "Average precision (test)",
-        ],
+        "Zero-shot AUROC with 95 % intervals",
+        ["Label", *(f"{name} ({one.title})" for one in (valid, test) for name in per_set), "Average precision (test)"],
         rows,
     )
     text = [
         f"Validation: {len(valid)} {unit_name(valid)}; test: {len(test)} {unit_name(test)}. Prompts: “Edema” "
         f"against “no Edema” and so on. Where a class is missing the area is undefined (n/a), and the mean is "
-        f"taken over the labels that are defined.{_undefined(valid)}{_undefined(test)}"
+        f"taken over the labels that are defined.{_undefined(valid)}{_undefined(test)}",
+        f"The intervals are Newcombe's (2006), which hold with few positive cases too; those of the means combine them "
+        f"by the labels' correlation. The columns “as CheXzero” are the percentiles of {len(test.samples)} resamples, "
+        f"as CheXzero has them: too narrow where a label has few positive cases. A label with fewer than {FEW} positive "
+        f"or negative cases is marked “few”: its area is hardly an estimate.",
     ]
     left_out = valid.units.left_out + test.units.left_out
     if left_out:
@@ -60,12 +59,22 @@ def areas_section(valid: SetResult, test: SetResult, figures: Sequence[Figure]) 
 
 
 def _area_cells(result: SetResult, i: int) -> list:
-    return [int(result.n_pos[i]), number(result.auroc[i]), interval(result.lower[i], result.upper[i])]
+    return [
+        positives(result, i),
+        number(result.auroc[i]),
+        interval(*(end[i] for end in result.newcombe)),
+        interval(result.lower[i], result.upper[i]),
+    ]
+
+
+def positives(result: SetResult, i: int) -> int | str:
+    """The count of a label's positive cases, marked where positive or negative cases are few."""
+    return int(result.n_pos[i]) if result.counted[i] else f"{result.n_pos[i]} (few)"
 
 
 def _mean_cells(result: SetResult, key: str) -> list:
     mean = result.mean(key)
-    return ["", number(mean.value), interval(mean.lower, mean.upper)]
+    return [f"{len(mean.used)} labels", number(mean.value), interval(*mean.interval), interval(mean.lower, mean.upper)]
 
 
 def _undefined(result: SetResult) -> str:
@@ -253,19 +262,19 @@ def _more(texts: Sequence[str]) -> str:
 def _with_sound(result: SetResult, scores: np.ndarray, n_bootstrap: int) -> dict[str, float]:
     """AUROC of the sound pair with its interval, and the mean over 14 with it."""
     i = LABELS.index(NO_FINDING)
-    truth = result.truth[:, i]
-    drawn = bootstrap_auroc(truth, scores, n_bootstrap)
-    values, samples = result.auroc.copy(), result.samples.copy()
-    values[i], samples[:, i] = auroc(truth, scores)[0], drawn[:, 0]
-    low, high = percentile_interval(drawn[:, 0])
-    mean = result.mean("mean_14", values, samples)
+    probability, values, samples = result.probability.copy(), result.auroc.copy(), result.samples.copy()
+    probability[:, i] = scores
+    values[i] = auroc(result.truth[:, i], scores)[0]
+    samples[:, i] = bootstrap_auroc(result.truth[:, i], scores, n_bootstrap)[:, 0]
+    with_sound = replace(result, probability=probability, auroc=values, samples=samples)
+    mean = with_sound.mean("mean_14")
     return {
         "auroc": values[i],
-        "lower": low,
-        "upper": high,
+        "lower": with_sound.newcombe[0][i],
+        "upper": with_sound.newcombe[1][i],
         "mean_14": mean.value,
-        "mean_14_lower": mean.lower,
-        "mean_14_upper": mean.upper,
+        "mean_14_lower": mean.interval[0],
+        "mean_14_upper": mean.interval[1],
     }
 
 
@@ -279,7 +288,7 @@ def _sound_table(prompt: Prompt, valid: SetResult, test: SetResult, found: dict[
                 f"{NO_FINDING}, upstream's double negative",
                 result.title,
                 number(result.auroc[i]),
-                interval(result.lower[i], result.upper[i]),
+                interval(*(end[i] for end in result.newcombe)),
             ],
             [
                 f"{NO_FINDING}, {describe(prompt)}",
@@ -289,8 +298,8 @@ def _sound_table(prompt: Prompt, valid: SetResult, test: SetResult, found: dict[
             ],
         ]
         rows += [
-            [f"Mean of 13, without {NO_FINDING}", result.title, *_mean_cells(result, "mean_13")[1:]],
-            ["Mean of 14, upstream's pair", result.title, *_mean_cells(result, "mean_14")[1:]],
+            [f"Mean of 13, without {NO_FINDING}", result.title, *_mean_cells(result, "mean_13")[1:3]],
+            ["Mean of 14, upstream's pair", result.title, *_mean_cells(result, "mean_14")[1:3]],
             [
                 "Mean of 14, sound pair",
                 result.title,

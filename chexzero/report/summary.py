@@ -8,7 +8,7 @@ from chexzero.evaluation.results import Mean, SetResult, number
 from chexzero.report.format import interval, unit_name
 from chexzero.report.provenance import model_words
 from chexzero.report.published import reported_figures
-from chexzero.report.scores import MEAN_NAMES
+from chexzero.report.scores import MEAN_NAMES, positives
 
 
 def banner(choice: Choice, drawn: bool) -> list[str]:
@@ -42,7 +42,7 @@ def summary(choice: Choice, valid: SetResult, test: SetResult, drawn: bool) -> l
 
 
 def say(mean: Mean) -> str:
-    return "n/a" if not mean.used else f"{mean.value:.3f} (95 % interval {interval(mean.lower, mean.upper)})"
+    return "n/a" if not mean.used else f"{mean.value:.3f} (95 % interval {interval(*mean.interval)})"
 
 
 def facts(choice: Choice, valid: SetResult, test: SetResult, data_dir: Path) -> dict[str, str]:
@@ -51,7 +51,8 @@ def facts(choice: Choice, valid: SetResult, test: SetResult, data_dir: Path) -> 
         "Model": model_words(choice.run),
         "Checkpoint": ", ".join(choice.selected.get("ensemble", [choice.selected["checkpoint"]])),
         "Data": f"{data_dir}: {len(valid)} validation, {len(test)} test cases ({unit_name(test)})",
-        "Intervals": f"95 % percentile bootstrap, {len(test.samples)} resamples of the cases",
+        "Intervals": f"95 %, Newcombe's, which hold with few positive cases; those marked “as CheXzero” are the "
+        f"percentiles of {len(test.samples)} resamples of the cases",
     }
 
 
@@ -60,13 +61,13 @@ def print_table(valid: SetResult, test: SetResult) -> None:
     for i, label in enumerate(LABELS):
         print(
             f"{label:28}{shown(valid.auroc[i]):>12}{shown(test.auroc[i]):>8}"
-            f"{interval(test.lower[i], test.upper[i]) or 'n/a':>16}{test.n_pos[i]:>10}"
+            f"{interval(*(end[i] for end in test.newcombe)) or 'n/a':>16}{positives(test, i):>10}"
         )
     for key, title in MEAN_NAMES.items():
         mean = test.mean(key)
         print(
             f"{title:32}{shown(valid.mean(key).value):>8}{shown(mean.value):>8}"
-            f"{interval(mean.lower, mean.upper) or 'n/a':>16}{f'{len(mean.used)} labels':>10}"
+            f"{interval(*mean.interval) or 'n/a':>16}{f'{len(mean.used)} labels':>10}"
         )
 
 

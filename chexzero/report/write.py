@@ -48,7 +48,9 @@ def number_columns(table: Table) -> list[bool]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or bool(re.fullmatch(r"(< )?[-+]?[\d.]+((–| to )[-+]?[\d.]+)?", str(value)))
+    return isinstance(value, (int, float)) or bool(
+        re.fullmatch(r"(< )?[-+]?[\d.]+((–| to )[-+]?[\d.]+)?( \(few\)| labels)?", str(value))
+    )
 
 
 def markdown_text(value: Any) -> str:
