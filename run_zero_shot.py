@@ -25,19 +25,12 @@ from chexzero.common.labels import LABELS
 from chexzero.common.settings import parse_with_config
 from chexzero.evaluation.calibration import platt
 from chexzero.evaluation.checkpoint_choice import Choice, choose
-from chexzero.evaluation.operating_points import thresholds
-from chexzero.evaluation.predictions import (
-    LEVELS,
-    EvaluationSet,
-    Predictor,
-    check_predictions,
-    ensemble,
-    read_set,
-    units,
-)
 from chexzero.evaluation.prompts import Prompt, read_alternatives, upstream_prompts
 from chexzero.evaluation.results import SetResult, evaluate_set
+from chexzero.evaluation.sets import LEVELS, EvaluationSet, read_set, units
 from chexzero.evaluation.test_set_ledger import record_test_read
+from chexzero.metrics import best_thresholds
+from chexzero.model import pick_device
 from chexzero.report import charts, paper, provenance, readers, sanity, scores
 from chexzero.report.baseline import baseline_section, checkpoints_in
 from chexzero.report.cases import thumbnails_section
@@ -46,6 +39,7 @@ from chexzero.report.summary import banner, facts, print_table, summary
 from chexzero.report.write import Report, write_report
 from chexzero.suites import SUITES, EvaluationContext
 from chexzero.suites import add_arguments as add_suite_arguments
+from chexzero.zero_shot import Predictor, check_predictions, ensemble
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -131,21 +125,6 @@ def positive(text: str) -> int:
     return value
 
 
-def pick_device(wanted: str | None) -> str:
-    """The device asked for, or a GPU if there is one."""
-    import torch
-
-    if wanted is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"the device {wanted} cannot be used ({str(error).splitlines()[0]}); use --device cpu"
-        ) from error
-    return wanted
-
-
 def predict(
     checkpoints: Sequence[Path],
     sets: Sequence[EvaluationSet],
@@ -154,21 +133,17 @@ def predict(
     device: str,
 ) -> tuple[list[np.ndarray], list[Predictor]]:
     """The ensemble's probabilities (N images, len(prompts)) of each set. One model is in memory at a time."""
-    cache = Path(args.out) / ".cache"
-    members, predictors = [], []
-    for checkpoint in checkpoints:
-        predictor = Predictor(
-            checkpoint,
-            cache,
-            device=device,
-            batch_size=args.batch_size,
-            precision=args.precision,
-            progress=sys.stderr.isatty(),
-        )
-        members.append([predictor.predict(one, prompts) for one in sets])
+    cache, pairs = Path(args.out) / ".cache", [prompt.pair for prompt in prompts]
+    names = [f"{prompt.label} ({prompt.name})" for prompt in prompts]
+    how = {"batch_size": args.batch_size, "precision": args.precision, "progress": sys.stderr.isatty()}
+    members: list[list[np.ndarray]] = [[] for _ in sets]
+    predictors = [Predictor(checkpoint, cache, device=device, **how) for checkpoint in checkpoints]
+    for predictor in predictors:
+        for one, found in zip(sets, members, strict=True):
+            found.append(predictor.predict(one.images, pairs, images_sha256=one.images_sha256))
+            check_predictions(found[-1], f"{predictor.checkpoint} on {one.images}", names)
         predictor.forget_model()
-        predictors.append(predictor)
-    return [ensemble(scores) for scores in zip(*members, strict=True)], predictors
+    return [ensemble(found) for found in members], predictors
 
 
 @dataclass(frozen=True)
@@ -197,7 +172,7 @@ def measure(args: argparse.Namespace, choice: Choice, device: str) -> Measured:
     upstream = [values[:, : len(LABELS)] for values in scores]
     for one, values in zip(sets, upstream, strict=True):
         check_predictions(values, f"the predictions for {one.images}")
-    at = thresholds(counted[0].truth, upstream[0])
+    at = best_thresholds(counted[0].truth, upstream[0])
     valid, test = (
         evaluate_set(one.name, unit, values, at, args.n_bootstrap)
         for one, unit, values in zip(sets, counted, upstream, strict=True)
@@ -212,7 +187,7 @@ def data_folder(args: argparse.Namespace, choice: Choice) -> Path:
 
 def evaluate(args: argparse.Namespace) -> Path:
     """The whole evaluation; returns the report's path."""
-    choice, device = choose(args), pick_device(args.device)
+    choice, device = choose(args), str(pick_device(args.device))
     out = Path(args.out) / choice.name
     others = read_others(args, data_folder(args, choice))
     found = measure(args, choice, device)
@@ -386,7 +361,7 @@ def predict_images(args: argparse.Namespace) -> Path:
     found = len(images_in(folder))
     if len(choice.checkpoints) > 1:
         raise UserError("--images takes one checkpoint; name one with --checkpoint")
-    device = pick_device(args.device)
+    device = str(pick_device(args.device))
     table = predict_folder(
         load_model(choice.checkpoints[0], device),
         folder,

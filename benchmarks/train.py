@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import run_train
 from benchmarks.audit import machine
 from chexzero.common.errors import run_command
-from chexzero.evaluation.inference import PRECISIONS
 from chexzero.imaging.normalise import MEAN, STD
+from chexzero.model import PRECISIONS
 from chexzero.simple_tokenizer import END, START, SimpleTokenizer
 from chexzero.training.batches import Batches, PairDataset, default_workers, make_loader
 from chexzero.training.loss import ContrastiveLoss

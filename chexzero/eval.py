@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
 
 from chexzero.common.errors import UserError
 from chexzero.common.labels import COMPETITION_LABELS
-from chexzero.common.statistics import auroc, bootstrap_auroc, percentile_interval
+from chexzero.common.statistics import Floats, auroc, bootstrap_auroc, check_arrays, percentile_interval
 
 
 def compute_mean(
@@ -98,6 +99,20 @@ def evaluate(
     """
     truth = true_columns(y_pred, y_true, cxr_labels, label_idx_map)
     return pd.DataFrame([auroc(truth, y_pred)], columns=_auc_names(cxr_labels))
+
+
+def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> Floats:
+    """Average precision (area under the precision-recall steps) of each column of (N, L): (L,).
+
+    NaN where a class is missing. Scikit-learn's.
+    """
+    truth, scores = check_arrays(y_true, y_score)
+    return np.array(
+        [
+            sklearn_metrics.average_precision_score(t, s) if t.any() and not t.all() else np.nan
+            for t, s in zip(truth.T, scores.T, strict=True)
+        ]
+    )
 
 
 def compute_cis(data: pd.DataFrame, confidence_level: float = 0.05) -> pd.DataFrame:

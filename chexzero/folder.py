@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from chexzero.common.errors import UserError
-from chexzero.evaluation.inference import embed_images
-from chexzero.evaluation.prompts import pair, probabilities
 from chexzero.imaging.decode import read_file
 from chexzero.imaging.image_files import UNREADABLE, ImageFiles, images_in, reason
 from chexzero.imaging.normalise import prepare
-from chexzero.model import CLIP
+from chexzero.model import CLIP, pick_device
+from chexzero.zero_shot import embed_images, label_pairs, predict_pairs
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def folder_features(
     `dinov3_adapter.build_vision_tower` gives. `device` None is the GPU if there is one.
     """
     images = ImageFiles(images_in(folder))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(device)
     tower = tower.to(device).eval()
     features = []
     with torch.inference_mode():
@@ -60,7 +59,7 @@ def predict_folder(
         features.append(embed_images(model, batch, batch_size=batch_size, device=device))
     if not names:
         raise UserError(f"none of the images in {folder} can be read; the warnings above say why")
-    scores = probabilities(model, np.concatenate(features), [pair(label, label, label) for label in labels])
+    scores = predict_pairs(model, np.concatenate(features), label_pairs(labels))
     if len(names) > 1 and np.ptp(scores, axis=0).max() == 0:
         log.warning(
             "every image got the same probabilities: they are all alike, or the checkpoint cannot tell images apart"

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chexzero.common.labels import LABELS
-from chexzero.evaluation.inference import class_embeddings, embed_images, embed_texts, pair_probabilities
+from chexzero.common.labels import LABELS, PAIR_TEMPLATE
 from chexzero.imaging.image_files import ImageFiles
 from chexzero.model import CLIP
 from chexzero.models.checkpoints import load_model
 from chexzero.runs.run_folder import read_run
+from chexzero.zero_shot import embed_images, embed_texts, label_pairs, predict_pairs
 
 Paths = Sequence[str | os.PathLike]
 
@@ -43,12 +43,11 @@ class ChestCLIP:
         self,
         paths: Paths,
         labels: Sequence[str] = LABELS,
-        template: tuple[str, str] = ("{}", "no {}"),
+        template: tuple[str, str] = PAIR_TEMPLATE,
         batch_size: int = 64,
     ) -> np.ndarray:
         """Zero-shot probabilities (N, len(labels)) in 0..1, as CheXzero's; not calibrated, not for clinical use."""
-        positive, negative = (class_embeddings(self.model, labels, [one]) for one in template)
-        return pair_probabilities(self.embed_images(paths, batch_size), positive, negative)
+        return predict_pairs(self.model, self.embed_images(paths, batch_size), label_pairs(labels, template))
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> ChestCLIP:

@@ -1,24 +1,110 @@
-"""Upstream's metrics at a threshold: Matthews correlation (MCC) and F1 with intervals, thresholds from validation.
+"""Metrics at a threshold: Matthews correlation (MCC), F1, sensitivity, specificity; thresholds from validation.
 
 The way to use it: `get_best_p_vals` on the validation set, then `compute_mcc` and `compute_f1` on the test set with
 these thresholds. Radiologists' files hold decisions instead of scores; a threshold of 0.5 for every label fits
 them.
+
+0/0: a value is NaN where the set lacks the class that it is about (F1 and sensitivity: no positive case, specificity:
+no negative one, MCC: either), because no model could be judged there; with both classes, calling every case the same
+has an MCC of 0. Upstream's tables (`compute_f1`, `compute_mcc`, `f1_mcc_bootstrap`) show 0 for the first kind too, as
+its scikit-learn does.
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import matthews_corrcoef, roc_curve
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import f1_score, matthews_corrcoef, roc_curve
 
 from chexzero.common.errors import UserError
 from chexzero.common.formats import read_labels
 from chexzero.common.labels import COMPETITION_LABELS, LABELS
-from chexzero.common.statistics import check_arrays, resample_counts
+from chexzero.common.statistics import Floats, check_arrays, resample_counts
 from chexzero.eval import compute_cis, true_columns
 
 MEAN = "Mean"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Each (L,) or (S, L); for 0/0 see the module."""
+
+    f1: Floats
+    mcc: Floats
+    sensitivity: Floats
+    specificity: Floats
+
+
+def confusion_rates(tp: Floats, fp: Floats, fn: Floats, tn: Floats) -> Rates:
+    """Rates from counts of true and false positives and negatives (arrays of one shape)."""
+    positive, negative, called, passed = tp + fn, tn + fp, tp + fp, tn + fn
+    root = np.sqrt((positive * negative) * (called * passed))  # in this order equal to scikit-learn's to the last bit
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mcc = np.where(root > 0, (tp * tn - fp * fn) / root, np.where(positive * negative > 0, 0.0, np.nan))
+        f1 = np.where(positive > 0, 2 * tp / (2 * tp + fp + fn), np.nan)
+        return Rates(f1, mcc, tp / positive, tn / negative)
+
+
+def rates(y_true: ArrayLike, y_called: ArrayLike, counts: Floats | None = None) -> Rates:
+    """Rates of binary calls, per label.
+
+    y_true, y_called: (N, L), 0 or 1. counts: (N, S) weights of the rows in S resamples; then each rate is (S, L).
+    """
+    truth, called = (np.asarray(a).astype(np.float64) for a in (y_true, y_called))
+    weights = np.ones(len(truth)) if counts is None else counts.T
+    return confusion_rates(
+        weights @ (truth * called),
+        weights @ ((1 - truth) * called),
+        weights @ (truth * (1 - called)),
+        weights @ ((1 - truth) * (1 - called)),
+    )
+
+
+def rates_at(y_true: ArrayLike, y_score: ArrayLike, at: ArrayLike, counts: Floats | None = None) -> Rates:
+    """Rates of scores (N, L) called positive at thresholds (L,) and above; NaN for labels without a threshold (NaN)."""
+    at = np.asarray(at, dtype=np.float64)
+    found = rates(y_true, np.asarray(y_score) >= np.nan_to_num(at, nan=np.inf), counts)
+    return Rates(*(np.where(np.isnan(at), np.nan, value) for value in vars(found).values()))
+
+
+def bootstrap_rates(y_true: ArrayLike, y_score: ArrayLike, at: ArrayLike, n_samples: int = 1000) -> Rates:
+    """Rates in upstream's resamples, thresholds fixed: each (n_samples, L)."""
+    return rates_at(y_true, y_score, at, resample_counts(len(np.asarray(y_true)), n_samples))
+
+
+def best_thresholds(
+    y_true: ArrayLike, y_score: ArrayLike, metric_func: Callable[[NDArray, NDArray], float] = matthews_corrcoef
+) -> Floats:
+    """Threshold of each label as `get_best_p_vals` chooses it: (L,), NaN where a class is missing."""
+    truth, scores = check_arrays(y_true, y_score)
+    both = truth.any(0) & ~truth.all(0)
+    return np.array(
+        [_best_threshold(truth[:, i], scores[:, i], metric_func)[0] if both[i] else np.nan for i in range(len(both))]
+    )
+
+
+def _best_threshold(truth: NDArray[np.bool_], scores: NDArray, metric_func: Callable) -> tuple[float, float]:
+    """The score of the ROC at which a metric is best, of equally good ones the lowest, and the metric there."""
+    candidates = _roc_thresholds(truth, scores)
+    name = _RATES.get(metric_func)
+    if name is None:
+        values = np.array([metric_func(truth.astype(int), (scores >= at).astype(int)) for at in candidates])
+    else:  # every candidate at once, from counts
+        n_pos, n_neg = float(truth.sum()), float((~truth).sum())
+        tp, fp = (
+            (kept.sum() - np.searchsorted(np.sort(scores[kept]), candidates)).astype(np.float64)
+            for kept in (truth, ~truth)
+        )
+        values = np.nan_to_num(getattr(confusion_rates(tp, fp, n_pos - tp, n_neg - fp), name))
+    best = int(np.argmax(values))
+    return float(candidates[best]), float(values[best])
+
+
+#: Metric of scikit-learn's -> its name among the rates.
+_RATES: dict[Callable, str] = {matthews_corrcoef: "mcc", f1_score: "f1"}
 
 
 def y_true_csv_to_np(df_path: str | os.PathLike, cxr_labels: Sequence[str]) -> np.ndarray:
@@ -67,13 +153,9 @@ def get_best_p_vals(
     truth, scores = check_arrays(true_columns(pred, groundtruth, cxr_labels), pred)
     chosen = {}
     for i, label in enumerate(cxr_labels):
-        candidates = _roc_thresholds(truth[:, i], scores[:, i])
-        values = [
-            metric_func(truth[:, i].astype(int), (scores[:, i] >= threshold).astype(int)) for threshold in candidates
-        ]
-        chosen[label] = candidates[int(np.argmax(values))]
+        chosen[label], value = _best_threshold(truth[:, i], scores[:, i], metric_func)
         if verbose:
-            print(f"{label}: {max(values):.4f} at {chosen[label]:.4f}")
+            print(f"{label}: {value:.4f} at {chosen[label]:.4f}")
     return chosen
 
 
@@ -100,8 +182,8 @@ def f1_mcc_bootstrap(
     `sklearn.utils.resample(index, replace=True, random_state=i)`; upstream does not seed this one, so its intervals
     differ from run to run.
     """
-    if eval_func in _FROM_COUNTS:
-        samples = _resampled(y_pred, y_true, cxr_labels, best_p_vals, _FROM_COUNTS[eval_func], n_samples, label_idx_map)
+    if eval_func in _AT:
+        samples = _rate(_AT[eval_func], y_pred, y_true, best_p_vals, cxr_labels, label_idx_map, n_samples)
         return samples, compute_cis(samples)
     y_pred, y_true = np.asarray(y_pred), np.asarray(y_true)
     samples = []
@@ -126,7 +208,7 @@ def mcc_at(
     0 where all are, or are called, one class. `Mean` is over those of the five competition labels that are there, or
     over all labels when none of them is.
     """
-    return _frame(_mcc(*_outcomes(y_pred, y_true, best_p_vals, cxr_labels, label_idx_map).sum(1)), cxr_labels)
+    return _rate("mcc", y_pred, y_true, best_p_vals, cxr_labels, label_idx_map)
 
 
 def f1_at(
@@ -137,7 +219,7 @@ def f1_at(
     label_idx_map: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
     """F1 of each label, as `mcc_at`; 0 where nothing is, and nothing is called, positive."""
-    return _frame(_f1(*_outcomes(y_pred, y_true, best_p_vals, cxr_labels, label_idx_map).sum(1)), cxr_labels)
+    return _rate("f1", y_pred, y_true, best_p_vals, cxr_labels, label_idx_map)
 
 
 def compute_f1(
@@ -182,56 +264,37 @@ def _with_interval(
     return table
 
 
-def _outcomes(
+def _rate(
+    name: str,
     y_pred: np.ndarray,
     y_true: np.ndarray,
     thresholds: Mapping[str, float],
     labels: Sequence[str],
     label_idx_map: Mapping[str, int] | None,
-) -> np.ndarray:
-    """Which row is a true positive, false positive, false negative, true negative: float64 (4, N, L), 0 or 1."""
+    n_samples: int | None = None,
+    at_once: int = 200,
+) -> pd.DataFrame:
+    """One of the `Rates` at thresholds: one row, or one per resample. A resample only changes how often a row counts,
+    so that the counts of many are one matrix product."""
     missing = [label for label in labels if label not in thresholds]
     if missing:
         raise UserError(f"no threshold is given for {', '.join(missing)}; choose them with get_best_p_vals")
     truth, scores = check_arrays(true_columns(y_pred, y_true, labels, label_idx_map), y_pred)
-    called = scores >= np.array([thresholds[label] for label in labels])
-    return np.stack([called & truth, called & ~truth, ~called & truth, ~called & ~truth]).astype(np.float64)
-
-
-def _resampled(
-    y_pred: np.ndarray,
-    y_true: np.ndarray,
-    labels: Sequence[str],
-    thresholds: Mapping[str, float],
-    metric: Callable,
-    n_samples: int,
-    label_idx_map: Mapping[str, int] | None,
-    at_once: int = 200,
-) -> pd.DataFrame:
-    """A resample only changes how often each row counts, so all counts are one matrix product."""
-    outcomes = _outcomes(y_pred, y_true, thresholds, labels, label_idx_map)
+    at = [thresholds[label] for label in labels]
+    if n_samples is None:
+        return _frame(getattr(rates_at(truth, scores, at), name), labels)
     pieces = []
     for start in range(0, n_samples, at_once):
-        weights = resample_counts(outcomes.shape[1], min(at_once, n_samples - start), start)
-        pieces.append(metric(*(weights.T @ outcome for outcome in outcomes)))
+        counts = resample_counts(len(truth), min(at_once, n_samples - start), start)
+        pieces.append(getattr(rates_at(truth, scores, at, counts), name))
     return _frame(np.concatenate(pieces), labels)
 
 
-def _mcc(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
-    scale = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    return np.divide(tp * tn - fp * fn, scale, out=np.zeros_like(scale), where=scale > 0)
-
-
-def _f1(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
-    scale = 2 * tp + fp + fn
-    return np.divide(2 * tp, scale, out=np.zeros_like(scale), where=scale > 0)
-
-
 def _frame(values: np.ndarray, labels: Sequence[str]) -> pd.DataFrame:
-    """Values (L,) or (S, L) as a frame with a last column `Mean`."""
-    values = np.atleast_2d(values)
+    """Values (L,) or (S, L) as a frame with a last column `Mean`; what is undefined is 0, as upstream."""
+    values = np.nan_to_num(np.atleast_2d(values))
     wanted = [i for i, label in enumerate(labels) if label in COMPETITION_LABELS] or list(range(len(labels)))
     return pd.DataFrame(values, columns=list(labels)).assign(**{MEAN: values[:, wanted].mean(1)})
 
 
-_FROM_COUNTS = {mcc_at: _mcc, f1_at: _f1}
+_AT = {mcc_at: "mcc", f1_at: "f1"}

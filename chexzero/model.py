@@ -11,7 +11,21 @@ from torch.nn import functional
 
 from chexzero.common.errors import UserError
 
+#: Name of a precision -> type under autocast (None: plain float32).
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 HEAD_WIDTH = 64  # every OpenAI tower has heads of this width, so the number of heads follows from the width
+
+
+def pick_device(wanted: str | torch.device | None = None) -> torch.device:
+    """The device asked for, sure that it can be used; None is a GPU where there is one, else the CPU."""
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the device {wanted} cannot be used ({reason}); use --device cpu") from error
 
 
 class CLIP(nn.Module):

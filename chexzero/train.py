@@ -16,7 +16,7 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path, read_table
 from chexzero.common.formats import check_rows, open_images
 from chexzero.imaging.normalise import prepare
-from chexzero.model import CLIP
+from chexzero.model import CLIP, pick_device
 from chexzero.models.checkpoints import load_model
 
 
@@ -96,12 +96,7 @@ def load_data(
     )
     if verbose:
         tqdm.write(f"{len(dataset)} pairs in {cxr_filepath} and {txt_filepath}")
-    return DataLoader(dataset, batch_size=batch_size, shuffle=True), best_device()
-
-
-def best_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return DataLoader(dataset, batch_size=batch_size, shuffle=True), pick_device()
 
 
 def load_clip(

@@ -1,37 +1,53 @@
-"""Upstream's zero-shot functions. Images are encoded once whatever the number of labels, templates and names.
+"""Zero-shot evaluation: every image and every text is encoded once, whatever the number of labels and templates.
 
-`run_zero_shot.py` is the evaluation command; these functions are for use from Python, with upstream's arguments and
-results. Probabilities are exp(p) / (exp(p) + exp(n)) of the plain cosines with a pair of prompts.
+Upstream's functions with upstream's arguments and results; `run_zero_shot.py`, validation while training, the suites
+and the library stand on them. A probability is exp(p) / (exp(p) + exp(n)) of the plain cosines p and n with a pair of
+prompts.
 """
 
+import contextlib
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from chexzero.clip import CONTEXT_LENGTH
+from chexzero.clip import CONTEXT_LENGTH, tokenize, trim_padding
 from chexzero.common.errors import UserError
-from chexzero.common.files import atomic_path, read_json, read_table, safe_name, write_json
-from chexzero.common.formats import check_rows, read_labels
-from chexzero.common.labels import LABELS
+from chexzero.common.files import atomic_path, read_json, read_table, safe_name, sha256_of, write_json
+from chexzero.common.formats import check_images, check_rows, open_images, read_labels
+from chexzero.common.labels import LABELS, PAIR_TEMPLATE
 from chexzero.eval import bootstrap, evaluate, sigmoid
-from chexzero.evaluation.inference import class_embeddings, pair_probabilities
-from chexzero.evaluation.predictions import check_images
-from chexzero.model import CLIP
+from chexzero.imaging.normalise import prepare
+from chexzero.model import CLIP, PRECISIONS, pick_device
 from chexzero.models.checkpoints import load_model
-from chexzero.train import ImageRows, best_device, check_context, image_transform
+from chexzero.train import ImageRows, check_context, image_transform
 
 log = logging.getLogger(__name__)
 
-PAIR_TEMPLATE = ("{}", "no {}")
+Floats = NDArray[np.floating]
 Result = pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]
+#: The texts that ask for a finding, and those that deny it. The features of one side are averaged.
+Pair = tuple[Sequence[str], Sequence[str]]
+
+#: Part of what a cache is compared by; raise it when the way from image to probability changes.
+CACHE_VERSION = 3
+
+#: Features (of length 1, float32) that differ by less than this are the same up to rounding.
+SAME_FEATURES = 1e-7
 
 
 class CXRTestDataset(Dataset):
@@ -68,7 +84,8 @@ def zeroshot_classifier(
     Each template's feature is normalised, then the templates' mean is normalised again.
     """
     check_context(model, context_length)
-    weights = class_embeddings(model, classnames, templates)
+    texts = [[template.format(name) for template in templates] for name in classnames]
+    weights = mean_text_features(partial(embed_texts, model), texts)
     return torch.from_numpy(weights.T.copy()).to(_device(model))
 
 
@@ -85,7 +102,7 @@ def predict(
     `softmax_eval=False` each image's cosines are standardised over the labels (population standard deviation), then
     go through the logistic function. `verbose` shows progress.
     """
-    features = _image_features(model, loader, bool(verbose))
+    features = _loader_features(model, loader, bool(verbose))
     return _scores(features, zeroshot_weights.float().cpu().numpy(), softmax_eval)
 
 
@@ -130,7 +147,7 @@ def run_softmax_eval(
 ) -> np.ndarray:
     """Probabilities (N, len(eval_labels)) from a pair of prompts, e.g. `("{}", "no {}")`."""
     check_context(model, context_length)
-    return _pair_scores(model, _image_features(model, loader), eval_labels, pair_template)
+    return predict_pairs(model, _loader_features(model, loader), label_pairs(eval_labels, pair_template))
 
 
 def run_experiment(
@@ -153,15 +170,16 @@ def run_experiment(
     names, index = process_alt_labels(alt_labels_dict, cxr_labels)
     eval_labels = list(cxr_labels) if names is None else names
     _check_templates(cxr_templates, softmax_eval)
-    features = _image_features(model, loader)
+    features = _loader_features(model, loader)
     if len(features) != len(y_true):
         raise UserError(f"there are {len(features)} images but {len(y_true)} rows of labels; give one row an image")
     results = []
     for template in cxr_templates:
         if softmax_eval:
-            y_pred = _pair_scores(model, features, eval_labels, template)
+            y_pred = predict_pairs(model, features, label_pairs(eval_labels, template))
         else:
-            y_pred = _scores(features, class_embeddings(model, eval_labels, [template]).T, softmax_eval)
+            weights = zeroshot_classifier(eval_labels, [template], model, context_length)
+            y_pred = _scores(features, weights.cpu().numpy(), softmax_eval)
         score = bootstrap if use_bootstrap else evaluate
         results.append(score(y_pred, y_true, eval_labels, label_idx_map=index))
     return results, y_pred
@@ -188,7 +206,7 @@ def make(
     batch_size: int = 64,
 ) -> tuple[CLIP, DataLoader]:
     """The model, on the GPU where there is one, and a loader of images prepared for its resolution, in file order."""
-    model = load_clip(model_path=model_path, pretrained=pretrained, context_length=context_length).to(best_device())
+    model = load_clip(model_path=model_path, pretrained=pretrained, context_length=context_length).to(pick_device())
     dataset = CXRTestDataset(cxr_filepath, transform=image_transform(model.image_resolution))
     return model, DataLoader(dataset, batch_size=batch_size, shuffle=False)
 
@@ -209,25 +227,17 @@ def ensemble_models(
     """
     predictions = []
     for path in sorted(map(str, model_paths)):
-        if cache_dir is None:
-            predictions.append(_predict_file(path, cxr_filepath, cxr_labels, cxr_pair_template))
-            continue
-        stem = Path(path).stem if save_name is None else f"{save_name}_{Path(path).stem}"
-        cache = Path(cache_dir) / f"{safe_name(stem, 'name of the cached predictions')}.npy"
-        origin = {
-            "model": _stamp(path),
-            "images": _stamp(cxr_filepath),
-            "labels": list(cxr_labels),
-            "template": list(cxr_pair_template),
-        }
-        y_pred = _read_cache(cache, origin, (len(ImageRows(cxr_filepath)), len(cxr_labels)))
-        if y_pred is None:
-            y_pred = _predict_file(path, cxr_filepath, cxr_labels, cxr_pair_template)
-            _write_cache(cache, origin, y_pred)
-        predictions.append(y_pred)
+        predictor = Predictor(path, cache_dir)
+        name = None if cache_dir is None else Path(path).stem if save_name is None else f"{save_name}_{Path(path).stem}"
+        predictions.append(predictor.predict(cxr_filepath, label_pairs(cxr_labels, cxr_pair_template), name=name))
+    return predictions, ensemble(predictions)
+
+
+def ensemble(predictions: Sequence[Floats]) -> Floats:
+    """Upstream's ensemble: the mean of the members' probabilities."""
     if not predictions:
         raise UserError("no models were given to ensemble; name at least one checkpoint")
-    return predictions, np.mean(predictions, axis=0)
+    return cast(Floats, np.mean(predictions, axis=0))
 
 
 def run_zero_shot(
@@ -246,7 +256,7 @@ def run_zero_shot(
     """Load a model, predict `cxr_filepath` and score against the CSV `final_label_path`; see `run_experiment`."""
     y_true = make_true_labels(final_label_path, cxr_labels, cutlabels)
     check_rows(cxr_filepath, final_label_path, read_table(final_label_path))
-    check_images(Path(cxr_filepath))
+    check_images(cxr_filepath)
     model, loader = make(
         model_path=model_path, cxr_filepath=cxr_filepath, pretrained=pretrained, context_length=context_length
     )
@@ -290,22 +300,262 @@ def run_cxr_zero_shot(
     return cxr_labels, results
 
 
+def embed_images(
+    model: CLIP,
+    images: Any,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    precision: str = "fp32",
+) -> NDArray[np.float32]:
+    """Encode images once: float32 (N, D), rows of length 1.
+
+    images: an HDF5 dataset, an array, or anything with a length whose slices give (b, H, W), uint8 or float, 0..255.
+    Only one batch (and the next, read ahead) is in memory. `device` None is the device the model is on;
+    `precision` is one of `fp32, bf16, fp16`. The model's mode is restored afterwards.
+    """
+    device = torch.device(device) if device is not None else _device(model)
+    model.to(device)
+    pixels = (
+        prepare(batch.to(device, non_blocking=True), model.image_resolution)
+        for batch in _read_ahead(images, batch_size)
+    )
+    return _encode_images(model, pixels, -(-len(images) // batch_size), precision, progress)
+
+
+def embed_texts(model: CLIP, texts: Sequence[str], *, batch_size: int = 256) -> NDArray[np.float32]:
+    """Encode texts: float32 (T, D), rows of length 1. A text longer than the model's context is cut."""
+    features = []
+    with _inference(model, "fp32"):
+        for start in range(0, len(texts), batch_size):
+            batch = list(texts[start : start + batch_size])
+            tokens = trim_padding(tokenize(batch, model.context_length, truncate=True))
+            features.append(functional.normalize(model.encode_text(tokens.to(_device(model))).float(), dim=-1).cpu())
+    return torch.cat(features).numpy() if features else np.zeros((0, _embed_dim(model)), np.float32)
+
+
+def mean_text_features(embed: Callable[[list[str]], Floats], groups: Sequence[Sequence[str]]) -> Floats:
+    """One feature per group of texts: (G, D), rows of length 1.
+
+    Upstream's averaging: each text's feature has length 1, the group's mean is normalised again. `embed` gives the
+    features (T, D) of a list of texts and is called once, each distinct text standing in the list once.
+    """
+    texts = list(dict.fromkeys(chain.from_iterable(groups)))
+    features = dict(zip(texts, embed(texts), strict=True))
+    means = (np.mean([features[text] for text in group], axis=0) for group in groups)
+    return np.stack([mean / np.linalg.norm(mean) for mean in means])
+
+
+def label_pairs(labels: Sequence[str], template: Sequence[str] = PAIR_TEMPLATE) -> list[Pair]:
+    """The pair of prompts of each label, for instance `(["Edema"], ["no Edema"])`."""
+    return [([template[0].format(label)], [template[1].format(label)]) for label in labels]
+
+
+def pair_probabilities(image_features: Floats, positive: Floats, negative: Floats) -> Floats:
+    """Probability of each label from its pair of prompts: (N, D), (L, D), (L, D) -> (N, L) in 0..1.
+
+    exp(p) / (exp(p) + exp(n)) of the plain cosines p and n, written as the logistic function of p - n. The
+    cosines are not multiplied by the logit scale (upstream's choice), so values stay between 0.12 and 0.88. Computed
+    in float64: a model that has hardly learned separates images by less than float32 can tell apart near 0.5.
+    """
+    features = np.asarray(image_features, np.float64)
+    difference = features @ positive.T - features @ negative.T
+    return cast(Floats, 1 / (1 + np.exp(-difference)))
+
+
+def pair_features(embed: Callable[[list[str]], Floats], pairs: Sequence[Pair]) -> tuple[Floats, Floats]:
+    """Features of both sides of each pair, (len(pairs), D) each; see `mean_text_features`."""
+    features = mean_text_features(embed, [side for pair in pairs for side in pair])
+    return np.ascontiguousarray(features[::2]), np.ascontiguousarray(features[1::2])
+
+
+def predict_pairs(model: CLIP, image_features: Floats, pairs: Sequence[Pair]) -> Floats:
+    """Probabilities (N, len(pairs)), float64, of images with the features (N, D) from each pair of prompts."""
+    _warn_of_cut_prompts(model, pairs)
+    return pair_probabilities(image_features, *pair_features(partial(embed_texts, model), pairs))
+
+
+def predict_labels(
+    model: CLIP, images: Any, labels: Sequence[str] = LABELS, template: tuple[str, str] = PAIR_TEMPLATE, **options: Any
+) -> Floats:
+    """Zero-shot probabilities (N, len(labels)) in 0..1; `options` are those of `embed_images`."""
+    return predict_pairs(model, embed_images(model, images, **options), label_pairs(labels, template))
+
+
+class Predictor:
+    """A checkpoint that predicts image files, each once: results are cached by the content of all they depend on.
+
+    The model is loaded when something is not in the cache. Without `cache_dir` nothing is kept. `device` None is a GPU
+    where there is one.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike,
+        cache_dir: str | os.PathLike | None = None,
+        *,
+        device: str | None = None,
+        batch_size: int = 64,
+        precision: str = "fp32",
+        progress: bool = False,
+    ):
+        self.checkpoint = Path(model_path)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.device, self.batch_size, self.precision, self.progress = device, batch_size, precision, progress
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the checkpoint."""
+        return sha256_of(self.checkpoint)
+
+    @cached_property
+    def model(self) -> CLIP:
+        """The model, on the device."""
+        return load_clip(model_path=self.checkpoint).to(pick_device(self.device))
+
+    def forget_model(self) -> None:
+        """Free the model's memory; it is loaded again if it is needed again."""
+        self.__dict__.pop("model", None)
+
+    def predict(
+        self,
+        cxr_filepath: str | os.PathLike,
+        pairs: Sequence[Pair],
+        *,
+        name: str | None = None,
+        images_sha256: str | None = None,
+    ) -> Floats:
+        """Probabilities (N, len(pairs)), float64, of every image of a file.
+
+        Kept as `<name>.npy` (default: a digest of what they depend on), with a note of that beside it (`.json`). A
+        file without a note, as upstream's, is taken when its shape fits. `images_sha256`: where it is known already.
+        """
+        if self.cache_dir is None:
+            return self._compute(cxr_filepath, pairs)
+        origin = {
+            "version": CACHE_VERSION,
+            "model": self.sha256,
+            "images": images_sha256 or sha256_of(cxr_filepath),
+            "precision": self.precision,
+            "pairs": [[list(side) for side in pair] for pair in pairs],
+        }
+        digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()
+        cache = self.cache_dir / f"{safe_name(name or digest, 'name of the cached predictions')}.npy"
+        y_pred = _read_cache(cache, origin, (len(ImageRows(cxr_filepath)), len(pairs)))
+        if y_pred is None:
+            y_pred = self._compute(cxr_filepath, pairs)
+            _write_cache(cache, origin, y_pred)
+        return y_pred
+
+    def _compute(self, cxr_filepath: str | os.PathLike, pairs: Sequence[Pair]) -> Floats:
+        with open_images(cxr_filepath) as handle:
+            log.info("%s: %d images of %s", self.checkpoint, len(handle["cxr"]), cxr_filepath)
+            how = {"batch_size": self.batch_size, "precision": self.precision, "progress": self.progress}
+            features = embed_images(self.model, handle["cxr"], **how)
+        check_features(features, f"{self.checkpoint} on {cxr_filepath}")
+        return predict_pairs(self.model, features, pairs)
+
+
+def check_features(features: Floats, where: str) -> None:
+    """Refuse image features (N, D) that are the same for every image; `where` names the model and the images."""
+    if len(features) > 1 and np.ptp(features, axis=0).max() < SAME_FEATURES:
+        raise UserError(
+            f"{where}: the features, and so the predictions, are the same for every image; take another checkpoint, or "
+            f"look at the images (all black, or all alike?)"
+        )
+
+
+def check_predictions(scores: Floats, where: str, names: Sequence[str] = LABELS) -> None:
+    """Refuse probabilities (N, K) that are not finite, lie outside 0..1, or are the same for every image."""
+    if scores.ndim != 2 or scores.shape[1] != len(names):
+        raise UserError(
+            f"{where}: predictions of shape {scores.shape} do not have the {len(names)} columns wanted; predict again"
+        )
+    bad = np.argwhere(~((scores >= 0) & (scores <= 1)))
+    if len(bad):
+        i, j = bad[0]
+        raise UserError(
+            f"{where}, row {i + 1}, {names[j]}: the prediction {scores[i, j]} is outside 0..1 "
+            f"({len(bad)} such cells); predict again with a sound checkpoint"
+        )
+    if len(scores) > 1:
+        constant = [name for name, spread in zip(names, np.ptp(scores, axis=0), strict=True) if spread == 0]
+        if constant:
+            raise UserError(
+                f"{where}: the prediction for {constant[0]} is the same for every image "
+                f"({len(constant)} of {len(names)} predictions are constant); the checkpoint cannot tell "
+                f"images apart, or the images are all alike"
+            )
+
+
 def _device(model: CLIP) -> torch.device:
     return next(model.parameters()).device
 
 
-@torch.inference_mode()
-def _image_features(model: CLIP, loader: Iterable[Mapping[str, torch.Tensor]], progress: bool = False) -> np.ndarray:
+def _embed_dim(model: CLIP) -> int:
+    return int(model.text_projection.shape[1])
+
+
+@contextlib.contextmanager
+def _inference(model: CLIP, precision: str) -> Iterator[None]:
+    if precision not in PRECISIONS:
+        raise UserError(f"the precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
     was_training = model.training
     model.eval()
-    features = [
-        functional.normalize(model.encode_image(batch["img"].to(_device(model))).float(), dim=-1).cpu()
-        for batch in tqdm(loader, unit="batch", disable=not progress)
-    ]
-    model.train(was_training)
-    if not features:
+    try:
+        with torch.inference_mode(), torch.autocast(_device(model).type, dtype, enabled=dtype is not None):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _encode_images(
+    model: CLIP, batches: Iterable[torch.Tensor], n_batches: int | None, precision: str = "fp32", progress: bool = False
+) -> NDArray[np.float32]:
+    """Features (N, D) of batches of prepared images on the model's device."""
+    shown = tqdm(batches, total=n_batches, unit="batch", disable=not progress, desc="images")
+    with _inference(model, precision):
+        features = [functional.normalize(model.encode_image(batch).float(), dim=-1).cpu() for batch in shown]
+    return torch.cat(features).numpy() if features else np.zeros((0, _embed_dim(model)), np.float32)
+
+
+def _loader_features(
+    model: CLIP, loader: Iterable[Mapping[str, torch.Tensor]], progress: bool = False
+) -> NDArray[np.float32]:
+    features = _encode_images(model, (batch["img"].to(_device(model)) for batch in loader), None, progress=progress)
+    if not len(features):
         raise UserError("the loader gave no images; name a file that has some")
-    return torch.cat(features).numpy()
+    return features
+
+
+def _read_ahead(images: Any, batch_size: int) -> Iterator[torch.Tensor]:
+    """Yield the batches in order; a thread reads the next one while the model works on this one."""
+
+    def read(start: int) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        starts = range(0, len(images), batch_size)
+        ahead = reader.submit(read, 0) if starts else None
+        for start in starts:
+            batch = ahead.result()
+            if start + batch_size < len(images):
+                ahead = reader.submit(read, start + batch_size)
+            yield batch
+
+
+def _warn_of_cut_prompts(model: CLIP, pairs: Sequence[Pair]) -> None:
+    texts = list(dict.fromkeys(text for pair in pairs for side in pair for text in side))
+    cut = tokenize(texts, model.context_length + 1, truncate=True)[:, -1].nonzero().flatten().tolist()
+    if cut:
+        log.warning(
+            "%d prompts have more than %d tokens and are cut (upstream stops there); the first is %r",
+            len(cut),
+            model.context_length,
+            texts[cut[0]][:60],
+        )
 
 
 def _scores(features: np.ndarray, weights: np.ndarray, softmax_eval: bool) -> np.ndarray:
@@ -321,11 +571,6 @@ def _scores(features: np.ndarray, weights: np.ndarray, softmax_eval: bool) -> np
     return sigmoid((cosines - cosines.mean(axis=1, keepdims=True)) / deviation)
 
 
-def _pair_scores(model: CLIP, features: np.ndarray, labels: Sequence[str], template: tuple[str, str]) -> np.ndarray:
-    positive, negative = (class_embeddings(model, labels, [one]) for one in template)
-    return pair_probabilities(features, positive, negative)
-
-
 def _check_templates(templates: Sequence[str | tuple[str, str]], softmax_eval: bool) -> None:
     if not templates:
         raise UserError("no template was given; name at least one")
@@ -336,33 +581,20 @@ def _check_templates(templates: Sequence[str | tuple[str, str]], softmax_eval: b
             raise UserError(f"with softmax_eval={softmax_eval} a template is {wanted}, not {template!r}; change one")
 
 
-def _predict_file(
-    model_path: str, cxr_filepath: str | os.PathLike, labels: Sequence[str], template: tuple[str, str]
-) -> np.ndarray:
-    log.info("predicting %s with %s", cxr_filepath, model_path)
-    model, loader = make(model_path, cxr_filepath)
-    return run_softmax_eval(model, loader, labels, template)
-
-
-def _stamp(path: str | os.PathLike) -> list:
-    """Path, size and time of a file: enough to see that it is another one."""
-    path = Path(path)
-    stat = path.stat() if path.exists() else None
-    return [str(path.resolve()), stat and stat.st_size, stat and stat.st_mtime_ns]
-
-
-def _read_cache(cache: Path, origin: dict, shape: tuple[int, int]) -> np.ndarray | None:
+def _read_cache(cache: Path, origin: dict[str, Any], shape: tuple[int, int]) -> Floats | None:
+    """The kept probabilities, or None where there are none that can be used."""
     note = cache.with_suffix(".json")
-    if not cache.exists() or (note.exists() and read_json(note) != origin):
-        return None
     try:
+        if not cache.exists() or (note.exists() and read_json(note) != origin):
+            return None
         y_pred = np.load(cache, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{cache} is not a whole .npy file ({error}); delete it") from error
-    return y_pred if y_pred.shape == shape else None
+    except (UserError, ValueError, OSError, EOFError):
+        log.warning("%s is damaged and is made again", cache)
+        return None
+    return y_pred.astype(np.float64) if y_pred.shape == shape and np.issubdtype(y_pred.dtype, np.floating) else None
 
 
-def _write_cache(cache: Path, origin: dict, y_pred: np.ndarray) -> None:
+def _write_cache(cache: Path, origin: dict[str, Any], y_pred: Floats) -> None:
     cache.unlink(missing_ok=True)  # first, so that no old predictions ever lie beside the new note
     write_json(cache.with_suffix(".json"), origin)
     with atomic_path(cache) as temporary, open(temporary, "wb") as handle:

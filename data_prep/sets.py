@@ -13,6 +13,7 @@ import numpy as np
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path
+from chexzero.common.formats import DATA_FILES
 from chexzero.common.labels import LABELS
 from chexzero.data_process import RESOLUTION
 from data_prep import blocks
@@ -22,12 +23,7 @@ from data_prep.releases.rows import Row
 from data_prep.roles import ROLES
 from data_prep.work import Plan, Work
 
-#: role -> its image file and the table beside it
-FILES = {
-    "train": ("cxr.h5", "impressions.csv"),
-    "valid": ("valid.h5", "valid_labels.csv"),
-    "test": ("test.h5", "test_labels.csv"),
-}
+FILES = DATA_FILES
 MANIFESTS = {role: f"{role}.csv" for role in ROLES}
 MANIFEST_COLUMNS = [
     "id",

@@ -10,9 +10,9 @@ import torch
 
 from chexzero.common.files import write_json
 from chexzero.common.labels import FINDINGS, LABELS, NO_FINDING
-from chexzero.evaluation.inference import embed_texts
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
+from chexzero.zero_shot import embed_texts
 
 SIDE = 320
 

@@ -8,21 +8,23 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 
+from chexzero import metrics
 from chexzero.common.errors import UserError
+from chexzero.common.formats import check_images
 from chexzero.common.labels import COMPETITION_LABELS, FINDINGS, LABELS, NO_FINDING
 from chexzero.common.statistics import auroc, mean_over_labels
-from chexzero.evaluation import operating_points
 from chexzero.evaluation.calibration import platt, reliability
-from chexzero.evaluation.predictions import EvaluationSet, Units, check_images, check_predictions, read_set, units
 from chexzero.evaluation.prompts import UPSTREAM, best_on_validation, read_alternatives, upstream_prompts
 from chexzero.evaluation.readers import mean_rates, read_reader, study_key
 from chexzero.evaluation.results import SetResult, evaluate_set
+from chexzero.evaluation.sets import EvaluationSet, Units, read_set, units
 from chexzero.report import readers, sanity
 from chexzero.report.baseline import baseline_section
 from chexzero.report.paper import paper_section
 from chexzero.report.published import reported_figures
 from chexzero.report.sections import Figure
 from chexzero.runs.run_folder import RunFolder, read_run, step_of
+from chexzero.zero_shot import check_predictions
 
 
 def table_of(n: int) -> pd.DataFrame:
@@ -33,7 +35,7 @@ def table_of(n: int) -> pd.DataFrame:
 def result(name: str, truth: np.ndarray, probability: np.ndarray, n_bootstrap: int = 100) -> SetResult:
     rows = np.arange(len(truth))
     counted = Units("image", table_of(len(truth)), truth, rows, rows, 0)
-    at = operating_points.thresholds(truth, probability)
+    at = metrics.best_thresholds(truth, probability)
     return evaluate_set(name, counted, probability, at, n_bootstrap)
 
 
@@ -50,7 +52,7 @@ def working(n: int, seed: int, strength: float = 1.5) -> tuple[np.ndarray, np.nd
 def test_rates_equal_scikit_learn():
     random = np.random.default_rng(0)
     truth, called = random.integers(0, 2, (80, 5)), random.integers(0, 2, (80, 5))
-    found = operating_points.rates(truth, called)
+    found = metrics.rates(truth, called)
     for i in range(5):
         t, c = truth[:, i], called[:, i]
         np.testing.assert_allclose(
@@ -62,27 +64,34 @@ def test_rates_equal_scikit_learn():
 
 def test_undefined_rates_are_nan_never_a_number():
     truth = np.array([[0, 1], [0, 0]])
-    found = operating_points.rates(truth, np.zeros_like(truth))
-    assert np.isnan(found.f1[0]) and np.isnan(found.sensitivity[0]) and np.isnan(found.mcc).all()
-    assert found.f1[1] == 0 and found.specificity[0] == 1
-    assert np.isnan(operating_points.thresholds(truth, truth * 0.5)[0])
+    found = metrics.rates(truth, np.zeros_like(truth))
+    assert np.isnan(found.f1[0]) and np.isnan(found.sensitivity[0]) and np.isnan(found.mcc[0])
+    assert found.f1[1] == found.mcc[1] == 0 and found.specificity[0] == 1
+    assert np.isnan(metrics.best_thresholds(truth, truth * 0.5)[0])
     at = np.array([np.nan, 0.4])
-    assert np.isnan(operating_points.rates_at(truth, truth * 0.5, at).specificity[0])
+    assert np.isnan(metrics.rates_at(truth, truth * 0.5, at).specificity[0])
 
 
 def test_threshold_is_the_best_of_all_cuts():
     truth, scores = (values[:, :4] for values in working(60, 3))
-    for i, threshold in enumerate(operating_points.thresholds(truth, scores)):
+    for i, threshold in enumerate(metrics.best_thresholds(truth, scores)):
         every = [matthews_corrcoef(truth[:, i], scores[:, i] >= cut) for cut in np.unique(scores[:, i])]
         assert matthews_corrcoef(truth[:, i], scores[:, i] >= threshold) == pytest.approx(max(every), abs=1e-12)
+
+
+def test_of_equally_good_thresholds_the_lowest_is_taken_as_upstream():
+    truth, scores = np.array([[1], [0], [1], [0]]), np.array([[4.0], [3.0], [2.0], [1.0]])
+    assert matthews_corrcoef(truth, scores >= 2) == matthews_corrcoef(truth, scores >= 4) > 0
+    assert metrics.get_best_p_vals(scores, truth, ["Edema"]) == {"Edema": 2.0}
+    assert metrics.best_thresholds(truth, scores).tolist() == [2.0]
 
 
 def test_bootstrapped_rates_are_those_of_the_resampled_rows():
     truth, scores = working(60, 4)
     at = np.full(14, 0.6)
-    drawn = operating_points.bootstrap_rates(truth, scores, at, n_samples=3)
+    drawn = metrics.bootstrap_rates(truth, scores, at, n_samples=3)
     index = np.random.RandomState(2).randint(0, 60, 60)
-    direct = operating_points.rates_at(truth[index], scores[index], at)
+    direct = metrics.rates_at(truth[index], scores[index], at)
     np.testing.assert_allclose(drawn.mcc[2], direct.mcc, atol=1e-12)
     np.testing.assert_allclose(drawn.f1[2], direct.f1, atol=1e-12)
 

@@ -16,11 +16,11 @@ from browser import CHROMIUM, Browser
 from werkzeug.serving import make_server
 
 from chexzero.common.errors import UserError
-from chexzero.evaluation.inference import embed_texts, predict_labels
 from chexzero.explore.app import MAX_LABELS, Explorer, create_app, load_explorer, parse_labels
 from chexzero.explore.heatmap import patch_features
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
+from chexzero.zero_shot import embed_texts, predict_labels
 
 TEXT = dict(context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=1)
 REPORTS = ["No acute process.", "Large left pleural effusion.", "<script>alert(1)</script> & a rib fracture."]

@@ -8,14 +8,8 @@ from small_clip import recorded, state_dict
 
 from chexzero.common.errors import UserError
 from chexzero.common.labels import LABELS
-from chexzero.evaluation.inference import (
-    class_embeddings,
-    embed_images,
-    embed_texts,
-    pair_probabilities,
-    predict_labels,
-)
 from chexzero.model import build_model
+from chexzero.zero_shot import embed_images, embed_texts, pair_probabilities, predict_labels, zeroshot_classifier
 from tests.parity.inputs import TEMPLATES, radiographs
 
 
@@ -26,10 +20,10 @@ def model():
 
 def test_predictions_are_upstreams(model):
     np.testing.assert_allclose(predict_labels(model, radiographs()), recorded()["zero_shot/pair"], atol=1e-6)
-    classifier = class_embeddings(model, LABELS, TEMPLATES)
-    np.testing.assert_allclose(classifier.T, recorded()["zero_shot/classifier"], atol=1e-6)
+    classifier = zeroshot_classifier(LABELS, TEMPLATES, model).numpy()
+    np.testing.assert_allclose(classifier, recorded()["zero_shot/classifier"], atol=1e-6)
     np.testing.assert_allclose(
-        embed_images(model, radiographs()) @ classifier.T, recorded()["zero_shot/cosines"], atol=1e-6
+        embed_images(model, radiographs()) @ classifier, recorded()["zero_shot/cosines"], atol=1e-6
     )
 
 

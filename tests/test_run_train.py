@@ -239,7 +239,7 @@ def test_files_of_a_run(finished):
 def test_checkpoints_are_bare_and_measure_what_the_record_says(finished, corpus):
     from chexzero.common.formats import open_images, read_labels
     from chexzero.common.statistics import auroc
-    from chexzero.evaluation.inference import predict_labels
+    from chexzero.zero_shot import predict_labels
 
     state = torch.load(finished / "checkpoint_10.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values()) and "logit_scale" in state

@@ -148,7 +148,7 @@ def test_report_has_what_a_reader_needs(place):
 
 
 def test_second_evaluation_reads_predictions_from_the_cache(place, monkeypatch):
-    monkeypatch.setattr("chexzero.models.checkpoints.load_model", lambda *_: pytest.fail("the model was loaded again"))
+    monkeypatch.setattr("chexzero.zero_shot.load_model", lambda *_: pytest.fail("the model was loaded again"))
     first = metrics_of(place / "results" / "small")["test"]["mean_14"]
     assert measure(place).test.mean("mean_14").value == pytest.approx(first, abs=1e-12)
     reads = json.loads((place / "results" / "small" / "test_reads.json").read_text())
@@ -161,7 +161,7 @@ def test_cache_is_keyed_by_content_not_by_name(copy):
     shutil.copy(run / "checkpoint_0.pt", run / "checkpoint_20.pt")
     assert not np.allclose(measure(copy).test.auroc, before)
     shutil.copy(run / "checkpoint_10.pt", run / "checkpoint_20.pt")
-    cached = list((copy / "results" / ".cache").glob("*.npz"))
+    cached = list((copy / "results" / ".cache").glob("*.npy"))
     for path in cached:
         path.write_bytes(path.read_bytes()[:100])  # a damaged cache is made again
     assert not np.allclose(measure(copy).test.auroc, before)
@@ -248,9 +248,8 @@ def test_constant_predictions_are_refused(copy):
 
 
 def test_cached_predictions_outside_0_to_1_are_refused(copy):
-    for path in (copy / "results" / ".cache").glob("*.npz"):
-        with np.load(path) as archive:
-            np.savez(path, probabilities=archive["probabilities"] + 1)
+    for path in (copy / "results" / ".cache").glob("*.npy"):
+        np.save(path, np.load(path) + 1)
     with pytest.raises(UserError, match="outside 0..1"):
         measure(copy)
 

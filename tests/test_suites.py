@@ -57,7 +57,8 @@ def test_a_model_that_knows_reaches_1(corpus, suite):
     values = {name: value for name, value, *_ in accuracy_pairs(section)}
     assert values and min(values.values()) == 1, {name: value for name, value in values.items() if value < 1}
     if suite == "cxr-lt":
-        assert section.metrics["mF1"] == section.metrics["micro_F1"] == section.metrics["mF1_at_threshold"] == 1
+        assert section.metrics["mF1"] == section.metrics["micro_F1"] == 1
+        assert section.metrics["mF1_at_threshold"] > 0.98  # a threshold is the lowest score of a validation case
         assert section.metrics["critical_FNR"] == 0
     if suite == "chexbench":
         assert set(values) == {"view", "binary", "single", "sets", "reasoning"}
@@ -132,7 +133,7 @@ def test_findings_without_a_case_and_a_single_image_are_undefined_not_wrong(corp
     pd.read_csv(path, index_col=0).to_csv(path, index=False)
     section = SUITES["cxr-lt"].run(corpus.random("--cxr_lt_labels", str(path)))
     labels = section.metrics["per_label"]
-    assert labels["Edema"]["average_precision"] == 1 and labels["Edema"]["auroc"] is None
+    assert labels["Edema"]["average_precision"] is labels["Edema"]["auroc"] is None
     assert labels["Fracture"]["average_precision"] is None and labels["Fracture"]["ece"] is not None
     assert section.metrics["mAUROC"] is None
 

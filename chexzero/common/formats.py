@@ -22,6 +22,23 @@ log = logging.getLogger(__name__)
 REMEDY = "run `python -m data_prep build` first, or name the file with its flag"
 
 
+def images_file(name: str) -> str:
+    """File name of a labelled set's images: `valid.h5`."""
+    return f"{name}.h5"
+
+
+def labels_file(name: str) -> str:
+    """File name of a labelled set's labels: `valid_labels.csv`."""
+    return f"{name}_labels.csv"
+
+
+#: Set -> its images and its table in a data folder.
+DATA_FILES = {
+    "train": ("cxr.h5", "impressions.csv"),
+    **{name: (images_file(name), labels_file(name)) for name in ("valid", "test")},
+}
+
+
 def open_images(path: str | os.PathLike) -> h5py.File:
     """Open an image file read-only, sure that `cxr` is there with the shape (N, H, W) and N > 0."""
     path = require_file(path, REMEDY)
@@ -76,6 +93,23 @@ def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, tab
             f"row {wrong} of {image_path} is {ids[wrong]!r} but row {wrong} of {table_path} is "
             f"{table['id'][wrong]!r}; build both again with `python -m data_prep build`"
         )
+
+
+def check_images(path: str | os.PathLike) -> None:
+    """Refuse an image file in which an image is of one grey value (black rows are images that failed to be read)."""
+    with open_images(path) as handle:
+        images, ids = handle["cxr"], image_ids(handle)
+        constant = []
+        for start in range(0, len(images), 64):
+            block = images[start : start + 64].reshape(len(images[start : start + 64]), -1)
+            constant.extend(start + np.flatnonzero(block.max(1) == block.min(1)))
+        if constant:
+            first = ids[constant[0]] if ids else f"row {constant[0] + 1}"
+            raise UserError(
+                f"{path}: {len(constant)} of {len(images)} images are of one grey value (the first is "
+                f"{first}); they were not read, so no number from them would mean anything; build the "
+                f"file again with `python -m data_prep build`"
+            )
 
 
 def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd.DataFrame, np.ndarray]:

@@ -30,3 +30,6 @@ MEANS = {"mean_5": COMPETITION_LABELS, "mean_13": FINDINGS, "mean_14": LABELS}
 
 #: Key of the mean over the labels that have enough cases in a set; its labels depend on the set.
 COUNTED = "mean_counted"
+
+#: Upstream's pair of prompts: a finding's name and its denial.
+PAIR_TEMPLATE = ("{}", "no {}")

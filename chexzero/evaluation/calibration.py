@@ -60,3 +60,9 @@ def reliability(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = N_BINS) -> R
     positive = np.bincount(index, truth, n_bins)[held] / count[held]
     ece = float((count[held] * np.abs(positive - mean)).sum() / len(truth))
     return Reliability(mean, positive, count[held].astype(np.float64), ece)
+
+
+def expected_calibration_error(y_true: ArrayLike, y_prob: ArrayLike) -> Floats:
+    """ECE of each column of (N, L): (L,), each 0..1; see `reliability`."""
+    truth, probability = check_arrays(y_true, y_prob)
+    return np.array([reliability(truth[:, j], probability[:, j]).ece for j in range(truth.shape[1])])

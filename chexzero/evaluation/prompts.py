@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import require_file
-from chexzero.common.labels import LABELS
+from chexzero.common.labels import LABELS, PAIR_TEMPLATE
 from chexzero.common.statistics import auroc
 
 UPSTREAM = "upstream"
-TEMPLATE = ("{}", "no {}")
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,16 @@ class Prompt:
     positive: tuple[str, ...]
     negative: tuple[str, ...]
 
-    def as_dict(self) -> dict:
+    @property
+    def pair(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Both sides, as `zero_shot.predict_pairs` takes them."""
+        return self.positive, self.negative
+
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def pair(label: str, name: str, words: str, template: Sequence[str] = TEMPLATE) -> Prompt:
+def pair(label: str, name: str, words: str, template: Sequence[str] = PAIR_TEMPLATE) -> Prompt:
     """`words` put in a pair of templates."""
     return Prompt(label, name, (template[0].format(words),), (template[1].format(words),))
 
@@ -110,32 +115,6 @@ def _add_templates(by_label: dict[str, list[Prompt]], path: Path, templates: obj
                 tuple(text.replace("{}", name) for text in negative),
             )
         )
-
-
-def probabilities(model, image_features: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-    """Probability of each prompt's label for each image: (N, D) unit features -> (N, len(prompts)) in 0..1.
-
-    As upstream: text features are normalised, averaged over a side's texts and normalised again, and the
-    probability is the softmax of the two plain cosines.
-    """
-    from chexzero.evaluation.inference import (  # torch is only needed where something is embedded
-        embed_texts,
-        pair_probabilities,
-    )
-
-    texts = list(dict.fromkeys(text for prompt in prompts for text in prompt.positive + prompt.negative))
-    features = dict(zip(texts, embed_texts(model, texts), strict=True))
-
-    def average(side: tuple[str, ...]) -> np.ndarray:
-        mean = np.mean([features[text] for text in side], axis=0)
-        return mean / np.linalg.norm(mean)
-
-    positive, negative = (
-        np.stack([average(side) for side in sides])
-        for sides in ([prompt.positive for prompt in prompts], [prompt.negative for prompt in prompts])
-    )
-    # in float64: a model that has hardly learned separates images by less than float32 can tell apart near 0.5
-    return pair_probabilities(np.asarray(image_features, np.float64), positive, negative)
 
 
 def best_on_validation(prompts: Sequence[Prompt], truth: np.ndarray, scores: np.ndarray) -> dict[str, int]:

@@ -10,7 +10,7 @@ import pandas as pd
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_table
 from chexzero.common.labels import COMPETITION_LABELS, LABELS
-from chexzero.evaluation.operating_points import Rates, rates
+from chexzero.metrics import Rates, rates
 
 
 @dataclass(frozen=True)

@@ -5,29 +5,19 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score
 
 from chexzero.common.intervals import case_influence, enough, mean_interval, newcombe_interval
 from chexzero.common.labels import COUNTED, LABELS, MEANS
 from chexzero.common.statistics import auroc, bootstrap_auroc, mean_of_samples, mean_over_labels, percentile_interval
-from chexzero.evaluation.calibration import reliability
-from chexzero.evaluation.operating_points import Rates, rates_at
-from chexzero.evaluation.predictions import Units
+from chexzero.eval import average_precision
+from chexzero.evaluation.calibration import expected_calibration_error
+from chexzero.evaluation.sets import Units
+from chexzero.metrics import Rates, rates_at
 
 
 def number(value: float) -> float | None:
     """A float for JSON: None where undefined."""
     return float(value) if np.isfinite(value) else None
-
-
-def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Average precision of each column of (N, L): (L,), NaN where a class is missing."""
-    return np.array(
-        [
-            average_precision_score(t, s) if 0 < t.sum() < len(t) else np.nan
-            for t, s in zip(truth.T, scores.T, strict=True)
-        ]
-    )
 
 
 @dataclass(frozen=True)
@@ -156,7 +146,6 @@ def evaluate_set(
     lower, upper = percentile_interval(samples)
     areas = auroc(units.truth, probability)
     undefined = np.isnan(areas)
-    ece = np.array([reliability(t, p).ece for t, p in zip(units.truth.T, probability.T, strict=True)])
     return SetResult(
         name,
         units,
@@ -166,7 +155,7 @@ def evaluate_set(
         np.where(undefined, np.nan, upper),
         samples,
         average_precision(units.truth, probability),
-        ece,
+        expected_calibration_error(units.truth, probability),
         np.asarray(at),
         rates_at(units.truth, probability, at),
     )

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from chexzero.common.files import read_json, write_json
-from chexzero.evaluation.predictions import EvaluationSet, Predictor
+from chexzero.evaluation.sets import EvaluationSet
+from chexzero.zero_shot import Predictor
 
 
 def record_test_read(path: Path, predictors: Sequence[Predictor], test: EvaluationSet, level: str) -> list[dict]:

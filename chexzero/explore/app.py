@@ -23,13 +23,13 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import read_table
 from chexzero.common.formats import read_build
 from chexzero.common.labels import FINDINGS
-from chexzero.evaluation.inference import embed_images, embed_texts, pair_probabilities
 from chexzero.explore.heatmap import patch_similarity
 from chexzero.imaging.decode import decode, prepare_pixels
 from chexzero.imaging.image_files import UNREADABLE, reason
 from chexzero.imaging.normalise import prepare
 from chexzero.models.checkpoints import load_model
 from chexzero.runs.run_folder import read_run
+from chexzero.zero_shot import embed_images, embed_texts, pair_probabilities
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from chexzero.common.files import atomic_path
 from chexzero.common.labels import LABELS
 from chexzero.evaluation.calibration import reliability
-from chexzero.evaluation.operating_points import rates
 from chexzero.evaluation.readers import Reader
 from chexzero.evaluation.results import SetResult
+from chexzero.metrics import rates
 from chexzero.report.published import reported_figures
 from chexzero.report.sections import Figure
 from chexzero.runs.run_folder import RunFolder

@@ -11,12 +11,13 @@ import pandas as pd
 from chexzero.common.files import read_json
 from chexzero.common.formats import read_build
 from chexzero.common.statistics import mean_over_labels
-from chexzero.evaluation.predictions import EvaluationSet, Predictor
 from chexzero.evaluation.results import SetResult
+from chexzero.evaluation.sets import EvaluationSet
 from chexzero.report.format import interval
 from chexzero.report.sections import Figure, Section, Table
 from chexzero.runs.run_folder import RunFolder, is_number
 from chexzero.runs.selection import METRICS, members
+from chexzero.zero_shot import Predictor
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "scikit-learn", "h5py")
 

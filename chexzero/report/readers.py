@@ -6,9 +6,9 @@ import numpy as np
 
 from chexzero.common.labels import COMPETITION_LABELS, LABELS
 from chexzero.common.statistics import auroc, mean_over_labels, paired_difference, percentile_interval, resample_counts
-from chexzero.evaluation.operating_points import bootstrap_rates
 from chexzero.evaluation.readers import Reader, mean_rates
 from chexzero.evaluation.results import SetResult, number
+from chexzero.metrics import bootstrap_rates
 from chexzero.report.format import interval, p_text, signed, signed_interval
 from chexzero.report.published import reported_figures
 from chexzero.report.sections import Section, Table

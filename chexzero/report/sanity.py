@@ -8,8 +8,8 @@ from scipy.optimize import linear_sum_assignment
 
 from chexzero.common.labels import FINDINGS, LABELS
 from chexzero.common.statistics import auroc, mean_over_labels, percentile_interval
-from chexzero.evaluation.predictions import EvaluationSet
 from chexzero.evaluation.results import SetResult
+from chexzero.evaluation.sets import EvaluationSet
 from chexzero.report.sections import Section, Table
 
 PASSED, LOOK, NOT_POSSIBLE = "passed", "LOOK HERE", "not possible"

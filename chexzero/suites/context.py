@@ -2,14 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from chexzero.common.errors import UserError
-from chexzero.common.formats import image_ids, open_images
+from chexzero.common.formats import image_ids, images_file, open_images
 
 
 @dataclass
@@ -35,7 +35,7 @@ class EvaluationContext:
 
     def images_path(self, images: str | Path) -> Path:
         """The image file of a split (`"valid"`, `"test"`), or the file or folder itself."""
-        return self.data_dir / f"{images}.h5" if images in ("valid", "test") else Path(images)
+        return self.data_dir / images_file(images) if images in ("valid", "test") else Path(images)
 
     def manifest_path(self, images: str | Path) -> Path:
         """The manifest of a split's images: in the folder of manifests, else in the one beside the data."""
@@ -62,8 +62,8 @@ class EvaluationContext:
         With `rows` (ascending) only these are embedded. Raises `UserError` for a file that cannot be read and for
         images the model cannot tell apart at all.
         """
-        from chexzero.evaluation.inference import embed_images
         from chexzero.imaging.image_files import ImageFiles
+        from chexzero.zero_shot import check_features, embed_images
 
         path = self.images_path(images)
         key = (path.resolve(), None if rows is None else rows.tobytes())
@@ -82,11 +82,7 @@ class EvaluationContext:
                 with open_images(path) as handle:
                     chosen = handle["cxr"] if rows is None else _Rows(handle["cxr"], rows)
                     features = embed_images(self.model, chosen, **how)
-            if len(features) > 1 and np.ptp(features, axis=0).max() < 1e-7:
-                raise UserError(
-                    f"{path}: the model gives every image the same features (all black, or all alike?); "
-                    f"look at the images, and make them again with `python -m data_prep build`"
-                )
+            check_features(features, str(path))
             self._images[key] = features
         return self._images[key]
 
@@ -105,12 +101,18 @@ class EvaluationContext:
 
     def text_features(self, texts: list[str]) -> np.ndarray:
         """Features (T, D) float32 of `texts`, L2-normalised; each distinct text is encoded once a run."""
-        from chexzero.evaluation.inference import embed_texts
+        from chexzero.zero_shot import embed_texts
 
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
             self._texts.update(zip(new, embed_texts(self.model, new), strict=True))
         return np.stack([self._texts[text] for text in texts])
+
+    def probabilities(self, features: np.ndarray, pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> np.ndarray:
+        """Probabilities (N, len(pairs)) of images with the features (N, D), from each pair of prompts."""
+        from chexzero.zero_shot import pair_features, pair_probabilities
+
+        return pair_probabilities(features, *pair_features(self.text_features, pairs))
 
 
 @dataclass

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import f1_score
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_table
 from chexzero.common.statistics import auroc, percentile_interval
-from chexzero.evaluation.calibration import N_BINS
+from chexzero.eval import average_precision
+from chexzero.evaluation.calibration import N_BINS, expected_calibration_error
+from chexzero.metrics import best_thresholds, rates, rates_at
 from chexzero.report.format import interval
 from chexzero.report.published import reported_figures
 from chexzero.report.sections import Section, Table
@@ -107,8 +110,10 @@ class Scored:
             "mAUROC": metrics.nan_mean(per["auroc"]),
             "mF1": metrics.nan_mean(per["f1_at_half"]),
             "mF1_at_threshold": metrics.nan_mean(per["f1_at_threshold"]),
-            "micro_F1": metrics.micro_f1(truth, probability >= 0.5),
-            "micro_F1_at_threshold": metrics.micro_f1(truth[:, known], (probability >= thresholds)[:, known]),
+            "micro_F1": float(rates(truth.ravel(), (probability >= 0.5).ravel()).f1),
+            "micro_F1_at_threshold": float(
+                rates(truth[:, known].ravel(), (probability >= thresholds)[:, known].ravel()).f1
+            ),
             "mECE": metrics.nan_mean(per["ece"]),
             "critical_FNR": metrics.nan_mean(per["false_negative_rate"][urgent]),
             "critical_FNR_at_threshold": metrics.nan_mean(per["false_negative_rate_at_threshold"][urgent]),
@@ -140,18 +145,17 @@ def score(
 
     patients: (N,), who is drawn as a whole in the `n_samples` resamples.
     """
-    at_half, at_threshold = probability >= 0.5, probability >= thresholds
-    known = np.isfinite(thresholds)
+    at_half, at_threshold = rates(truth, probability >= 0.5), rates_at(truth, probability, thresholds)
     per_label = {
         "positives": truth.sum(0).astype(int),
-        "average_precision": metrics.average_precision(truth, probability),
+        "average_precision": average_precision(truth, probability),
         "auroc": auroc(truth, probability),
-        "f1_at_half": metrics.f1_per_label(truth, at_half),
-        "f1_at_threshold": np.where(known, metrics.f1_per_label(truth, at_threshold), np.nan),
+        "f1_at_half": at_half.f1,
+        "f1_at_threshold": at_threshold.f1,
         "threshold": thresholds,
-        "ece": metrics.expected_calibration_error(truth, probability),
-        "false_negative_rate": metrics.false_negative_rate(truth, at_half),
-        "false_negative_rate_at_threshold": np.where(known, metrics.false_negative_rate(truth, at_threshold), np.nan),
+        "ece": expected_calibration_error(truth, probability),
+        "false_negative_rate": 1 - at_half.sensitivity,
+        "false_negative_rate_at_threshold": 1 - at_threshold.sensitivity,
     }
     samples = dict(zip(("mAP", "mAUROC"), metrics.bootstrap(truth, probability, patients, n_samples), strict=True))
     return Scored(truth, probability, thresholds, per_label, samples)
@@ -253,7 +257,7 @@ def _thresholds(
     thresholds = np.full(len(findings), np.nan)
     if valid is not None:
         names = canonical(valid.labels, prompts, valid.path)
-        best = metrics.best_f1_thresholds(valid.truth, predict(context, valid.features, names, prompts))
+        best = best_thresholds(valid.truth, predict(context, valid.features, names, prompts), f1_score)
         thresholds[[findings.index(name) for name in names]] = best
     return thresholds
 

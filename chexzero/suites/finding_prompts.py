@@ -83,16 +83,11 @@ def predict(
     context: EvaluationContext, features: np.ndarray, findings: list[str], prompts: dict[str, Any]
 ) -> np.ndarray:
     """Probabilities (N, L) of the findings: exp(p) / (exp(p) + exp(n)) of the cosines with averaged prompts."""
-    from chexzero.evaluation.inference import pair_probabilities
 
-    def embed(name: str, sign: str) -> np.ndarray:
+    def texts(name: str, sign: str) -> list[str]:
         entry = prompts["findings"][name]
         if sign == "negative" and "negative" in entry:
-            texts = entry["negative"]
-        else:
-            texts = [form.format(phrase) for form in prompts["templates"][sign] for phrase in entry["phrases"]]
-        mean = context.text_features(texts).mean(0)
-        return mean / np.linalg.norm(mean)
+            return entry["negative"]
+        return [form.format(phrase) for form in prompts["templates"][sign] for phrase in entry["phrases"]]
 
-    positive, negative = (np.stack([embed(name, sign) for name in findings]) for sign in ("positive", "negative"))
-    return pair_probabilities(features, positive, negative)
+    return context.probabilities(features, [(texts(name, "positive"), texts(name, "negative")) for name in findings])

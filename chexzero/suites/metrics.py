@@ -1,7 +1,7 @@
 """Metrics the suites share, for all labels at once where they are cheap and for all resamples where they are not.
 
 Shapes: N rows, L labels, S resamples. Truth is 0 or 1, scores are any finite numbers, probabilities lie in 0..1.
-A label without a positive row has no average precision, F1 or false-negative rate: NaN, left out of every mean.
+A label without a positive row has no average precision: NaN, left out of every mean.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from scipy.special import gammaln
 from scipy.stats import norm, t
 
 from chexzero.common.statistics import BLOCK, check_arrays, resample_counts
-from chexzero.evaluation.calibration import reliability
 
 Floats = NDArray[np.float64]
 
@@ -61,13 +60,6 @@ def rank(truth: NDArray[np.bool_], scores: NDArray, clusters: NDArray[np.integer
     return Ranking(count(truth, place, len(falling)), count(~truth, 2 * place + equal, 2 * len(falling) + 1))
 
 
-def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> Floats:
-    """Average precision (area under the precision-recall steps) of each column of (N, L): (L,)."""
-    truth, scores = check_arrays(y_true, y_score)
-    rows, once = np.arange(len(truth)), np.ones((len(truth), 1))
-    return np.array([rank(truth[:, j], scores[:, j], rows).areas(once)[0][0] for j in range(truth.shape[1])])
-
-
 def bootstrap(y_true: ArrayLike, y_score: ArrayLike, clusters: ArrayLike, n_samples: int) -> tuple[Floats, Floats]:
     """Average precision and AUROC of each column in upstream's resamples of the clusters: two (S, L).
 
@@ -85,55 +77,6 @@ def bootstrap(y_true: ArrayLike, y_score: ArrayLike, clusters: ArrayLike, n_samp
         for j, ranking in enumerate(rankings):
             found[:, start:stop, j] = ranking.areas(counts)
     return found[0], found[1]
-
-
-def confusion(y_true: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """True positives, false positives and false negatives of each column of two (N, L) arrays of 0 and 1."""
-    truth, guess = np.asarray(y_true, dtype=bool), np.asarray(predicted, dtype=bool)
-    return tuple(np.sum(part, axis=0, dtype=np.float64) for part in (truth & guess, ~truth & guess, truth & ~guess))
-
-
-def f1_per_label(y_true: ArrayLike, predicted: ArrayLike) -> Floats:
-    """F1 of each column: (L,), NaN for a label without a positive row."""
-    tp, fp, fn = confusion(y_true, predicted)
-    with np.errstate(invalid="ignore"):
-        return np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan)
-
-
-def micro_f1(y_true: ArrayLike, predicted: ArrayLike) -> float:
-    """F1 of all cells of (N, L) as one column; NaN without any positive cell."""
-    tp, fp, fn = (part.sum() for part in confusion(y_true, predicted))
-    return float(2 * tp / (2 * tp + fp + fn)) if tp + fn > 0 else float("nan")
-
-
-def false_negative_rate(y_true: ArrayLike, predicted: ArrayLike) -> Floats:
-    """Share of the positive rows that are missed, per column: (L,), NaN for a label without one."""
-    tp, _, fn = confusion(y_true, predicted)
-    with np.errstate(invalid="ignore"):
-        return fn / (tp + fn)
-
-
-def best_f1_thresholds(y_true: ArrayLike, y_score: ArrayLike) -> Floats:
-    """The threshold with the best F1 for each column (rows at or above it count as positive): (L,).
-
-    Midway between two neighbouring scores, the highest of equals; NaN for a label without a positive row.
-    """
-    truth, scores = check_arrays(y_true, y_score)
-    thresholds = np.full(truth.shape[1], np.nan)
-    for j in np.flatnonzero(truth.any(0)):
-        order = np.argsort(-scores[:, j], kind="stable")
-        ranked = scores[order, j].astype(np.float64)
-        ends = np.append(np.flatnonzero(np.diff(ranked)), len(order) - 1)
-        hits = np.cumsum(truth[order, j])[ends]
-        best = ends[np.argmax(2 * hits / (ends + 1 + hits[-1]))]
-        thresholds[j] = ranked[best] if best == len(ranked) - 1 else (ranked[best] + ranked[best + 1]) / 2
-    return thresholds
-
-
-def expected_calibration_error(y_true: ArrayLike, probability: ArrayLike) -> Floats:
-    """Expected calibration error of each column of (N, L): (L,), each 0..1; bins as in `evaluation.calibration`."""
-    truth, probability = check_arrays(y_true, probability)
-    return np.array([reliability(truth[:, j], probability[:, j]).ece for j in range(truth.shape[1])])
 
 
 def random_average_precision(n_rows: int, n_positive: ArrayLike) -> Floats:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import f1_score
 
 from chexzero.common.errors import UserError
+from chexzero.common.labels import PAIR_TEMPLATE
 from chexzero.common.statistics import BLOCK, auroc, percentile_interval, weighted_auroc
+from chexzero.metrics import best_thresholds
 from chexzero.report.format import interval, signed, signed_interval
 from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
@@ -23,7 +26,6 @@ from chexzero.suites.tables import LABELS_REMEDY, header, labels_file, read_labe
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
 N_SAMPLES = 2000
 ALPHA = 0.05
-PROMPTS = ("{}", "no {}")  # upstream's pair
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: EvaluationContext) -> Section:
     """Score every group on every label and compare them; see the module."""
-    from chexzero.evaluation.inference import pair_probabilities
-
     description = read_groups(DESCRIPTION)
     images = context.option("subgroups_images", "valid")
     data = read_labelled(context, images, context.option("subgroups_labels"), context.option("subgroups_findings"))
@@ -51,14 +51,14 @@ def run(context: EvaluationContext) -> Section:
         )
 
     def predict(features: np.ndarray) -> np.ndarray:
-        prompts = [context.text_features([form.format(label) for label in data.labels]) for form in PROMPTS]
-        return pair_probabilities(features, *prompts)
+        pairs = [tuple([form.format(label)] for form in PAIR_TEMPLATE) for label in data.labels]
+        return context.probabilities(features, pairs)
 
     chosen_on, where = data, "these images, pooled over the groups"
     path = labels_file(context, "valid")
     if images != "valid" and path.is_file() and set(data.labels) <= set(header(path, LABELS_REMEDY)):
         chosen_on, where = read_labelled(context, "valid", path, data.labels), "the validation set"
-    thresholds = metrics.best_f1_thresholds(chosen_on.truth, predict(chosen_on.features))
+    thresholds = best_thresholds(chosen_on.truth, predict(chosen_on.features), f1_score)
     results = compare(
         data.truth,
         predict(data.features),

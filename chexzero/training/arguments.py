@@ -8,16 +8,16 @@ from pathlib import Path
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import require_file
-from chexzero.common.formats import REMEDY
-from chexzero.evaluation.inference import PRECISIONS
+from chexzero.common.formats import DATA_FILES, REMEDY
+from chexzero.model import PRECISIONS
 from chexzero.runs.selection import METRICS
 from chexzero.training.logs import import_wandb
 from chexzero.training.loss import EQUAL_TEXT
 
 log = logging.getLogger(__name__)
 
-REPORTS, UPSTREAM_REPORTS = "impressions.csv", "mimic_impressions.csv"
-VALID, VALID_LABELS = "valid.h5", "valid_labels.csv"
+REPORTS, UPSTREAM_REPORTS = DATA_FILES["train"][1], "mimic_impressions.csv"
+VALID, VALID_LABELS = DATA_FILES["valid"]
 
 #: Smallest value of each numeric flag.
 LEAST = {

@@ -9,9 +9,8 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from chexzero.evaluation.inference import PRECISIONS
 from chexzero.imaging.normalise import prepare
-from chexzero.model import CLIP
+from chexzero.model import CLIP, PRECISIONS
 from chexzero.training import distributed, finetune
 from chexzero.training.loss import all_pairs
 

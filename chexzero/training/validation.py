@@ -19,13 +19,13 @@ from chexzero.common.files import write_json
 from chexzero.common.formats import check_rows, open_images, read_labels
 from chexzero.common.labels import LABELS, MEANS
 from chexzero.common.statistics import auroc, bootstrap_auroc, mean_of_samples, mean_over_labels, percentile_interval
-from chexzero.evaluation.inference import predict_labels
 from chexzero.model import CLIP
 from chexzero.runs import selection
 from chexzero.runs.run_folder import remove_checkpoints
 from chexzero.training.batches import PairDataset
 from chexzero.training.logs import METRIC_COLUMNS, CsvLog
 from chexzero.training.step import Towers
+from chexzero.zero_shot import predict_labels
 
 log = logging.getLogger(__name__)
 

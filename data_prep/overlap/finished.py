@@ -13,18 +13,13 @@ import pandas as pd
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, read_table, sha256_of
-from chexzero.common.formats import check_rows, open_images
+from chexzero.common.formats import DATA_FILES, check_rows, open_images
 from data_prep.overlap.contract import Role
 from data_prep.overlap.signatures import blocks
 
 log = logging.getLogger(__name__)
 
-#: role -> (images, table)
-FILES = {
-    "train": ("cxr.h5", "impressions.csv"),
-    "valid": ("valid.h5", "valid_labels.csv"),
-    "test": ("test.h5", "test_labels.csv"),
-}
+FILES = DATA_FILES
 FROM_MANIFEST = ("source", "split", "patient_id_column", "file_sha256", "pixel_sha256")
 
 
