@@ -7,10 +7,10 @@ Reads data/cxr.h5, data/impressions.csv, data/valid.h5 and data/valid_labels.csv
 Without new flags the training is CheXzero's. docs/CLUSTER.md has several GPUs and SLURM.
 """
 
-import argparse
 import logging
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,106 +20,67 @@ from torch.utils.data import DataLoader
 
 from chexzero.common.errors import run_command
 from chexzero.common.folders import hold
-from chexzero.common.settings import parse_with_config
-from chexzero.runs.run_folder import open_folder, run_folder
+from chexzero.runs.run_folder import open_folder
+from chexzero.train import load_clip, load_data, train_batch
 from chexzero.training import distributed, finetune
-from chexzero.training.arguments import add_training_arguments, check, resolve
-from chexzero.training.batches import load_pairs
-from chexzero.training.loss import ContrastiveLoss, matches
+from chexzero.training.batches import default_workers, plan_batches
+from chexzero.training.config import TrainConfig, check, parse_config
+from chexzero.training.loss import LOSSES
 from chexzero.training.resume import leave_when_told, save_file
 from chexzero.training.run import Run
-from chexzero.training.step import Updates, backward, bare, for_training
-from chexzero.training.towers import add_arguments as add_model_arguments
-from chexzero.training.towers import model_from_args
+from chexzero.training.step import Updates, bare, begin_logits, for_training
 
 log = logging.getLogger(__name__)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    upstream = parser.add_argument_group("CheXzero's flags and defaults")
-    upstream.add_argument(
-        "--cxr_filepath", default="data/cxr.h5", metavar="FILE", help="training images (default: %(default)s)"
-    )
-    upstream.add_argument(
-        "--txt_filepath",
-        metavar="FILE",
-        help="training reports (default: impressions.csv beside the images, or upstream's "
-        "mimic_impressions.csv where that alone exists)",
-    )
-    upstream.add_argument(
-        "--batch_size",
-        type=int,
-        default=16,
-        metavar="N",
-        help="pairs a step, over all processes (default: %(default)s)",
-    )
-    upstream.add_argument(
-        "--epochs", type=int, default=4, metavar="N", help="passes over the training pairs (default: %(default)s)"
-    )
-    upstream.add_argument("--lr", type=float, default=1e-4, help="learning rate (default: %(default)s)")
-    upstream.add_argument(
-        "--save_interval",
-        type=int,
-        default=100,
-        metavar="STEPS",
-        help="steps between checkpoints; 0: only validated ones (default: %(default)s)",
-    )
-    upstream.add_argument(
-        "--log_interval",
-        type=int,
-        default=10,
-        metavar="STEPS",
-        help="steps between rows of train_log.csv (default: %(default)s)",
-    )
-    upstream.add_argument(
-        "--save_dir", default="checkpoints/", metavar="DIR", help="where the runs' folders are (default: %(default)s)"
-    )
-    upstream.add_argument(
-        "--seed", type=int, default=1234, help="of the new weights and of the order of the pairs (default: %(default)s)"
-    )
-    upstream.add_argument(
-        "--optimizer", choices=["sgd", "adam"], default="sgd", help="SGD with momentum, or AdamW (default: %(default)s)"
-    )
-    upstream.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
-    upstream.add_argument(
-        "--context_length", type=int, default=77, metavar="TOKENS", help="longer reports are cut (default: %(default)s)"
-    )
-    upstream.add_argument("--random_init", action="store_true", help="train from nothing: ViT-B/16 at 320 pixels")
-    upstream.add_argument(
-        "--model_name", default="pt-imp", metavar="NAME", help="name of the run's folder (default: %(default)s)"
-    )
-    add_model_arguments(parser)
-    add_training_arguments(parser)
-    finetune.add_arguments(parser)
-    return resolve(parse_with_config(parser, argv))
+def parse_args(argv: list[str] | None = None) -> TrainConfig:
+    return parse_config(__doc__.splitlines()[0], argv)
 
 
-def model_pipeline(config: argparse.Namespace, verbose: int = 0) -> nn.Module:
+def model_pipeline(config: TrainConfig, verbose: int = 0) -> nn.Module:
     check(config)
     distributed.start()
-    with hold(run_folder(config)) if distributed.is_main() else nullcontext():
+    with hold(config.folder) if distributed.is_main() else nullcontext():
         if distributed.is_main():
-            open_folder(config)
+            open_folder(config.folder, resume=bool(config.resume), overwrite=config.overwrite)
         distributed.wait_for_main()
 
         model, data_loader, device, criterion, optimizer = make(config)
         train(model, data_loader, device, criterion, optimizer, config)
 
-        save(model, run_folder(config) / "checkpoint.pt")
+        save(model, config.folder / "checkpoint.pt")
     distributed.finish()
     if verbose:
         log.info("%s", bare(model))
     return bare(model)
 
 
-def make(config: argparse.Namespace) -> tuple[nn.Module, DataLoader, torch.device, nn.Module, Updates]:
+def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.Module, Updates]:
     device = distributed.start()
     torch.manual_seed(config.seed)
-    loader = load_pairs(config, device)
-    clip = finetune.prepare(model_from_args(config), config)
-    model = for_training(clip, device, config)
-    criterion = ContrastiveLoss(config.equal_text)
+    loader, _ = load_data(
+        config.cxr_filepath,
+        config.txt_filepath,
+        config.batch_size,
+        "impression",
+        context_length=config.context_length,
+        plan=partial(plan_batches, config),
+        num_workers=default_workers() if config.num_workers is None else config.num_workers,
+    )
+    clip = load_clip(
+        pretrained=not config.random_init,
+        context_length=config.context_length,
+        vision=config.vision,
+        text_encoder=config.text_encoder,
+        vision_weights=config.vision_weights,
+        text_weights=config.text_weights,
+        image_resolution=config.image_resolution,
+        drop_path=config.drop_path,
+        grad_checkpointing=config.grad_checkpointing,
+    )
+    begin_logits(clip, config)
+    model = for_training(finetune.prepare(clip, config), device, config)
+    criterion = LOSSES[config.loss].criterion(config.equal_text)
 
     parameters = finetune.parameter_groups(clip, config)
     if config.optimizer == "adam":
@@ -137,7 +98,7 @@ def train(
     device: torch.device,
     criterion: nn.Module,
     optimizer: Updates,
-    config: argparse.Namespace,
+    config: TrainConfig,
 ) -> None:
     model.train()
     run = Run(model, loader, device, optimizer, config)  # new, or from where a stopped one left off
@@ -161,27 +122,6 @@ def train(
             run.validate()
         run.end_step()  # last.pt when due; exit code 75 after SIGTERM or SIGUSR1
     run.close()
-
-
-def train_batch(
-    images: torch.Tensor,
-    texts: torch.Tensor,
-    model: nn.Module,
-    device: torch.device,
-    criterion: nn.Module,
-    optimizer: optim.Optimizer | Updates,
-) -> torch.Tensor:
-    """One step. images: (B, H, W) as stored, or (B, 3, R, R) prepared. texts: tokens (B, T). Returns the loss."""
-    images, texts = images.to(device, non_blocking=True), texts.to(device, non_blocking=True)
-
-    logits_per_image, logits_per_text = model(images, texts)
-    labels = matches(texts, criterion)
-    loss = (criterion(logits_per_image, labels) + criterion(logits_per_text, labels)) / 2
-
-    optimizer.zero_grad()
-    backward(loss, optimizer)
-    optimizer.step()
-    return loss.detach()
 
 
 def train_log(loss: float, example_ct: int, epoch: int, progress: str = "") -> None:

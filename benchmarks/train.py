@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -26,17 +25,17 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-import run_train
 from benchmarks.audit import machine
 from chexzero.common.errors import run_command
 from chexzero.imaging.normalise import MEAN, STD
 from chexzero.model import PRECISIONS
+from chexzero.models.towers import VISION_CHOICES, create_model
 from chexzero.simple_tokenizer import END, START, SimpleTokenizer
-from chexzero.training.batches import Batches, PairDataset, default_workers, make_loader
+from chexzero.train import CXRDataset, planned_loader, train_batch
+from chexzero.training.batches import Batches, default_workers
+from chexzero.training.config import TrainConfig
 from chexzero.training.loss import ContrastiveLoss
 from chexzero.training.step import Towers, Updates, bare
-from chexzero.training.texts import prepare_texts
-from chexzero.training.towers import VISION_CHOICES, create_model
 
 RESULTS = Path(__file__).parent / "results"
 WORDS = [
@@ -144,28 +143,20 @@ def measure(
         .to(device)
         .train()
     )
-    config = SimpleNamespace(
-        precision=precision,
-        clip_grad_norm=None,
-        clip_logit_scale=None,
-        warmup_steps=0,
-        lr_schedule="constant",
-        freeze_steps=None,
-        freeze_blocks=0,
-    )
+    config = TrainConfig(precision=precision)
     model, criterion = Towers(clip, precision), ContrastiveLoss()
     adam = torch.optim.AdamW(clip.parameters(), lr=1e-6, fused=device.type == "cuda" or None)
     optimizer = Updates(adam, model, config, 10**6, device)
-    dataset = PairDataset(folder / "cxr.h5", prepare_texts(folder / "impressions.csv", folder / "cxr.h5", 77, folder))
-    workers = default_workers(device) if args.num_workers is None else args.num_workers
+    dataset = CXRDataset(folder / "cxr.h5", folder / "impressions.csv", "impression")
+    workers = default_workers() if args.num_workers is None else args.num_workers
     rows = np.resize(np.arange(len(texts)), max(len(texts), batch_size))  # a batch may be larger than the data
-    loader = make_loader(dataset, Batches(rows, batch_size, seed=0), workers, device)
+    loader = planned_loader(dataset, Batches(rows, batch_size, seed=0), workers, device)
     feed = forever(loader)
     batch = next(feed)
     on_device = {name: batch[name].to(device) for name in ("img", "txt")}
 
     def train(data: dict) -> None:
-        run_train.train_batch(data["img"], data["txt"], model, device, criterion, optimizer)
+        train_batch(data["img"], data["txt"], model, device, criterion, optimizer)
 
     with FlopCounterMode(display=False) as counter:
         train(on_device)
@@ -219,7 +210,7 @@ def measure_upstream(
     def step() -> None:
         data = next(feed)
         tokens = tokenize_anew(data["txt"])
-        run_train.train_batch(data["img"], tokens, model, device, criterion, optimizer)
+        train_batch(data["img"], tokens, model, device, criterion, optimizer)
 
     return batch_size / seconds_per_step(step, steps, device)
 

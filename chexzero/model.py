@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -36,7 +37,8 @@ class CLIP(nn.Module):
     arguments would build: any module that maps float (B, 3, R, R) to (B, embed_dim).
 
     Attributes: `image_resolution` (R), `context_length` (most tokens a text may have), `vocab_size`, `visual`,
-    `logit_scale` (a parameter: the logarithm of the factor on the cosines).
+    `logit_scale` (a parameter: the logarithm of the factor on the cosines), `logit_bias` (a parameter that is added to
+    the logits, as a model trained with the sigmoid loss has it, or None).
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class CLIP(nn.Module):
         transformer_layers: int,
         *,
         visual: nn.Module | None = None,
+        logit_bias: float | None = None,
     ):
         super().__init__()
         self.image_resolution = image_resolution
@@ -80,6 +83,7 @@ class CLIP(nn.Module):
         self.text_projection = text.text_projection
         self.register_buffer("attn_mask", text.attn_mask, persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.register_parameter("logit_bias", None if logit_bias is None else nn.Parameter(torch.tensor(logit_bias)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,10 +114,12 @@ class CLIP(nn.Module):
         return at_end @ self.text_projection
 
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `(logits_per_image (B, T), logits_per_text (T, B))`: exp(logit_scale) times the cosines."""
+        """Return `(logits_per_image (B, T), logits_per_text (T, B))`: exp(logit_scale) x cosines (+ logit_bias)."""
         image_features = functional.normalize(self.encode_image(image), dim=-1)
         text_features = functional.normalize(self.encode_text(text), dim=-1)
         logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()
+        if self.logit_bias is not None:
+            logits_per_image = logits_per_image + self.logit_bias
         return logits_per_image, logits_per_image.t()
 
 
@@ -165,7 +171,8 @@ OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask"
 
 def _model_for(state: Mapping[str, torch.Tensor]) -> CLIP:
     width = len(state["ln_final.weight"])
-    text = dict(
+    text: dict[str, Any] = dict(
+        logit_bias=float(state["logit_bias"]) if "logit_bias" in state else None,
         context_length=len(state["positional_embedding"]),
         vocab_size=len(state["token_embedding.weight"]),
         transformer_width=width,

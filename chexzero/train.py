@@ -1,14 +1,16 @@
-"""Upstream's training interface for use from Python; the training command itself is `run_train.py`."""
+"""Upstream's training interface: pairs, loader, model and one step. `run_train.py` trains with these functions."""
 
 import os
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn, optim
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from chexzero import clip
@@ -18,13 +20,15 @@ from chexzero.common.formats import check_rows, open_images
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP, pick_device
 from chexzero.models.checkpoints import load_model
+from chexzero.models.towers import create_model
 
 
 class ImageRows:
     """The images of an HDF5 file, opened in each process that reads them: a handle must not cross a fork."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path, self._pid = str(path), None
+        self.path = str(path)
+        self._pid: int | None = None
         with open_images(path) as file:
             self.length = len(file["cxr"])
 
@@ -33,12 +37,24 @@ class ImageRows:
 
     def __getitem__(self, row: int) -> torch.Tensor:
         """One image, float32 (3, H, W), 0..255, three equal channels (an expanded view)."""
+        return self.stored([row])[0].float().expand(3, -1, -1)
+
+    def stored(self, rows: Sequence[int]) -> torch.Tensor:
+        """Read some images as they are stored, (B, H, W), 0..255; raise `UserError` for a row that is damaged."""
         if self._pid != os.getpid():
             self._images, self._pid = h5py.File(self.path, "r")["cxr"], os.getpid()
-        image = torch.from_numpy(self._images[row].astype(np.float32))
-        return image.expand(3, -1, -1)
+        images = np.empty((len(rows), *self._images.shape[1:]), self._images.dtype)
+        for place, row in enumerate(rows):
+            try:
+                self._images.read_direct(images, np.s_[row], np.s_[place])
+            except OSError as error:
+                raise UserError(
+                    f"row {row} of {self.path} cannot be read ({str(error).split(',')[0]}); "
+                    f"build the file again with `python -m data_prep build`"
+                ) from error
+        return torch.from_numpy(images)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "length": self.length, "_pid": None}
 
 
@@ -46,8 +62,14 @@ class CXRDataset(Dataset):
     """Pairs of a radiograph and its report: `{"img": float32 (3, H, W), 0..255, "txt": str}`.
 
     img_path: HDF5 with `cxr` (N, H, W). txt_path: CSV with `column`, row i belonging to image i; an empty cell is one
-    space. `size` takes only the first rows. `transform` is applied to the image. Raises `UserError` for a missing
-    column or a number of rows that is not the number of images.
+    space. `size` takes only the first rows. `transform` is applied to the image.
+
+    Indexed with a list of B rows, it returns them as the training command reads a batch:
+    `{"img": (B, H, W) as stored, "txt": tokens, int64 (B, T), "row": int64 (B,)}`, the tokens cut after the longest
+    text. A text is tokenised when it is first read, to at most `context_length` tokens.
+
+    `studies`, `patients`, `same_text`: int32 (N,), equal for rows of one study, patient or text; None without the
+    columns `study_id` and `patient_id`. Raises `UserError` for a missing column, or where the rows are not the rows of the images.
     """
 
     def __init__(
@@ -57,20 +79,43 @@ class CXRDataset(Dataset):
         column: str = "report",
         size: int | None = None,
         transform: Callable | None = None,
+        *,
+        context_length: int = clip.CONTEXT_LENGTH,
     ):
-        table = read_table(txt_path, [column], remedy="name its text column")
+        table = read_table(
+            txt_path,
+            [column],
+            also=["id", "study_id", "patient_id"],
+            remedy="run `python -m data_prep build` first, or name the file or its text column",
+        )
         check_rows(img_path, txt_path, table)
+        table = table[:size]
         self.images = ImageRows(img_path)
-        self.texts = table[column].fillna(" ").tolist()[:size]
-        self.transform = transform
+        self.texts: list[str] = table[column].fillna(" ").tolist()
+        self.transform, self.context_length = transform, context_length
+        self.studies, self.patients, self.same_text = (
+            pd.factorize(table[name])[0].astype(np.int32) if name in table else None
+            for name in ("study_id", "patient_id", column)
+        )
+        self._tokens = np.zeros((len(table), context_length), np.uint16)  # a row of zeros is not tokenised yet
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, idx: int) -> dict[str, torch.Tensor | str]:
+    def __getitem__(self, idx: int | Sequence[int]) -> dict[str, Any]:
+        if not isinstance(idx, int | np.integer):
+            rows = list(idx)
+            return {"img": self.images.stored(rows), "txt": self.tokens(rows), "row": torch.tensor(rows)}
         idx = range(len(self))[idx]
         image = self.images[idx]
         return {"img": self.transform(image) if self.transform else image, "txt": self.texts[idx]}
+
+    def tokens(self, rows: Sequence[int]) -> torch.Tensor:
+        """Tokens of some texts, int64 (B, T), padded with 0, T the length of the longest."""
+        new = [row for row in rows if not self._tokens[row, 0]]
+        if new:
+            self._tokens[new] = preprocess_text([self.texts[row] for row in new], self).numpy()
+        return clip.trim_padding(torch.from_numpy(self._tokens[rows].astype(np.int64)))
 
 
 def image_transform(resolution: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -85,41 +130,77 @@ def load_data(
     column: str = "report",
     pretrained: bool = False,
     verbose: bool = False,
+    *,
+    context_length: int = clip.CONTEXT_LENGTH,
+    plan: Callable[[CXRDataset], Sampler[list[int]]] | None = None,
+    num_workers: int = 0,
 ) -> tuple[DataLoader, torch.device]:
-    """A shuffled loader of prepared pairs and the device to train on.
+    """A loader of pairs and the device to train on.
 
-    Batches are `{"img": float32 (B, 3, R, R), "txt": list of B strings}` with R = 224 for the pretrained ViT-B/32 and
-    320 otherwise; the last short batch is kept.
+    Without `plan` the pairs are shuffled and prepared: `{"img": float32 (B, 3, R, R), "txt": list of B strings}` with
+    R = 224 for the pretrained ViT-B/32 and 320 otherwise; the last short batch is kept. With `plan`, which makes of
+    the dataset the rows of each batch, they come as stored bytes and tokens (see `CXRDataset`), to be prepared on the
+    device.
     """
+    device = pick_device()
     dataset = CXRDataset(
-        cxr_filepath, txt_filepath, column=column, transform=image_transform(224 if pretrained else 320)
+        cxr_filepath,
+        txt_filepath,
+        column=column,
+        transform=image_transform(224 if pretrained else 320),
+        context_length=context_length,
     )
     if verbose:
         tqdm.write(f"{len(dataset)} pairs in {cxr_filepath} and {txt_filepath}")
-    return DataLoader(dataset, batch_size=batch_size, shuffle=True), pick_device()
+    if plan is None:
+        return DataLoader(dataset, batch_size=batch_size, shuffle=True), device
+    return planned_loader(dataset, plan(dataset), num_workers, device), device
+
+
+def planned_loader(
+    dataset: CXRDataset, batches: Sampler[list[int]], num_workers: int, device: torch.device
+) -> DataLoader:
+    """A loader of these batches, read ahead where it has workers, into pinned memory where the device is a GPU.
+
+    It has a generator of its own, because making an iterator draws a number: the training's random state must not
+    depend on how often a run was resumed.
+    """
+    return DataLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,  # a batch is read at once
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_leave_signals_to_the_run,
+    )
+
+
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """Ignore the signals that torchrun, SLURM and Ctrl-C send to a process group: the run must save first."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def load_clip(
-    model_path: str | os.PathLike | None = None, pretrained: bool = False, context_length: int = clip.CONTEXT_LENGTH
+    model_path: str | os.PathLike | None = None,
+    pretrained: bool = False,
+    context_length: int = clip.CONTEXT_LENGTH,
+    *,
+    vision: str = "vit_b_32",
+    **options: Any,
 ) -> CLIP:
-    """A model to train: a checkpoint, else OpenAI's ViT-B/32 (`pretrained`), else a new ViT-B/16 at 320 px.
+    """A model to train: a checkpoint, else the towers that are asked for, by default upstream's.
 
-    A checkpoint says by its shapes which model it is, so `pretrained` does not matter for it.
+    Upstream's are OpenAI's ViT-B/32 (`pretrained`) or a new ViT-B/16 at 320 pixels. `vision` and `options` are those
+    of `chexzero.models.towers.create_model`. A checkpoint says by itself which model it is, so none of them matter
+    for it.
     """
-    if model_path is None and not pretrained:
-        return CLIP(
-            embed_dim=768,
-            image_resolution=320,
-            vision_layers=12,
-            vision_width=768,
-            vision_patch_size=16,
-            context_length=context_length,
-            vocab_size=49408,
-            transformer_width=512,
-            transformer_heads=8,
-            transformer_layers=12,
-        )
-    model = load_model(model_path) if model_path is not None else clip.load("ViT-B/32", device="cpu")[0]
+    if model_path is None:
+        return create_model(vision, random_init=not pretrained, context_length=context_length, **options)
+    model = load_model(model_path)
     check_context(model, context_length)
     return model.train()
 
@@ -133,7 +214,7 @@ def check_context(model: CLIP, context_length: int) -> None:
         )
 
 
-def preprocess_text(texts: str | list[str], model: CLIP) -> torch.Tensor:
+def preprocess_text(texts: str | list[str], model: Any) -> torch.Tensor:
     """Tokens, int64 (len(texts), model.context_length); a longer text is cut, the end token in the last place."""
     return clip.tokenize(texts, model.context_length, truncate=True)
 
@@ -156,24 +237,34 @@ def make(
 
 def train_batch(
     images: torch.Tensor,
-    texts: list[str],
-    model: CLIP,
+    texts: torch.Tensor,
+    model: nn.Module,
     device: torch.device,
     criterion: nn.Module,
-    optimizer: optim.Optimizer,
+    optimizer: Any,
 ) -> torch.Tensor:
-    """One step on prepared images (B, 3, R, R) and B texts; returns the loss before it, a scalar tensor.
+    """Take one step on a batch; return the loss before it, a scalar tensor.
 
-    The loss is the mean of the two cross-entropies (images over texts, texts over images) against the diagonal.
+    images: (B, 3, R, R) prepared, or what else `model` takes. texts: tokens, int64 (B, T). criterion: takes the logits
+    of B rows and the label of each; by default the label is the row's own place. One that knows more of the batch
+    (several processes, equal texts) gives the labels itself, by `matches(texts)`. optimizer: a torch optimiser, or one
+    that scales the loss by its own `backward(loss)`.
     """
-    tokens = clip.trim_padding(preprocess_text(texts, model)).to(device)
-    logits_per_image, logits_per_text = model(images.to(device), tokens)
-    labels = torch.arange(len(images), device=device)
-    loss = (criterion(logits_per_image, labels) + criterion(logits_per_text, labels)) / 2
+    images, texts = images.to(device, non_blocking=True), texts.to(device, non_blocking=True)
+    logits_per_image, logits_per_text = model(images, texts)
+    labels = criterion.matches(texts) if hasattr(criterion, "matches") else torch.arange(len(texts), device=device)
+    loss = pair_loss(logits_per_image, logits_per_text, labels, criterion)
     optimizer.zero_grad()
-    loss.backward()
+    getattr(optimizer, "backward", torch.Tensor.backward)(loss)
     optimizer.step()
     return loss.detach()
+
+
+def pair_loss(
+    logits_per_image: torch.Tensor, logits_per_text: torch.Tensor, labels: torch.Tensor, criterion: nn.Module
+) -> torch.Tensor:
+    """The mean of `criterion` over the images' rows (B, T) and the texts' rows (B, I) of logits, a scalar."""
+    return (criterion(logits_per_image, labels) + criterion(logits_per_text, labels)) / 2
 
 
 #: What `train_main` takes from `hyperparams`, and what it uses where a key is absent.
@@ -214,7 +305,8 @@ def train_main(
     for epoch in range(settings["epochs"]):
         progress = tqdm(loader, desc=f"epoch {epoch + 1}", unit="batch", disable=None)
         for batch in progress:
-            loss = train_batch(batch["img"], batch["txt"], model, device, criterion, optimizer)
+            tokens = clip.trim_padding(preprocess_text(batch["txt"], model))
+            loss = train_batch(batch["img"], tokens, model, device, criterion, optimizer)
             progress.set_postfix(loss=f"{loss.item():.3f}")
     with atomic_path(output_path) as temporary:
         torch.save(model.state_dict(), temporary)

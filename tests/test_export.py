@@ -24,8 +24,8 @@ from chexzero.library import ChestCLIP
 from chexzero.model import CLIP
 from chexzero.models.checkpoints import load_model, read_state_dict
 from chexzero.models.key_names import from_hf_clip, to_hf_clip
+from chexzero.models.towers import TEXT_SIZES, TextSize, create_model
 from chexzero.runs.run_folder import RunFolder
-from chexzero.training.towers import TEXT_SIZES, TextSize, create_model
 
 TEXTS = ["pleural effusion", "No acute cardiopulmonary process.", "a 3.5 cm mass; rib fracture?"]
 

@@ -1,15 +1,15 @@
 """Learning rates, freezing and LoRA: what learns changes, what is frozen keeps its bits."""
 
-import argparse
-
 import pytest
 import torch
 from torch.nn import functional
 
 from chexzero.common.errors import UserError
 from chexzero.model import build_model
-from chexzero.training import finetune, towers
-from chexzero.training.towers import TextSize, create_model
+from chexzero.models import towers
+from chexzero.models.towers import TextSize, create_model
+from chexzero.training import finetune
+from chexzero.training.config import parse_config
 from dinov3_adapter import SIZES
 from dinov3_adapter.registry import Size
 
@@ -26,10 +26,7 @@ def small_sizes(monkeypatch):
 
 
 def arguments(*flags):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--lr", type=float, default=0.05)
-    finetune.add_arguments(parser)
-    return parser.parse_args(flags)
+    return parse_config("", ["--lr", "0.05", *flags])
 
 
 def model_of(vision, **options):

@@ -6,10 +6,11 @@ import pytest
 import torch
 from training_corpus import write_corpus
 
+from chexzero import train
 from chexzero.clip import tokenize
 from chexzero.common.errors import UserError
-from chexzero.training.batches import Batches, PairDataset, hold_out, make_loader, one_per_study
-from chexzero.training.texts import CACHE, load_texts, prepare_texts
+from chexzero.train import CXRDataset, planned_loader
+from chexzero.training.batches import Batches, hold_out, one_per_study
 
 CPU = torch.device("cpu")
 
@@ -22,13 +23,13 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dataset(corpus):
     data = corpus / "data"
-    return PairDataset(data / "cxr.h5", prepare_texts(data / "impressions.csv", data / "cxr.h5", 77, corpus))
+    return CXRDataset(data / "cxr.h5", data / "impressions.csv", "impression")
 
 
 def read(dataset, batches, workers):
     return [
         (batch["img"].clone(), batch["txt"].clone(), batch["row"].clone())
-        for batch in make_loader(dataset, batches, workers, CPU)
+        for batch in planned_loader(dataset, batches, workers, CPU)
     ]
 
 
@@ -48,7 +49,7 @@ def test_the_order_does_not_depend_on_the_workers_and_can_be_entered_anywhere(da
 
 
 def test_a_batch_holds_the_images_and_texts_of_its_rows(dataset, corpus):
-    batch = dataset.__getitems__([7, 0, 29])
+    batch = dataset[[7, 0, 29]]
     with h5py.File(corpus / "data/cxr.h5") as handle:
         assert np.array_equal(batch["img"].numpy(), handle["cxr"][:][[7, 0, 29]])
     assert batch["img"].dtype == torch.uint8
@@ -98,24 +99,21 @@ def test_held_out_patients_are_not_trained_on():
         hold_out(patients, 30, 30, seed=1)
 
 
-def test_texts_are_tokenised_once_and_again_when_they_change(corpus, monkeypatch, tmp_path):
-    data = corpus / "data"
-    folder = prepare_texts(data / "impressions.csv", data / "cxr.h5", 77, tmp_path)
-    assert folder.parent == data / CACHE
-    monkeypatch.setattr("chexzero.training.texts.tokenize", None)  # a second call must not need it
-    assert prepare_texts(data / "impressions.csv", data / "cxr.h5", 77, tmp_path) == folder
-    texts = load_texts(folder)
-    assert texts.tokens.dtype == np.uint16 and texts.tokens.shape == (30, 77)
-    assert texts.studies.tolist() == [i // 3 for i in range(30)] == texts.patients.tolist()
-    with pytest.raises(TypeError):
-        prepare_texts(data / "impressions.csv", data / "cxr.h5", 20, tmp_path)
-    monkeypatch.undo()
-    lines = (data / "impressions.csv").read_text().splitlines()
-    other = data / "changed.csv"
-    other.write_text("\n".join([lines[0], lines[1].replace(lines[1].split(",")[1], ""), *lines[2:]]) + "\n")
-    changed = load_texts(prepare_texts(other, data / "cxr.h5", 77, tmp_path))
-    assert changed.tokens[0].tolist() == [*tokenize(" ")[0].tolist()]  # an empty cell trains as one space
-    assert np.array_equal(changed.tokens[1:], texts.tokens[1:])
+def test_a_text_is_tokenised_once(corpus, monkeypatch):
+    data, asked = corpus / "data", []
+    dataset = CXRDataset(data / "cxr.h5", data / "impressions.csv", "impression", context_length=20)
+    real = train.preprocess_text
+    monkeypatch.setattr(train, "preprocess_text", lambda texts, model: (asked.extend(texts), real(texts, model))[1])
+    first = dataset[[3, 5]]["txt"]
+    assert torch.equal(dataset[[5, 3, 4]]["txt"][:2, : first.shape[1]], first.flip(0))
+    assert asked == [dataset.texts[row] for row in (3, 5, 4)] and first.shape[1] <= 20
+
+
+def test_studies_patients_and_equal_texts_are_numbered(dataset):
+    assert dataset.studies.tolist() == [i // 3 for i in range(30)] == dataset.patients.tolist()
+    same = dataset.same_text[:, None] == dataset.same_text
+    texts = np.array(dataset.texts)
+    assert np.array_equal(same, texts[:, None] == texts)
 
 
 def test_rows_that_do_not_match_are_refused(corpus, tmp_path):
@@ -123,7 +121,7 @@ def test_rows_that_do_not_match_are_refused(corpus, tmp_path):
     path = tmp_path / "impressions.csv"
     path.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]) + "\n")
     with pytest.raises(UserError, match="row 0 of .*cxr.h5"):
-        prepare_texts(path, corpus / "data/cxr.h5", 77, tmp_path)
+        CXRDataset(corpus / "data/cxr.h5", path, "impression")
     path.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(UserError, match="30 images but .* 29 rows"):
-        prepare_texts(path, corpus / "data/cxr.h5", 77, tmp_path)
+        CXRDataset(corpus / "data/cxr.h5", path, "impression")

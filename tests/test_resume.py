@@ -6,6 +6,7 @@ import random
 import resource
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from training_corpus import flags, process, run_to_end, write_corpus
 
 from chexzero.common.errors import UserError
 from chexzero.training import resume
+from chexzero.training.config import TrainConfig
 from chexzero.training.logs import CsvLog
 
 STEPS = [
@@ -181,18 +183,20 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path):
 
 def test_another_setting_or_other_data_are_refused(corpus, undisturbed, tmp_path):
     state = resume.load_last(undisturbed)
-    settings, data = dict(state["settings"]), json.loads(json.dumps(state["data"]))
-    resume.check_same(undisturbed, state, settings | {"max_steps": 90, "num_workers": 2}, data)
+    config, data = TrainConfig(**state["settings"]), json.loads(json.dumps(state["data"]))
+    resume.check_same(undisturbed, state, replace(config, max_steps=90, num_workers=2), data)
     with pytest.raises(UserError, match="--lr 0.001 .now 0.1."):
-        resume.check_same(undisturbed, state, settings | {"lr": 0.1}, data)
-    cosine = {"lr_schedule": "cosine"}
+        resume.check_same(undisturbed, state, replace(config, lr=0.1), data)
     with pytest.raises(UserError, match="--max_steps 60"):
-        state["settings"] |= cosine
-        resume.check_same(undisturbed, state, settings | cosine | {"max_steps": 90}, data)
-    state["settings"] = settings
+        cosine = state | {"settings": state["settings"] | {"lr_schedule": "cosine"}}
+        resume.check_same(undisturbed, cosine, replace(config, lr_schedule="cosine", max_steps=90), data)
+    older = state | {"settings": {key: value for key, value in state["settings"].items() if key != "loss"}}
+    resume.check_same(undisturbed, older, config, data)  # what a run before the setting trained with
+    with pytest.raises(UserError, match="--loss clip .now siglip."):
+        resume.check_same(undisturbed, older, replace(config, loss="siglip"), data)
     next(iter(data["files"].values()))["sha256"] = "0"
     with pytest.raises(UserError, match="cxr.h5 changed"):
-        resume.check_same(undisturbed, state, settings, data)
+        resume.check_same(undisturbed, state, config, data)
 
 
 def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):

@@ -68,7 +68,7 @@ def test_functions_have_upstreams_names_and_arguments():
 
 def test_defaults_are_upstreams(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = vars(run_train.parse_args([]))
+    config = run_train.parse_args([]).as_dict()
     upstream = {
         "cxr_filepath": "data/cxr.h5",
         "txt_filepath": "data/impressions.csv",
@@ -163,7 +163,7 @@ def test_losses_of_upstreams_loop_step_by_step(golden, name):
 @pytest.mark.parametrize("name, more", [("sgd", []), ("adam", []), ("sgd", ["--num_workers", 2, "--grad_accum", 3])])
 def test_losses_of_upstreams_loop_through_the_whole_command(golden, name, more, monkeypatch, tmp_path):
     root, record, _, _, weights = golden
-    monkeypatch.setattr(run_train, "model_from_args", lambda config: load_model(weights).train())
+    monkeypatch.setattr(run_train, "load_clip", lambda **options: load_model(weights).train())
     train(
         "--cxr_filepath",
         root / "data/cxr.h5",
@@ -434,7 +434,7 @@ def test_a_row_that_cannot_be_read_ends_the_run_in_one_sentence(corpus, workers,
     def unreadable(self, rows):
         raise UserError(f"row {rows[0]} of cxr.h5 cannot be read; build it again")
 
-    monkeypatch.setattr("chexzero.training.batches.PairDataset.__getitems__", unreadable)
+    monkeypatch.setattr("chexzero.train.ImageRows.stored", unreadable)
     with pytest.raises(UserError, match=r"^row \d+ of cxr.h5 cannot be read; build it again$"):
         train(*flags(corpus, "unreadable", "--num_workers", workers, "--val_interval", 0, "--overwrite"))
 

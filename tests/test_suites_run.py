@@ -11,9 +11,9 @@ from chexzero.common.errors import UserError
 from chexzero.common.labels import LABELS
 from chexzero.imaging.image_files import ImageFiles
 from chexzero.models.checkpoints import load_model
+from chexzero.models.towers import create_model
 from chexzero.suites import EvaluationContext
 from chexzero.suites.tables import read_labelled
-from chexzero.training.towers import create_model
 from chexzero.zero_shot import embed_images
 from data_prep.__main__ import main as data_prep
 from run_zero_shot import evaluate, parse_args

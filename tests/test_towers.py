@@ -1,6 +1,5 @@
 """Models put together by `create_model`: shapes, weights from each place, what is taken and what is not."""
 
-import argparse
 import logging
 
 import pytest
@@ -9,9 +8,9 @@ from safetensors.torch import save_file
 
 from chexzero.common.errors import UserError
 from chexzero.model import CLIP, build_model
+from chexzero.models import towers
 from chexzero.models.checkpoints import load_model
-from chexzero.training import towers
-from chexzero.training.towers import TEXT_SIZES, VISION_CHOICES, TextSize, create_model
+from chexzero.models.towers import TEXT_SIZES, VISION_CHOICES, TextSize, create_model
 from dinov3_adapter import SIZES
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -233,30 +232,6 @@ def test_weights_of_another_model(tmp_path):
     torch.save(tower, tmp_path / "tower.pt")
     with pytest.raises(UserError, match="a vision tower alone.*does not fit --text_encoder tiny: it lacks"):
         create_model("dinov3_tiny", text_encoder="tiny", text_weights=tmp_path / "tower.pt")
-
-
-def test_flags():
-    parser = argparse.ArgumentParser()
-    towers.add_arguments(parser)
-    parser.add_argument("--context_length", type=int, default=77)
-    parser.add_argument("--random_init", action="store_true")
-    args = parser.parse_args(
-        [
-            "--vision",
-            "dinov3_tiny",
-            "--text_encoder",
-            "tiny",
-            "--image_resolution",
-            "96",
-            "--grad_checkpointing",
-            "--drop_path",
-            "0.2",
-        ]
-    )
-    model = towers.model_from_args(args)
-    assert model.image_resolution == 96
-    assert model.visual.trunk.grad_checkpointing and model.transformer.grad_checkpointing
-    assert model.visual.trunk.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
 
 
 def test_base_model_trains_on_the_cpu():

@@ -1,7 +1,7 @@
 """What a step computes: the loss, its gradient, precision, schedule."""
 
 import math
-from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,22 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from chexzero.clip import trim_padding
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
-from chexzero.training.batches import cut
-from chexzero.training.loss import ContrastiveLoss, equal_pairs, matches, text_codes
+from chexzero.train import pair_loss, train_batch
+from chexzero.training.config import TrainConfig
+from chexzero.training.loss import ContrastiveLoss, equal_pairs, text_codes
 from chexzero.training.step import Towers, Updates, bare, lr_factor
-from run_train import train_batch
 
-DEFAULTS = dict(
-    precision="fp32",
-    clip_grad_norm=None,
-    clip_logit_scale=None,
-    warmup_steps=0,
-    lr_schedule="constant",
-    freeze_steps=None,
-    freeze_blocks=0,
-)
+DEFAULTS = TrainConfig()
 
 
 @pytest.fixture
@@ -46,9 +39,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def loss_of(model, images, texts, criterion=None) -> torch.Tensor:
     criterion = criterion or ContrastiveLoss()
-    logits_per_image, logits_per_text = model(images, texts)
-    labels = matches(texts, criterion)
-    return (criterion(logits_per_image, labels) + criterion(logits_per_text, labels)) / 2
+    return pair_loss(*model(images, texts), criterion.matches(texts), criterion)
 
 
 def gradients(model, loss) -> dict[str, torch.Tensor]:
@@ -75,7 +66,7 @@ def test_loss_and_gradient_are_the_formulas_in_any_number_of_parts(clip, batch, 
     expected = by_definition(clip, images, texts)
     wanted = gradients(clip, expected)
     model = Towers(clip, chunks=chunks)
-    loss = loss_of(model, images, cut(texts.numpy()))
+    loss = loss_of(model, images, trim_padding(texts))
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     for name, gradient in gradients(model, loss).items():
         assert (gradient - wanted[name]).abs().max() <= 1e-5 * max(1, wanted[name].abs().max()), name
@@ -110,7 +101,7 @@ def test_equal_texts_as_positives(clip, batch):
         loss_of(model, images, texts).item(), abs=1e-6
     )  # without equal texts it is upstream's loss
     texts[3], texts[5] = texts[1], texts[1]
-    labels = matches(cut(texts.numpy()), criterion)
+    labels = criterion.matches(trim_padding(texts))
     assert labels[1].tolist() == labels[5].tolist() == [False, True, False, True, False, True]
     assert labels[0].tolist() == [True] + [False] * 5
     logits = model(images, texts)[0].detach()
@@ -136,7 +127,7 @@ def test_equal_texts_as_positives(clip, batch):
 def test_equal_shares_of_one_softmax_would_be_upstreams_loss(clip, batch):
     images, texts = batch
     texts[3], texts[5] = texts[1], texts[1]
-    shares = matches(texts, ContrastiveLoss("positive")).float()
+    shares = ContrastiveLoss("positive").matches(texts).float()
     shares = shares / shares.sum(1, keepdim=True)
     soft = sum(functional.cross_entropy(logits, shares) for logits in Towers(clip)(images, texts)) / 2
     assert soft.item() == pytest.approx(loss_of(Towers(clip), images, texts).item(), abs=1e-5)
@@ -150,8 +141,8 @@ def test_text_codes_know_equal_texts_and_no_others():
     tokens[18, :2] = tokens[19, 1::-1]  # the same tokens in another order
     codes = text_codes(torch.from_numpy(tokens.astype(np.int64)))
     assert torch.equal(codes, text_codes(torch.from_numpy(tokens[:, :40].astype(np.int64))))
-    assert equal_pairs(codes) == 1 and codes[17] == codes[4000]
-    assert equal_pairs(torch.tensor([1, 1, 1, 2, 2, 3])) == 4
+    assert equal_pairs(codes.numpy()) == 1 and codes[17] == codes[4000]
+    assert equal_pairs(np.array([1, 1, 1, 2, 2, 3])) == 4
 
 
 def test_low_precision_is_close_and_float16_steps_are_taken(clip, batch):
@@ -167,7 +158,7 @@ def test_low_precision_is_close_and_float16_steps_are_taken(clip, batch):
     optimizer = Updates(
         torch.optim.SGD(clip.parameters(), lr=0.05),
         model,
-        Namespace(**DEFAULTS | {"precision": "fp16", "clip_grad_norm": 1.0}),
+        replace(DEFAULTS, precision="fp16", clip_grad_norm=1.0),
         10,
         device,
     )
@@ -179,7 +170,7 @@ def test_low_precision_is_close_and_float16_steps_are_taken(clip, batch):
 def test_clipping_and_limits(clip, batch):
     images, texts = batch
     device, model = torch.device("cpu"), Towers(clip)
-    config = Namespace(**DEFAULTS | {"clip_grad_norm": 1e-3, "clip_logit_scale": 5.0})
+    config = replace(DEFAULTS, clip_grad_norm=1e-3, clip_logit_scale=5.0)
     optimizer = Updates(torch.optim.SGD(clip.parameters(), lr=1.0), model, config, 10, device)
     before = {name: parameter.detach().clone() for name, parameter in clip.named_parameters()}
     train_batch(images, texts, model, device, ContrastiveLoss(), optimizer)
@@ -203,7 +194,7 @@ def test_schedule():
 def test_the_rate_of_each_group_follows_the_schedule(clip):
     weight, bias = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([{"params": [weight], "lr": 1.0}, {"params": [bias], "lr": 0.1}])
-    updates = Updates(optimizer, clip, Namespace(**DEFAULTS | {"warmup_steps": 2}), 10, torch.device("cpu"))
+    updates = Updates(optimizer, clip, replace(DEFAULTS, warmup_steps=2), 10, torch.device("cpu"))
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05]
     functional.mse_loss(weight + bias, torch.zeros(2)).backward()
     updates.step()

@@ -120,7 +120,7 @@ def _run_train(argv: list[str], environment: dict[str, str]) -> None:
 def shrink(set_item: Callable[[dict, str, object], None]) -> None:
     """One vision block and a narrow text encoder: 0.8 instead of 3.7 million weights to write at each save."""
     import dinov3_adapter
-    from chexzero.training import towers
+    from chexzero.models import towers
 
     tiny = dinov3_adapter.SIZES["dinov3_tiny"]
     set_item(dinov3_adapter.SIZES, "dinov3_tiny", replace(tiny, overrides={**tiny.overrides, "depth": 1}))

@@ -1,7 +1,11 @@
-"""Settings from a YAML file and from flags: one parser for both, and flags win."""
+"""Settings: the fields of a frozen dataclass are the flags of a command, and the keys of its YAML file."""
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 import shtab
 import yaml
@@ -10,6 +14,78 @@ from chexzero.common.errors import EXIT_CODES, UserError
 from chexzero.common.files import require_file
 
 PATHS = {"FILE", "DIR", "FOLDER"}
+#: Keys of a run's config.json that say how that run was started, which is not repeated.
+NOT_REPEATED = ("config", "print_completion", "resume", "overwrite")
+Config = TypeVar("Config")
+
+
+def setting(
+    default: Any,
+    help: str,  # noqa: A002 (argparse's word)
+    *,
+    group: str,
+    metavar: str | None = None,
+    choices: Collection[str] | None = None,
+    parse: Callable[[str], Any] | None = None,
+    least: float | None = None,
+    free: bool = False,
+) -> Any:
+    """A field of a configuration that is also the flag `--<name>`.
+
+    Its type is the field's annotation, or what `parse` makes of the word; a bool is a flag without a value (with
+    `--no-<name>` where the default is True). least: the smallest value allowed. free: whether a run may go on with
+    another value.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": help,
+            "group": group,
+            "metavar": metavar,
+            "choices": choices,
+            "parse": parse,
+            "least": least,
+            "free": free,
+        },
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser, config: type) -> None:
+    """Add a flag for every field of `config` that `setting` made, in groups, in the fields' order."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    hints = typing.get_type_hints(config)
+    for one in dataclasses.fields(config):
+        about = one.metadata
+        group = groups.get(about["group"]) or parser.add_argument_group(about["group"])
+        groups[about["group"]] = group
+        shown = "" if one.default in (None, False) or "default:" in about["help"] else " (default: %(default)s)"
+        options: dict[str, Any] = {"default": one.default, "help": about["help"] + shown}
+        if hints[one.name] is bool:
+            options["action"] = argparse.BooleanOptionalAction if one.default else "store_true"
+        else:
+            options |= {
+                "type": about["parse"] or _value_type(hints[one.name]),
+                "choices": about["choices"],
+                "metavar": about["metavar"],
+            }
+        group.add_argument(f"--{one.name}", **options)
+
+
+def _value_type(hint: Any) -> type:
+    """`int` for `int | None`."""
+    if isinstance(hint, types.UnionType):
+        hint = next(one for one in typing.get_args(hint) if one is not type(None))
+    return hint
+
+
+def from_namespace(config: type[Config], args: argparse.Namespace) -> Config:
+    """The configuration with the parsed values of its flags; a value below its least raises `UserError`."""
+    fields = dataclasses.fields(config)  # type: ignore[arg-type]
+    for one in fields:
+        value, least = getattr(args, one.name), one.metadata["least"]
+        if least is not None and value is not None and not value >= least:
+            raise UserError(f"--{one.name} {value} must be at least {least}; choose another value")
+    return config(**{one.name: getattr(args, one.name) for one in fields})
 
 
 def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,7 +118,7 @@ def complete_paths(parser: argparse.ArgumentParser) -> None:
             action.complete = shtab.FILE  # folders too
 
 
-def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
+def _read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
     require_file(path, "name a YAML file with --config")
     with open(path, encoding="utf-8") as handle:
         try:
@@ -51,30 +127,26 @@ def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
             raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one `flag: value` a line; correct it")
-    if isinstance(values.get("settings"), dict):  # a run's config.json; how that run was started is not repeated
-        values = {
-            key: value for key, value in values["settings"].items() if key not in ("config", "resume", "overwrite")
-        }
-    actions = {action.dest: action for action in parser._actions}
-    unknown = sorted(str(key) for key in values if key not in actions or key in ("config", "help"))
+    if isinstance(values.get("settings"), dict):  # a run's config.json
+        values = {key: value for key, value in values["settings"].items() if key not in NOT_REPEATED}
+    known = vars(parser.parse_args([]))
+    unknown = sorted(str(key) for key in values if key not in known or key == "config")
     if unknown:
         raise UserError(f"{path} has keys that are no flags ({', '.join(unknown)}); see --help")
-    return {key: _convert(parser, actions[key], value, path) for key, value in values.items()}
+    return {key: _checked(parser, key, value, known[key], path) for key, value in values.items()}
 
 
-def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value: object, path: str) -> object:
-    if value is None:
-        return None
-    if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise UserError(f"{path}: {action.dest} must be true or false; correct it")
+def _checked(parser: argparse.ArgumentParser, key: str, value: Any, default: Any, path: str) -> Any:
+    """What the flag `key` makes of a value of the file."""
+    if isinstance(default, bool) != isinstance(value, bool) and value is not None:
+        raise UserError(f"{path}: {key} must {'' if isinstance(default, bool) else 'not '}be true or false; correct it")
+    if value is None or isinstance(value, bool):
         return value
-    many = action.nargs in ("+", "*") or isinstance(action.nargs, int)
-    words = value if many and isinstance(value, list) else [value]
+    words = [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]
+    parser.exit_on_error = False
     try:
-        converted = [parser._get_value(action, word if isinstance(word, str) else str(word)) for word in words]
-        for item in converted:
-            parser._check_value(action, item)
+        return getattr(parser.parse_args(words), key)
     except argparse.ArgumentError as error:
-        raise UserError(f"{path}: {error}") from error
-    return converted if many else converted[0]
+        raise UserError(f"{path}: {error}; correct it") from error
+    finally:
+        parser.exit_on_error = True

@@ -1,7 +1,7 @@
 """A run's folder: opened for writing, read when finished, and which checkpoint was selected."""
 
-import argparse
 import math
+import os
 import re
 import shutil
 from collections.abc import Collection
@@ -163,22 +163,21 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def run_folder(config: argparse.Namespace) -> Path:
-    """`<save_dir>/<model_name>`."""
-    return Path(config.save_dir) / safe_name(str(config.model_name), "--model_name")
+def run_folder(save_dir: str | os.PathLike, model_name: str) -> Path:
+    """`<save_dir>/<model_name>`; raises `UserError` for a name that cannot be one folder's."""
+    return Path(save_dir) / safe_name(model_name, "--model_name")
 
 
-def open_folder(config: argparse.Namespace) -> Path:
+def open_folder(folder: Path, resume: bool = False, overwrite: bool = False) -> Path:
     """Make the run's folder, which the caller holds, ready: new, resumed (`--resume`) or begun again (`--overwrite`).
 
     Raises `UserError` where another run's files would be overwritten without being told to, or nothing can be
     written.
     """
-    folder = run_folder(config)
     found = _written(folder)
-    resumable = config.resume and any(path.name in (LAST, PREVIOUS) for path in found)
-    only_begun = config.resume and all(any(path.match(name) for name in (*BEGUN, ".*")) for path in found)
-    if found and not (resumable or config.overwrite or only_begun):
+    resumable = resume and any(path.name in (LAST, PREVIOUS) for path in found)
+    only_begun = resume and all(any(path.match(name) for name in (*BEGUN, ".*")) for path in found)
+    if found and not (resumable or overwrite or only_begun):
         raise UserError(
             f"{folder} already holds a run ({', '.join(sorted(path.name for path in found)[:3])}, ...); "
             "go on with it with --resume auto, choose another --model_name, or begin again with "

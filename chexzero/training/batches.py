@@ -1,87 +1,30 @@
-"""Feeding: stored bytes and tokens of a batch, read by worker processes; the rest happens on the device.
+"""Which pairs make each batch.
 
-The order of the batches is computed before anything is read, from the seed and the epoch alone. It is the same for
-any number of workers, and a resumed run starts in the middle of it.
+The order is computed before anything is read, from the seed and the epoch alone. It is the same for any number of
+workers, and a resumed run starts in the middle of it.
 """
 
-import argparse
 import os
-import signal
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
 from chexzero.common.errors import UserError
-from chexzero.runs.run_folder import run_folder
+from chexzero.train import CXRDataset
 from chexzero.training import distributed
-from chexzero.training.texts import load_texts, prepare_texts
+from chexzero.training.config import TrainConfig
 
 
-class PairDataset(Dataset):
-    """Pairs of a radiograph and the tokens of its report, read a batch at a time.
-
-    `__getitems__(rows)` returns `{"img": (B, H, W) as stored, "txt": int64 (B, T), "row": int64 (B,)}`, the texts cut
-    to the batch's longest. Each process opens the image file for itself.
-    """
-
-    def __init__(self, cxr_filepath: str | os.PathLike, texts_folder: Path):
-        self.cxr_filepath, self.texts_folder = str(cxr_filepath), texts_folder
-        self.held_out = np.empty(0, np.int64)  # rows that are not trained on
-        self._pid: int | None = None
-
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        self._open()
-        images = np.empty((len(rows), *self._images.shape[1:]), self._images.dtype)
-        for place, row in enumerate(rows):
-            try:
-                self._images.read_direct(images, np.s_[row], np.s_[place])
-            except OSError as error:
-                raise UserError(
-                    f"row {row} of {self.cxr_filepath} cannot be read ({str(error).split(',')[0]}); "
-                    f"build the file again with `python -m data_prep build`"
-                ) from error
-        return {
-            "img": torch.from_numpy(images),
-            "txt": cut(self._tokens[rows]),
-            "row": torch.tensor(rows, dtype=torch.int64),
-        }
-
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        return self.__getitems__([row])
-
-    def _open(self) -> None:
-        if self._pid != os.getpid():  # an HDF5 handle must not cross a fork
-            self._images = h5py.File(self.cxr_filepath, "r")["cxr"]
-            self._tokens = load_texts(self.texts_folder).tokens
-            self._pid = os.getpid()
-
-    def __getstate__(self) -> dict:
-        return {
-            "cxr_filepath": self.cxr_filepath,
-            "texts_folder": self.texts_folder,
-            "held_out": self.held_out,
-            "_pid": None,
-        }
-
-
-def cut(tokens: NDArray) -> torch.Tensor:
-    """Tokens (B, T), padded with 0, as int64 cut after the longest text."""
-    longest = int((tokens != 0).sum(1).max()) if len(tokens) else 0
-    return torch.from_numpy(tokens[:, :longest].astype(np.int64))
-
-
-class Batches(Sampler):
+class Batches(Sampler[list[int]]):
     """The batches of an epoch: rows shuffled by seed and epoch, the last short batch kept.
 
     rows: which rows are trained on. batch_size: over all ranks; each rank takes its own part of each batch, so that
     no row is read twice. With several ranks the last batch of an epoch is cut to a multiple of their number.
-    `studies` (a number for every row of the file): no two rows of the same study in one batch.
+    `studies` (a number for every row of the file): no two rows of the same study in one batch. `held_out` only keeps
+    the rows that are not trained on.
     """
 
     def __init__(
@@ -91,6 +34,7 @@ class Batches(Sampler):
         seed: int,
         *,
         studies: NDArray | None = None,
+        held_out: NDArray | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
@@ -100,6 +44,7 @@ class Batches(Sampler):
                 f"divided evenly among them; choose a multiple of {world_size}"
             )
         self.rows, self.batch_size, self.seed, self.studies = rows, batch_size, seed, studies
+        self.held_out = np.empty(0, np.int64) if held_out is None else held_out
         self.rank, self.world_size = rank, world_size
         self.set_position(0, 0)
 
@@ -155,28 +100,20 @@ def _place(pair: tuple[int, int], batch: list, seen: set, still: list, batch_siz
         seen.add(study)
 
 
-def load_pairs(config: argparse.Namespace, device: torch.device) -> DataLoader:
-    """The training pairs of a run, checked, tokenised and in this rank's order of batches."""
-    prepare = partial(
-        prepare_texts, config.txt_filepath, config.cxr_filepath, config.context_length, run_folder(config)
-    )
-    folder = distributed.from_main(prepare() if distributed.is_main() else None)
-    if distributed.is_first_on_node() and not folder.exists():  # the data were copied to each node's own disk
-        prepare()
-    distributed.wait_for_main()
-    texts = load_texts(folder)
-    if config.one_per_study and texts.studies is None:
+def plan_batches(config: TrainConfig, dataset: CXRDataset) -> Batches:
+    """The batches of a run, in this rank's order, without the pairs that are held out."""
+    if config.one_per_study and dataset.studies is None:
         raise UserError(
             f"--one_per_study needs a column study_id in {config.txt_filepath}; build it with `python -m "
             f"data_prep build`, or leave the flag out"
         )
-    dataset = PairDataset(config.cxr_filepath, folder)
-    rows, dataset.held_out = hold_out(texts.patients, len(texts.tokens), config.val_pairs, config.seed)
+    rows, held_out = hold_out(dataset.patients, len(dataset), config.val_pairs, config.seed)
     batches = Batches(
         rows,
         config.batch_size,
         config.seed,
-        studies=texts.studies if config.one_per_study else None,
+        studies=dataset.studies if config.one_per_study else None,
+        held_out=held_out,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
@@ -184,27 +121,7 @@ def load_pairs(config: argparse.Namespace, device: torch.device) -> DataLoader:
         raise UserError(
             f"{config.cxr_filepath} has fewer pairs ({len(rows)}) than there are processes; use fewer processes"
         )
-    workers = default_workers(device) if config.num_workers is None else config.num_workers
-    return make_loader(dataset, batches, workers, device)
-
-
-def make_loader(dataset: PairDataset, batches: Batches, num_workers: int, device: torch.device) -> DataLoader:
-    """A loader that reads whole batches, ahead where it has workers, into pinned memory where the device is a GPU.
-
-    It has a generator of its own, because making an iterator draws a number: the training's random state must not
-    depend on how often a run was resumed.
-    """
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        pin_memory=device.type == "cuda",
-        persistent_workers=num_workers > 0,
-        prefetch_factor=4 if num_workers else None,
-        generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_leave_signals_to_the_run,
-    )
+    return batches
 
 
 def hold_out(patients: NDArray | None, n_rows: int, n_pairs: int, seed: int) -> tuple[NDArray, NDArray]:
@@ -225,24 +142,12 @@ def hold_out(patients: NDArray | None, n_rows: int, n_pairs: int, seed: int) -> 
     return rows[~held], rows[held]
 
 
-def default_workers(device: torch.device) -> int:
-    """Worker processes a rank has by itself: with a GPU up to 6 of its share of the cores, without one none."""
-    return (
-        min(6, max(1, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count()) - 1))
-        if device.type == "cuda"
-        else 0
-    )
+def default_workers() -> int:
+    """Worker processes per rank: with a GPU up to 6 of its share of the cores, without one none."""
+    if not torch.cuda.is_available():
+        return 0
+    return min(6, max(1, len(os.sched_getaffinity(0)) // torch.cuda.device_count() - 1))
 
 
 def _mix(seed: int, epoch: int) -> int:
     return seed * 1_000_003 + epoch
-
-
-def _leave_signals_to_the_run(_worker: int) -> None:
-    """torchrun, SLURM and Ctrl-C signal the whole process group; the workers must go on until the run has saved."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _as_it_is(batch: dict) -> dict:
-    return batch

@@ -1,11 +1,10 @@
 """Training choices for a pretrained tower: learning rates, freezing, LoRA. At the defaults all of it does nothing.
 
-In a training script: `add_arguments(parser)`; `prepare(model, args)` once, before the optimiser and before the model
-is wrapped; `parameter_groups(model, args)` for the optimiser; `set_frozen(model, step, args)` between each backward
+In a training script: `add_arguments(parser)`; `prepare(model, config)` once, before the optimiser and before the model
+is wrapped; `parameter_groups(model, config)` for the optimiser; `set_frozen(model, step, config)` between each backward
 pass and the optimiser's step; `merge_lora(model)` where a checkpoint is written.
 """
 
-import argparse
 import logging
 import re
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ import torch
 from torch import nn
 
 from chexzero.common.errors import UserError
+from chexzero.training.config import ALL, TrainConfig
 
-ALL = "all"
 #: Every matrix of a DINOv3 block: attention in and out, both of the MLP (three where it is gated).
 LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc\w+)"
 
@@ -26,65 +25,16 @@ _PROJECTION = re.compile(r"visual\.(?:head\.proj\.weight|proj)$")
 log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags; every default is upstream's way: one learning rate, everything learns."""
-    group = parser.add_argument_group("fine-tuning")
-    group.add_argument(
-        "--vision_lr", type=float, metavar="LR", help="learning rate of the vision tower (default: --lr)"
-    )
-    group.add_argument(
-        "--projection_lr",
-        type=float,
-        metavar="LR",
-        help="learning rate of the projection after the vision tower (default: --lr)",
-    )
-    group.add_argument("--text_lr", type=float, metavar="LR", help="learning rate of the text encoder (default: --lr)")
-    group.add_argument(
-        "--layer_decay",
-        type=float,
-        default=1.0,
-        metavar="FACTOR",
-        help="each vision block learns at this factor of the rate of the block after it (default: 1)",
-    )
-    group.add_argument(
-        "--freeze_blocks",
-        type=_blocks,
-        default=0,
-        metavar="N|all",
-        help="freeze the vision tower's embeddings and first N blocks, or all of it (default: 0)",
-    )
-    group.add_argument(
-        "--freeze_steps",
-        type=int,
-        metavar="STEPS",
-        help="for how many steps --freeze_blocks holds (default: the whole run)",
-    )
-    group.add_argument(
-        "--lora_rank",
-        type=int,
-        default=0,
-        metavar="R",
-        help="train low-rank updates of a DINOv3 tower instead of its weights (default: 0, off)",
-    )
-    group.add_argument(
-        "--lora_alpha", type=float, default=16.0, metavar="A", help="the updates are scaled by A / R (default: 16)"
-    )
-
-
-def _blocks(text: str) -> int | str:
-    return text if text == ALL else int(text)
-
-
-def prepare(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+def prepare(model: nn.Module, config: TrainConfig) -> nn.Module:
     """Put LoRA in, and freeze what is frozen for the whole run; changes and returns `model`.
 
     Raises `UserError` for settings that do not fit together or do not fit the tower.
     """
-    _check(model, args)
-    if args.lora_rank:
-        _add_lora(model.visual.trunk, args.lora_rank, args.lora_alpha)
-    if args.freeze_blocks and args.freeze_steps is None:
-        for _, parameter in _frozen(model, args.freeze_blocks):
+    _check(model, config)
+    if config.lora_rank:
+        _add_lora(model.visual.trunk, config.lora_rank, config.lora_alpha)
+    if config.freeze_blocks and config.freeze_steps is None:
+        for _, parameter in _frozen(model, config.freeze_blocks):
             parameter.requires_grad = False
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -93,25 +43,25 @@ def prepare(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     return model
 
 
-def _check(model: nn.Module, args: argparse.Namespace) -> None:
+def _check(model: nn.Module, config: TrainConfig) -> None:
     for flag in ("vision_lr", "projection_lr", "text_lr"):
-        rate = getattr(args, flag)
+        rate = getattr(config, flag)
         if rate is not None and not 0 <= rate < float("inf"):
             raise UserError(f"--{flag} {rate:g} is no learning rate; give 0 or more")
-    if not 0 < args.layer_decay <= 1:
-        raise UserError(f"--layer_decay {args.layer_decay:g} is not in 0..1; give for instance 0.75, or 1 for none")
+    if not 0 < config.layer_decay <= 1:
+        raise UserError(f"--layer_decay {config.layer_decay:g} is not in 0..1; give for instance 0.75, or 1 for none")
     depth = _depth(model)
-    if args.freeze_blocks != ALL and not 0 <= args.freeze_blocks <= depth:
+    if config.freeze_blocks != ALL and not 0 <= config.freeze_blocks <= depth:
         raise UserError(
-            f"--freeze_blocks {args.freeze_blocks} does not fit a tower of {depth} blocks; give 0 to {depth}, or {ALL}"
+            f"--freeze_blocks {config.freeze_blocks} does not fit a tower of {depth} blocks; give 0 to {depth}, or {ALL}"
         )
-    if args.freeze_steps is not None and not args.freeze_blocks:
+    if config.freeze_steps is not None and not config.freeze_blocks:
         raise UserError(f"--freeze_steps needs --freeze_blocks to say what is frozen; add --freeze_blocks N or {ALL}")
-    if args.freeze_steps is not None and args.freeze_steps < 0:
-        raise UserError(f"--freeze_steps {args.freeze_steps} is negative; give 0 or more")
-    if args.lora_rank < 0:
-        raise UserError(f"--lora_rank {args.lora_rank} is negative; give for instance 8, or 0 for none")
-    if args.lora_rank and not hasattr(model.visual, "trunk"):
+    if config.freeze_steps is not None and config.freeze_steps < 0:
+        raise UserError(f"--freeze_steps {config.freeze_steps} is negative; give 0 or more")
+    if config.lora_rank < 0:
+        raise UserError(f"--lora_rank {config.lora_rank} is negative; give for instance 8, or 0 for none")
+    if config.lora_rank and not hasattr(model.visual, "trunk"):
         raise UserError("--lora_rank is for the DINOv3 towers; choose one with --vision, or leave it out")
 
 
@@ -139,7 +89,7 @@ def merge_lora(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
 
 
-def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict]:
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
     """Groups for a torch optimiser, `{"params": [...], "lr": rate}`: one for each learning rate, `--lr`'s first.
 
     At the defaults there is one group with every parameter in the model's order, which is what upstream trains.
@@ -147,36 +97,36 @@ def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict]:
     d ** (n + 1), the final norm at the rate itself. Parameters that never learn are left out.
     """
     depth = _depth(model)
-    groups: dict[float, list[nn.Parameter]] = {args.lr: []}
+    groups: dict[float, list[nn.Parameter]] = {config.lr: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(_rate(name, depth, args), []).append(parameter)
+            groups.setdefault(_rate(name, depth, config), []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]
 
 
-def _rate(name: str, depth: int, args: argparse.Namespace) -> float:
+def _rate(name: str, depth: int, config: TrainConfig) -> float:
     if name == "logit_scale":
-        return args.lr
+        return config.lr
     if _PROJECTION.match(name):
-        return _first(args.projection_lr, args.lr)
+        return _first(config.projection_lr, config.lr)
     if not name.startswith("visual."):
-        return _first(args.text_lr, args.lr)
-    return _first(args.vision_lr, args.lr) * args.layer_decay ** (depth + 1 - _layer(name, depth))
+        return _first(config.text_lr, config.lr)
+    return _first(config.vision_lr, config.lr) * config.layer_decay ** (depth + 1 - _layer(name, depth))
 
 
 def _first(rate: float | None, default: float) -> float:
     return default if rate is None else rate
 
 
-def set_frozen(model: nn.Module, step: int, args: argparse.Namespace) -> None:
+def set_frozen(model: nn.Module, step: int, config: TrainConfig) -> None:
     """Take the gradients off what is frozen at this step (from 0), so that the optimiser passes it by.
 
     To be called between the backward pass and the optimiser's step. Only the gradients go: parameters that changed
     `requires_grad` in the middle of a run would not be kept equal over the ranks by DistributedDataParallel.
     """
-    if args.freeze_steps is None or step >= args.freeze_steps:
+    if config.freeze_steps is None or step >= config.freeze_steps:
         return
-    for _, parameter in _frozen(model, args.freeze_blocks):
+    for _, parameter in _frozen(model, config.freeze_blocks):
         parameter.grad = None
 
 

@@ -1,6 +1,5 @@
 """What a run writes down: `train_log.csv`, `metrics.csv`, `config.json`, TensorBoard and Weights & Biases."""
 
-import argparse
 import csv
 import io
 import math
@@ -21,6 +20,7 @@ from chexzero.common.formats import read_build
 from chexzero.common.labels import LABELS
 from chexzero.common.versions import PACKAGES, git_revision, version
 from chexzero.training import distributed
+from chexzero.training.config import TrainConfig, import_wandb
 
 TRAIN_COLUMNS = [
     "step",
@@ -99,7 +99,7 @@ class CsvLog:
 class Boards:
     """TensorBoard files under `<run>/tensorboard`, and Weights & Biases; each only where it was asked for."""
 
-    def __init__(self, folder: Path, config: argparse.Namespace, step: int):
+    def __init__(self, folder: Path, config: TrainConfig, step: int):
         self.folder, self.writer, self.wandb = folder, None, None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
@@ -113,7 +113,7 @@ class Boards:
                 dir=str(folder),
                 id=run_id,
                 resume="allow",
-                config=vars(config),
+                config=config.as_dict(),
             )
 
     def write(self, group: str, row: dict[str, Any]) -> None:
@@ -141,22 +141,11 @@ class Boards:
             self.wandb.finish()
 
 
-def import_wandb() -> Any:
-    """The wandb package, or a `UserError` that says how to get it."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            "--wandb needs the package wandb, which is not installed; type `pip install wandb`, or leave --wandb out"
-        ) from error
-    return wandb
-
-
-def describe_run(config: argparse.Namespace, model: nn.Module, data: dict[str, Any]) -> dict[str, Any]:
+def describe_run(config: TrainConfig, model: nn.Module, data: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`: enough to run it again and to see that it is the same."""
     return {
         "run_id": uuid.uuid4().hex[:12],
-        "settings": vars(config),
+        "settings": config.as_dict(),
         "model": {
             "vision": config.vision,
             "text_encoder": config.text_encoder,

@@ -1,10 +1,17 @@
-"""The contrastive loss over the batch of all ranks, and which pairs of a batch count as matching.
+"""Losses over the batch of all ranks, and which pairs of a batch count as matching.
 
-Loss of a batch of B pairs: logits = exp(logit_scale) x cosines, (B, B); the mean of the cross-entropies of its rows
-and of its columns against the diagonal. Radford et al. 2021 (CLIP), as CheXzero uses it.
+A loss takes the rows of a logit matrix (exp(logit_scale) x cosines, plus a bias where the model has one);
+`chexzero.train.pair_loss` is its mean over the images' rows and the texts'. `--loss clip` is the cross-entropy against
+the diagonal: Radford et al. 2021, as CheXzero uses it. To add a loss, write a `PairLoss` and add it to `LOSSES`.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from open_clip.loss import ClipLoss
 from torch import nn
 from torch.nn import functional
@@ -14,7 +21,26 @@ from chexzero.training import distributed
 EQUAL_TEXT = ("negative", "positive")
 
 
-class ContrastiveLoss(nn.CrossEntropyLoss):
+class PairLoss(nn.Module):
+    """A loss of the rows of a logit matrix that knows which pairs of the batch of all ranks match."""
+
+    def __init__(self, equal_text: str = "negative"):
+        super().__init__()
+        self.equal_text = equal_text
+
+    def matches(self, texts: torch.Tensor) -> torch.Tensor:
+        """What matches each of this rank's rows among the pairs of all ranks. texts: this rank's tokens (b, T).
+
+        Returns the index of the row's own pair, int64 (b,); with `equal_text="positive"` all pairs with its text,
+        bool (b, b x ranks).
+        """
+        if self.equal_text == "negative":
+            return torch.arange(len(texts), device=texts.device) + distributed.rank() * len(texts)
+        own = text_codes(texts)
+        return own[:, None] == distributed.gather(own)[None, :]
+
+
+class ContrastiveLoss(PairLoss):
     """Loss of the rows of a logit matrix; `equal_text` says what pairs with the same text are to each other.
 
     `negative` (upstream): each row's own pair matches it and all others are negatives; the cross-entropy.
@@ -24,59 +50,78 @@ class ContrastiveLoss(nn.CrossEntropyLoss):
     logits of equal texts are equal, and summed over the batch that is upstream's loss.)
     """
 
-    def __init__(self, equal_text: str = "negative"):
-        super().__init__()
-        if equal_text not in EQUAL_TEXT:
-            raise ValueError(f"equal_text must be one of {EQUAL_TEXT}")
-        self.equal_text = equal_text
-
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """logits: (b, B). labels: index of each row's match, int64 (b,); or all its matches, bool (b, B)."""
         if labels.dtype != torch.bool:
-            return super().forward(logits, labels)
+            return functional.cross_entropy(logits, labels)
         negatives = logits.masked_fill(labels, -torch.inf).logsumexp(1, keepdim=True)
         losses = functional.softplus(negatives - logits).masked_fill(~labels, 0)
         return (losses.sum(1) / labels.sum(1)).mean()
 
 
+class SigmoidLoss(PairLoss):
+    """Sigmoid loss of the rows of a logit matrix: each entry alone says whether its image and text match.
+
+    A row's loss is the sum over its entries of -log sigmoid(z) where they match and -log sigmoid(-z) elsewhere (Zhai
+    et al. 2023, SigLIP, as open_clip's `SigLipLoss` has it). The rows of one rank against the pairs of all ranks are
+    that rank's part of the sum, so several ranks and parts of a batch need nothing of their own.
+    """
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """logits: (b, B). labels: index of each row's match, int64 (b,); or all its matches, bool (b, B)."""
+        if labels.dtype != torch.bool:
+            labels = functional.one_hot(labels, logits.shape[1]).bool()
+        return -functional.logsigmoid(torch.where(labels, logits, -logits)).sum(1).mean()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A choice of `--loss`, and where the factor on the cosines and the number added to them begin."""
+
+    criterion: Callable[[str], nn.Module]
+    log_scale: float | None = None  # None: CLIP's own
+    bias: float | None = None  # None: the model has none
+
+
+#: `--loss` -> what it is. SigLIP's beginnings are those of its paper.
+LOSSES = {"clip": Loss(ContrastiveLoss), "siglip": Loss(SigmoidLoss, log_scale=math.log(10), bias=-10.0)}
+
+
 def all_pairs(
-    image_features: torch.Tensor, text_features: torch.Tensor, scale: torch.Tensor
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of this rank's b rows against the pairs of all W ranks.
+    """Logits of this rank's b rows against the pairs of all W ranks, or with `alone` against its own.
 
     image_features, text_features: (b, D), rows of length 1. Returns `(logits_per_image, logits_per_text)`, each
     (b, b x W). Gradients flow back to the features of every rank, so that the mean over ranks that
     DistributedDataParallel takes is the gradient of one process with the whole batch (open_clip's local loss).
     """
     loss = ClipLoss(
-        local_loss=True, gather_with_grad=True, rank=distributed.rank(), world_size=distributed.world_size()
+        local_loss=True,
+        gather_with_grad=True,
+        rank=0 if alone else distributed.rank(),
+        world_size=1 if alone else distributed.world_size(),
     )
-    return loss.get_logits(image_features, text_features, scale)
-
-
-def matches(texts: torch.Tensor, criterion: nn.Module) -> torch.Tensor:
-    """What matches the rows of the logits, as `criterion` takes it.
-
-    texts: this rank's tokens (b, T). Returns the index of each row's own pair among the pairs of all ranks, int64
-    (b,); or, for `equal_text="positive"`, all pairs with its text, bool (b, b x ranks).
-    """
-    if getattr(criterion, "equal_text", "negative") == "negative":
-        return torch.arange(len(texts), device=texts.device) + distributed.rank() * len(texts)
-    own = text_codes(texts)
-    return own[:, None] == distributed.gather(own)[None, :]
+    return loss.get_logits(image_features, text_features, scale, bias)
 
 
 def text_codes(tokens: torch.Tensor) -> torch.Tensor:
-    """One int64 a text, (B, T) -> (B,): equal for equal texts and, but for one chance in 2^64, only for these.
+    """One int64 per text, (B, T) -> (B,): equal for equal texts and, but for one chance in 2^64, only for these.
 
-    A sum of tokens times fixed random numbers (it wraps around), so that padding with zeros changes nothing.
+    A sum of tokens times fixed random numbers (it wraps around), so that padding with zeros changes nothing: ranks
+    whose batches are cut at different lengths compare eight bytes per text.
     """
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (tokens.shape[1],), generator=generator, dtype=torch.int64)
     return (tokens.to(torch.int64) * factors.to(tokens.device)).sum(1)
 
 
-def equal_pairs(codes: torch.Tensor) -> int:
-    """Number of pairs i < j with equal codes, that is, of pairs a batch calls negative although they match."""
-    counts = torch.unique(codes, return_counts=True)[1]
+def equal_pairs(numbers: NDArray) -> int:
+    """Number of pairs i < j with equal numbers, that is, of pairs a batch calls negative although they match."""
+    counts = np.unique(numbers, return_counts=True)[1]
     return int((counts * (counts - 1)).sum()) // 2

@@ -17,6 +17,7 @@ import torch
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path
 from chexzero.runs.run_folder import DAMAGED, LAST, PREVIOUS
+from chexzero.training.config import DEFAULTS, FREE_SETTINGS, LENGTH_SETTINGS, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -88,39 +89,14 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({first}); the state saved before it is tried") from error
 
 
-#: Settings that may change when a run goes on: no number of the training depends on them.
-FREE_SETTINGS = {
-    "config",
-    "resume",
-    "overwrite",
-    "save_dir",
-    "model_name",
-    "cxr_filepath",
-    "txt_filepath",
-    "valid",
-    "valid_labels",
-    "num_workers",
-    "log_interval",
-    "save_interval",
-    "save_last_interval",
-    "keep_top_k",
-    "patience",
-    "min_delta",
-    "tensorboard",
-    "wandb",
-    "wandb_project",
-}
-#: A run may become longer where the learning rate does not depend on its length.
-LENGTH_SETTINGS = {"epochs", "max_steps"}
-
-
-def check_same(folder: Path, state: dict[str, Any], settings: dict[str, Any], data: dict[str, Any]) -> None:
+def check_same(folder: Path, state: dict[str, Any], config: TrainConfig, data: dict[str, Any]) -> None:
     """Raise `UserError` unless a state was made with these settings and data (their content, not their path)."""
-    free = FREE_SETTINGS | (LENGTH_SETTINGS if settings["lr_schedule"] == "constant" else set())
+    free = FREE_SETTINGS | (LENGTH_SETTINGS if config.lr_schedule == "constant" else set())
+    before = DEFAULTS | state["settings"]  # settings that are newer than the run had their defaults
     changed = [
-        f"--{name} {state['settings'].get(name)} (now {value})"
-        for name, value in settings.items()
-        if name not in free and state["settings"].get(name) != value
+        f"--{name} {before[name]} (now {value})"
+        for name, value in config.as_dict().items()
+        if name not in free and before[name] != value
     ]
     if changed:
         raise UserError(

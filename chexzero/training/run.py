@@ -3,7 +3,6 @@
 The loop itself is `run_train.train`. What must survive a kill is in `Progress`, the weights and the optimiser.
 """
 
-import argparse
 import logging
 import math
 import sys
@@ -23,12 +22,14 @@ from tqdm import tqdm
 
 from chexzero.common.errors import EXIT_USER_ERROR, UserError
 from chexzero.common.files import write_json, write_text
-from chexzero.runs.run_folder import checkpoint_name, checkpoint_steps, run_folder
+from chexzero.runs.run_folder import checkpoint_name, checkpoint_steps
+from chexzero.train import CXRDataset
 from chexzero.training import distributed, resume
+from chexzero.training.batches import Batches
+from chexzero.training.config import TrainConfig
 from chexzero.training.logs import METRIC_COLUMNS, TRAIN_COLUMNS, Boards, CsvLog, describe_data, describe_run
-from chexzero.training.loss import equal_pairs, text_codes
+from chexzero.training.loss import equal_pairs
 from chexzero.training.step import Updates, bare
-from chexzero.training.texts import load_texts
 from chexzero.training.validation import Validator
 
 log = logging.getLogger(__name__)
@@ -54,16 +55,19 @@ class Run:
     """The record of one training run, new or resumed. Rank 0 writes, the others follow."""
 
     def __init__(
-        self, model: nn.Module, loader: DataLoader, device: torch.device, optimizer: Updates, config: argparse.Namespace
+        self, model: nn.Module, loader: DataLoader, device: torch.device, optimizer: Updates, config: TrainConfig
     ):
         self.model, self.loader, self.optimizer, self.config = model, loader, optimizer, config
-        self.folder, self.is_main = run_folder(config), distributed.is_main()
+        self.dataset: CXRDataset = loader.dataset
+        self.folder, self.is_main = config.folder, distributed.is_main()
         self.progress, self.stop, self.stop_asked = Progress(), resume.StopSignal(), False
         self.stop.listen()
-        self.texts = load_texts(loader.dataset.texts_folder)
+        self.plan: Batches = loader.sampler
         self.train_log = CsvLog(self.folder / "train_log.csv", TRAIN_COLUMNS)
         self.metrics = CsvLog(self.folder / "metrics.csv", METRIC_COLUMNS)
-        self.validator = Validator(config, self.folder, loader.dataset, device) if config.val_interval else None
+        self.validator = (
+            Validator(config, self.folder, self.dataset, self.plan.held_out, device) if config.val_interval else None
+        )
         if self.validator and self.is_main:
             self.validator.announce()
         self.data = distributed.from_main(self._describe_data() if self.is_main else None)
@@ -99,15 +103,15 @@ class Run:
         if at.exhausted or config.max_steps is not None:
             return at.exhausted or at.step >= config.max_steps
         in_last_epoch = at.epoch == config.epochs - 1
-        return at.epoch >= config.epochs or (in_last_epoch and at.batch >= len(self.loader.batch_sampler))
+        return at.epoch >= config.epochs or (in_last_epoch and at.batch >= len(self.plan))
 
     # --- the way through the data ---
 
     def batches(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Yield `(epoch, batch)` from where the run stands to its end."""
         self._log_begun, self._paused = time.perf_counter(), 0.0
-        at, sampler = self.progress, self.loader.batch_sampler
-        sampler.set_position(at.epoch, at.batch)
+        at = self.progress
+        self.plan.set_position(at.epoch, at.batch)
         while not self.finished:
             feed = iter(self.loader)
             while not self.finished:
@@ -116,7 +120,7 @@ class Run:
                 self._waited += time.perf_counter() - asked
                 if data is None:
                     at.epoch, at.batch = at.epoch + 1, 0
-                    sampler.set_position(at.epoch, 0)
+                    self.plan.set_position(at.epoch, 0)
                     break
                 yield at.epoch, data
 
@@ -127,7 +131,7 @@ class Run:
         the ranks learn whether one of them was told to stop, all at the same step.
         """
         at = self.progress
-        rows = self.loader.batch_sampler.batches[at.batch]
+        rows = self.plan.batches[at.batch]
         self._settle()
         at.step, at.batch, at.example_ct = at.step + 1, at.batch + 1, at.example_ct + len(rows)
         told = loss.new_full((), float(self.stop.received is not None), dtype=torch.float32)
@@ -165,7 +169,7 @@ class Run:
             "logit_scale": float(bare(self.model).logit_scale.detach().exp()),
             "pairs_per_second": sum(at.sizes) / seconds,
             "data_wait": min(1.0, self._waited / seconds),
-            "same_study_pairs": None if self.texts.studies is None else at.equal[0] / steps,
+            "same_study_pairs": None if self.dataset.studies is None else at.equal[0] / steps,
             "same_text_pairs": at.equal[1] / steps,
         }
         left = timedelta(seconds=round(seconds / steps * (self.optimizer.total_steps - at.step)))
@@ -253,7 +257,7 @@ class Run:
         with torch.no_grad():
             finite = torch.stack([parameter.isfinite().all() for parameter in bare(self.model).parameters()]).all()
         if not finite:
-            rows = self.loader.batch_sampler.batches[max(0, self.progress.batch - 1)]
+            rows = self.plan.batches[max(0, self.progress.batch - 1)]
             self._fail(f"step {self.step} left weights that are not finite", rows)
 
     def _fail(self, what: str, rows: np.ndarray | tuple = ()) -> None:
@@ -278,10 +282,9 @@ class Run:
         )
 
     def _count_equal(self, rows: np.ndarray) -> None:
-        if self.texts.studies is not None:
-            self.progress.equal[0] += equal_pairs(torch.from_numpy(self.texts.studies[rows]))
-        tokens = torch.from_numpy(self.texts.tokens[rows].astype(np.int64))
-        self.progress.equal[1] += equal_pairs(text_codes(tokens))
+        for place, numbers in enumerate((self.dataset.studies, self.dataset.same_text)):
+            if numbers is not None:
+                self.progress.equal[place] += equal_pairs(numbers[rows])
 
     # --- saving and resuming ---
 
@@ -299,7 +302,7 @@ class Run:
                     "progress": asdict(self.progress),
                     "random": random,
                     "interval": self.validator.interval if self.validator else None,
-                    "settings": vars(self.config),
+                    "settings": self.config.as_dict(),
                     "data": self.data,
                     "model": bare(self.model).state_dict(),
                     "updates": self.optimizer.state_dict(),
@@ -314,7 +317,7 @@ class Run:
             write_json(self.folder / "config.json", describe_run(self.config, bare(self.model), self.data))
 
     def _continue_from(self, state: dict[str, Any]) -> None:
-        resume.check_same(self.folder, state, vars(self.config), self.data)
+        resume.check_same(self.folder, state, self.config, self.data)
         bare(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["updates"])
         self.progress = Progress(**state["progress"])

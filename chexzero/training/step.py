@@ -1,7 +1,8 @@
-"""How a step is computed: precision, memory, schedule. At the defaults all of it does nothing, as upstream."""
+"""The training step: mixed precision, gradient caching, clipping, schedule. Default flags give upstream's plain step."""
 
-import argparse
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP, PRECISIONS
 from chexzero.training import distributed, finetune
-from chexzero.training.loss import all_pairs
+from chexzero.training.config import TrainConfig
+from chexzero.training.loss import LOSSES, all_pairs
 
 
 class Towers(nn.Module):
@@ -24,13 +26,14 @@ class Towers(nn.Module):
     (Gao et al. 2021, gradient cache), and memory is that of one part.
     """
 
-    def __init__(self, clip: CLIP, precision: str = "fp32", chunks: int = 1):
+    def __init__(self, clip: CLIP, precision: str = "fp32", chunks: int = 1, *, alone: bool = False):
         super().__init__()
-        self.clip, self.precision, self.chunks = clip, precision, chunks
+        self.clip, self.precision, self.chunks, self.alone = clip, precision, chunks, alone
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images: (b, H, W) as stored, or prepared (b, 3, R, R). texts: tokens (b, T). Returns two (b, b x ranks)."""
-        return all_pairs(*self.encode(images, texts), self.clip.logit_scale.exp())
+        images, texts = self.encode(images, texts)
+        return all_pairs(images, texts, self.clip.logit_scale.exp(), self.clip.logit_bias, alone=self.alone)
 
     def encode(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of images and texts, float32 (b, D), rows of length 1."""
@@ -48,7 +51,7 @@ class Towers(nn.Module):
             features = self.clip.encode_text(texts)
         return functional.normalize(features.float(), dim=-1)
 
-    def _in_chunks(self, encode, batch: torch.Tensor) -> torch.Tensor:
+    def _in_chunks(self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
         if self.chunks == 1 or not torch.is_grad_enabled():
             return encode(batch)
         return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in batch.chunk(self.chunks)])
@@ -58,7 +61,17 @@ class Towers(nn.Module):
         return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def for_training(clip: CLIP, device: torch.device, config: argparse.Namespace) -> nn.Module:
+def begin_logits(clip: CLIP, config: TrainConfig) -> None:
+    """Let the logits begin where `--loss` wants them, unless the weights come from a training with that loss."""
+    loss = LOSSES[config.loss]
+    if loss.bias is None:
+        clip.logit_bias = None
+    elif clip.logit_bias is None:
+        clip.logit_bias = nn.Parameter(torch.tensor(loss.bias))
+        clip.logit_scale.data.fill_(loss.log_scale)
+
+
+def for_training(clip: CLIP, device: torch.device, config: TrainConfig) -> nn.Module:
     """Put a CLIP on its device and wrap it as `config` asks: precision, parts, compilation, ranks."""
     model = Towers(clip.to(device).train(), config.precision, config.grad_accum)
     if config.compile:
@@ -83,7 +96,7 @@ class Updates:
         self,
         optimizer: torch.optim.Optimizer,
         model: nn.Module,
-        config: argparse.Namespace,
+        config: TrainConfig,
         total_steps: int,
         device: torch.device,
     ):
@@ -101,6 +114,10 @@ class Updates:
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Compute the gradients; in float16 of the scaled loss, so that small ones do not vanish."""
+        self.scaler.scale(loss).backward()
 
     def step(self) -> None:
         finetune.set_frozen(bare(self.model), self.steps, self.config)
@@ -121,20 +138,14 @@ class Updates:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "steps": self.steps}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.steps = state["steps"]
         self._set_lr()
-
-
-def backward(loss: torch.Tensor, optimizer: "torch.optim.Optimizer | Updates") -> None:
-    """`loss.backward()`; in float16 the loss is scaled first, so that small gradients do not vanish."""
-    scaler = getattr(optimizer, "scaler", None)
-    (loss if scaler is None else scaler.scale(loss)).backward()
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: int, schedule: str) -> float:

@@ -3,7 +3,6 @@
 `Validator` writes `metrics.csv` and `selection.json`. The test set is never opened here.
 """
 
-import argparse
 import logging
 import math
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
+from torch import nn
 
 from chexzero.common.files import write_json
 from chexzero.common.formats import check_rows, open_images, read_labels
@@ -22,8 +21,10 @@ from chexzero.common.statistics import auroc, bootstrap_auroc, mean_of_samples, 
 from chexzero.model import CLIP
 from chexzero.runs import selection
 from chexzero.runs.run_folder import remove_checkpoints
-from chexzero.training.batches import PairDataset
+from chexzero.train import CXRDataset, pair_loss
+from chexzero.training.config import TrainConfig
 from chexzero.training.logs import METRIC_COLUMNS, CsvLog
+from chexzero.training.loss import LOSSES
 from chexzero.training.step import Towers
 from chexzero.zero_shot import predict_labels
 
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 class Validator:
     """The validation set of a run, and the record of its validations."""
 
-    def __init__(self, config: argparse.Namespace, folder: Path, dataset: PairDataset, device: torch.device):
-        self.config, self.folder, self.dataset, self.device = config, folder, dataset, device
+    def __init__(self, config: TrainConfig, folder: Path, dataset: CXRDataset, held_out: NDArray, device: torch.device):
+        self.config, self.folder, self.dataset, self.held_out, self.device = config, folder, dataset, held_out, device
         self.metrics = CsvLog(folder / "metrics.csv", METRIC_COLUMNS)
         self.interval: list = [None, None, None]  # the best step so far, and its metric's lower and upper end
         table, self.labels = read_labels(config.valid_labels)
@@ -75,9 +76,15 @@ class Validator:
         if not np.isfinite(predictions).all():
             return None
         row = row | zero_shot_row(self.labels, predictions)
-        if len(self.dataset.held_out):
+        if len(self.held_out):
             row["val_loss"] = held_out_loss(
-                model, self.dataset, self.config.batch_size, self.device, self.config.precision
+                model,
+                self.dataset,
+                self.held_out,
+                self.config.batch_size,
+                self.device,
+                LOSSES[self.config.loss].criterion(),
+                self.config.precision,
             )
         row["seconds"] = time.perf_counter() - begun
         self.metrics.append(row)
@@ -135,18 +142,22 @@ def bootstrap_interval(
 
 @torch.no_grad()
 def held_out_loss(
-    model: CLIP, dataset: PairDataset, batch_size: int, device: torch.device, precision: str = "fp32"
+    model: CLIP,
+    dataset: CXRDataset,
+    rows: NDArray,
+    batch_size: int,
+    device: torch.device,
+    criterion: nn.Module,
+    precision: str = "fp32",
 ) -> float:
-    """Contrastive loss on the dataset's held-out pairs: the mean over batches in file order, weighted by pairs."""
+    """Loss on held-out pairs, each text matching its own image alone: the mean over batches in file order."""
     was_training = model.training
-    towers = Towers(model.eval(), precision)
+    towers = Towers(model.eval(), precision, alone=True)
     total = 0.0
-    for start in range(0, len(dataset.held_out), batch_size):
-        batch = dataset.__getitems__(dataset.held_out[start : start + batch_size].tolist())
-        images, texts = towers.encode(batch["img"].to(device), batch["txt"].to(device))
-        logits = model.logit_scale.exp() * images @ texts.T
-        labels = torch.arange(len(logits), device=device)
-        loss = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
-        total += float(loss) * len(logits)
+    for start in range(0, len(rows), batch_size):
+        batch = dataset[rows[start : start + batch_size].tolist()]
+        logits = towers(batch["img"].to(device), batch["txt"].to(device))
+        labels = torch.arange(len(batch["row"]), device=device)
+        total += float(pair_loss(*logits, labels, criterion)) * len(labels)
     model.train(was_training)
-    return total / len(dataset.held_out)
+    return total / len(rows)

@@ -31,7 +31,11 @@ _PADCHEST = "its paths are fixed in the code; `chexzero.data_process` prepares a
 REASONS = {
     ("run_train.py", "parse_args"): "`argv` can be given, and settings also come from `--config`",
     ("run_train.py", "train_log"): "the rest of the line of progress",
-    ("model.py", "CLIP"): "`visual` puts another image tower, such as DINOv3, in the place of OpenAI's",
+    ("train.py", "CXRDataset"): "the training command cuts its tokens at `context_length`",
+    ("train.py", "load_data"): "`plan` gives the batches of the training command, read by `num_workers`",
+    ("train.py", "load_clip"): "`vision` and further options choose another pair of towers",
+    ("model.py", "CLIP"): "`visual` puts another image tower, such as DINOv3, in the place of OpenAI's; `logit_bias` "
+    "is SigLIP's",
     ("clip.py", "tokenize"): "`truncate`, as in OpenAI's later CLIP; without it a long text still raises",
     ("eval.py", "compute_mean"): "the five labels, fixed in upstream, are a default",
     ("metrics.py", "compute_f1"): "the number of resamples, fixed in upstream, is a default",
@@ -240,9 +244,10 @@ def _literal(node: ast.expr) -> Any:
 
 
 def our_signature(module: Any, name: str) -> Signature | None:
-    """The signature of `name` (or `Class.method`) where the module itself defines it, else None."""
+    """The signature of `name` (or `Class.method`) where the module has it from our own code, else None."""
     found = module
-    if getattr(getattr(module, name.split(".")[0], None), "__module__", None) != module.__name__:
+    origin = getattr(getattr(module, name.split(".")[0], None), "__module__", None) or ""
+    if origin != module.__name__ and not origin.startswith("chexzero."):
         return None
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -250,7 +255,11 @@ def our_signature(module: Any, name: str) -> Signature | None:
         return []
     if found is None:
         return None
-    parameters = [one for one in inspect.signature(found).parameters.values() if one.name != "self"]
+    parameters = [
+        one
+        for one in inspect.signature(found).parameters.values()
+        if one.name != "self" and one.kind is not one.VAR_KEYWORD
+    ]
     return [[one.name] if one.default is one.empty else [one.name, one.default] for one in parameters]
 
 

@@ -1,6 +1,5 @@
 """What `--vision`, `--text_encoder` and their companions name: a model made of two towers and their weights."""
 
-import argparse
 import logging
 import os
 import re
@@ -51,6 +50,7 @@ class TextSize:
 
 CLIP_VISION = {"vit_b_32": ClipVision("ViT-B/32", patch_size=32), "vit_b_16": ClipVision("ViT-B/16", patch_size=16)}
 VISION_CHOICES = [*CLIP_VISION, *dinov3_adapter.SIZES]
+TOWER_NAMES = ", ".join(VISION_CHOICES)
 TEXT_SIZES = {
     "chexzero": TextSize(width=512, heads=8, layers=12, weights=OPENAI),
     "tiny": TextSize(width=64, heads=1, layers=2, weights=RANDOM),
@@ -62,57 +62,11 @@ RANDOM_INIT_EMBED_DIM = 768
 _TEXT_KEY = re.compile(r"transformer\.|token_embedding\.|positional_embedding$|ln_final\.|text_projection$")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `create_model` has arguments for; the defaults make upstream's model."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--vision", choices=VISION_CHOICES, default="vit_b_32", help="vision tower (default: %(default)s)"
-    )
-    group.add_argument(
-        "--text_encoder", choices=list(TEXT_SIZES), default="chexzero", help="text encoder (default: %(default)s)"
-    )
-    group.add_argument(
-        "--vision_weights",
-        metavar="FILE|NAME|random",
-        help="a file or folder, a name on the Hugging Face hub, or random "
-        "(default: OpenAI's weights for vit_b_*, Meta's for dinov3_*)",
-    )
-    group.add_argument(
-        "--text_weights",
-        metavar="FILE|NAME|random",
-        help="a CheXzero or CLIP checkpoint, the folder of an exported model, openai, "
-        "open_clip:MODEL/TAG, or random (default: openai; random beside a random vision tower)",
-    )
-    group.add_argument(
-        "--image_resolution", type=int, metavar="PIXELS", help="side of the images the tower sees (default: 224)"
-    )
-    group.add_argument(
-        "--drop_path",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="stochastic depth in a DINOv3 tower while training (default: off)",
-    )
-    group.add_argument(
-        "--grad_checkpointing",
-        action="store_true",
-        help="keep no activations inside the blocks: less memory, more time",
-    )
-
-
-def model_from_args(args: argparse.Namespace) -> CLIP:
-    """`create_model` from the flags of `add_arguments` and upstream's `--context_length` and `--random_init`."""
-    return create_model(
-        args.vision,
-        text_encoder=args.text_encoder,
-        vision_weights=args.vision_weights,
-        text_weights=args.text_weights,
-        image_resolution=args.image_resolution,
-        context_length=args.context_length,
-        random_init=args.random_init,
-        drop_path=args.drop_path,
-        grad_checkpointing=args.grad_checkpointing,
-    )
+def vision_name(name: str) -> str:
+    """Return `name` if it is a vision tower; else raise `UserError` with the names there are."""
+    if name not in VISION_CHOICES:
+        _lookup(CLIP_VISION, name, "vision tower")
+    return name
 
 
 def create_model(
