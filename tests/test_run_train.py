@@ -415,7 +415,7 @@ def test_a_finished_run_resumed_does_nothing(corpus, finished):
         (["--wandb"], "pip install wandb"),
         (["--resume", "auto", "--overwrite"], "leave one of them out"),
         (["--model_name", "../elsewhere"], "--model_name"),
-        (["--save_dir", "/proc/nowhere"], "--save_dir"),
+        (["--save_dir", "/proc/nowhere"], "cannot write to /proc/nowhere"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence(corpus, argv, message):
