@@ -34,9 +34,9 @@ from chexzero.model import pick_device
 from chexzero.report import charts, paper, provenance, readers, sanity, scores
 from chexzero.report.baseline import baseline_section, checkpoints_in
 from chexzero.report.cases import thumbnails_section
-from chexzero.report.sections import Section
+from chexzero.report.sections import Section, Table
 from chexzero.report.summary import banner, facts, print_table, summary
-from chexzero.report.write import Report, write_report
+from chexzero.report.write import Report, as_csv, write_report
 from chexzero.suites import SUITES, EvaluationContext
 from chexzero.suites import add_arguments as add_suite_arguments
 from chexzero.zero_shot import Predictor, check_predictions, ensemble
@@ -348,7 +348,7 @@ def write_predictions(path: Path, result: SetResult) -> None:
     table = result.units.table.copy()
     for i, label in enumerate(LABELS):
         table[label] = result.probability[:, i]
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    write_text(path, as_csv(Table("", list(table.columns), table.to_numpy(object).tolist())))
 
 
 def predict_images(args: argparse.Namespace) -> Path:
@@ -370,7 +370,7 @@ def predict_images(args: argparse.Namespace) -> Path:
         device=device,
     )
     path = Path(args.out) / choice.name / f"images_{re.sub('[^A-Za-z0-9._-]+', '_', folder.resolve().name)}.csv"
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    write_text(path, as_csv(Table("", list(table.columns), table.to_numpy(object).tolist())))
     print(table.head(20).to_string(index=False, float_format="{:.4f}".format))
     left_out = f"; {found - len(table)} that cannot be read are left out" if len(table) < found else ""
     print(f"{len(table)} images with {choice.checkpoints[0].name}: {path}{left_out}")

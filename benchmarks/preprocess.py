@@ -154,9 +154,9 @@ def prepare(files: list[Path], folder: Path, workers: int) -> None:
     failed = [error for _, _, errors in done for error in errors]
     if failed:
         raise SystemExit(failed[0])
-    with new_images(folder / "ours.h5", [path.name.encode() for path in files], {}) as images:
+    with new_images(folder / "ours.h5", [path.name.encode() for path in files], {}) as file:
         for at, (_, task) in zip(range(0, len(files), size), tasks, strict=True):
-            images[at : at + len(task.files)] = blocks.read_block(task.target, len(task.files)).images
+            file["cxr"][at : at + len(task.files)] = blocks.read_block(task.target, len(task.files)).images
 
 
 def images_per_second(run: Callable[[], None], count: int) -> float:

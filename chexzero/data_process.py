@@ -68,13 +68,13 @@ def img_to_hdf5(
     fails; here every file is tried, then `UserError` names the failures and nothing is written. Memory holds a
     few images at a time.
     """
-    import h5py
+    from chexzero.common.hdf5 import NewFile
 
     paths = list(cxr_paths)
     if not paths:
         raise UserError(f"no images to write to {out_filepath}; check the folder they are looked for in")
     failures = []
-    with atomic_path(out_filepath) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(out_filepath) as temporary, NewFile(temporary) as file:
         dataset = file.create_dataset(
             "cxr", (len(paths), resolution, resolution), np.uint8, chunks=(1, resolution, resolution)
         )
@@ -84,6 +84,7 @@ def img_to_hdf5(
                 failures.append(f"{paths[row]} {image}")
             else:
                 dataset[row] = image
+                file.check()
         if failures:
             report = f"{out_filepath}.failed.txt"
             write_text(report, "\n".join(failures) + "\n")

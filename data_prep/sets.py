@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path
 from chexzero.common.formats import DATA_FILES
+from chexzero.common.hdf5 import NewFile
 from chexzero.common.labels import LABELS
 from chexzero.data_process import RESOLUTION
 from data_prep import blocks
@@ -86,12 +86,13 @@ def write_role(
     with (
         new_table(work.out / table_name, columns) as write_line,
         new_table(Path(plan.finishing["splits"]) / MANIFESTS[role], MANIFEST_COLUMNS) as write_manifest,
-        new_images(work.out / image_name, ids, made_by(plan)) as images,
+        new_images(work.out / image_name, ids, made_by(plan)) as file,
         progress(len(ids), f"writing {image_name}") as bar,
     ):
         at = 0
         for block in good_blocks(work, plan, role, dropped, images=True):
-            images[at : at + len(block.rows)] = block.images
+            file["cxr"][at : at + len(block.rows)] = block.images
+            file.check()
             at += len(block.rows)
             for row, hashes in zip(block.rows, block.hashes, strict=True):
                 write_line(line(row))
@@ -102,17 +103,13 @@ def write_role(
 
 
 @contextmanager
-def new_images(path: Path, ids: list[bytes], attribute: dict[str, Any]) -> Iterator[h5py.Dataset]:
-    """The dataset `cxr` of a new image file, one row an id, one chunk an image; the file is whole or not there."""
-    try:
-        with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="v110") as handle:
-            handle.attrs["build"] = json.dumps(attribute, sort_keys=True)
-            handle["id"] = np.array(ids)
-            yield handle.create_dataset(
-                "cxr", (len(ids), RESOLUTION, RESOLUTION), np.uint8, chunks=(1, RESOLUTION, RESOLUTION)
-            )
-    except RuntimeError as error:  # what h5py raises when a full disk keeps it from closing the file
-        raise UserError(f"cannot write {path} ({' '.join(str(error).split())}); check the disk's space") from error
+def new_images(path: Path, ids: list[bytes], attribute: dict[str, Any]) -> Iterator[NewFile]:
+    """A new image file with the dataset `cxr`, one row an id, one chunk an image; the file is whole or not there."""
+    with atomic_path(path) as temporary, NewFile(temporary, libver="v110") as handle:
+        handle.attrs["build"] = json.dumps(attribute, sort_keys=True)
+        handle["id"] = np.array(ids)
+        handle.create_dataset("cxr", (len(ids), RESOLUTION, RESOLUTION), np.uint8, chunks=(1, RESOLUTION, RESOLUTION))
+        yield handle
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from chexzero.common import folders
 from chexzero.common.errors import UserError
 from chexzero.common.labels import FINDINGS, LABELS, NO_FINDING
 from data_prep.demo import corpus
@@ -232,3 +234,26 @@ def test_every_finding_can_be_drawn(label, view):
             assert np.isfinite(picture).all() and picture.std() > 0.05
             return
     raise AssertionError(f"{label} is never sampled")
+
+
+@pytest.mark.parametrize("moves", range(5))
+def test_a_drawing_killed_at_its_end_goes_on(demo_releases, tmp_path, monkeypatch, moves):
+    """Killed after the n-th move into place: the next call moves the rest, and draws nothing again."""
+    sizes = {"train": 36, "valid": 30, "test": 28, "seed": 11}
+    drawn = tmp_path / ".unfinished"
+    drawn.mkdir()
+    for name in (*corpus.RELEASES, corpus.WHOLE):
+        copy = shutil.copytree if (demo_releases / name).is_dir() else shutil.copy
+        copy(demo_releases / name, (tmp_path if (*corpus.RELEASES, corpus.WHOLE).index(name) < moves else drawn) / name)
+    monkeypatch.setattr(corpus, "draw_picture", None)
+    assert corpus.write_corpus(tmp_path, **sizes) is (moves < 4)
+    assert corpus.write_corpus(tmp_path, **sizes) is False
+    for path in demo_releases.rglob("[!.]*"):
+        if path.is_file():
+            assert (tmp_path / path.relative_to(demo_releases)).read_bytes() == path.read_bytes()
+
+
+def test_two_drawings_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "PATIENCE", 0.1)
+    with folders.hold(tmp_path), pytest.raises(UserError, match="is being written by process"):
+        corpus.write_corpus(tmp_path, 2, 2, 2, 0)

@@ -3,9 +3,12 @@
 import base64
 import io
 import json
+import socket
 import struct
 import tempfile
 import threading
+import time
+import urllib.request
 import zlib
 
 import cv2
@@ -13,10 +16,9 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, Browser
-from werkzeug.serving import make_server
 
 from chexzero.common.errors import UserError
-from chexzero.explore.app import MAX_LABELS, Explorer, create_app, load_explorer, parse_labels
+from chexzero.explore.app import CONNECTIONS, MAX_LABELS, Explorer, create_app, load_explorer, make_server, parse_labels
 from chexzero.explore.heatmap import patch_features
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
@@ -155,12 +157,26 @@ def test_a_patch_answers_for_its_own_place(kind):
 @pytest.fixture
 def address(explorer):
     """A running server's address."""
-    server = make_server("127.0.0.1", 0, create_app(explorer), threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    server = make_server(create_app(explorer), 0)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    thread.join()
+    yield f"http://127.0.0.1:{server.effective_port}/"
+    server.close()
+
+
+def test_slow_connections_hold_no_threads_and_no_answers_back(address):
+    """More connections than there are threads say half a request; the page still answers another at once."""
+    place = ("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))
+    before = threading.active_count()
+    slow = [socket.create_connection(place) for _ in range(CONNECTIONS - 4)]
+    for one in slow:
+        one.sendall(b"POST /analyse HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nhalf")
+    began = time.perf_counter()
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        assert answer.status == 200
+    assert time.perf_counter() - began < 5 and threading.active_count() == before
+    for one in slow:
+        one.close()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and goes on equals one that was not."""
 
+import errno
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import resource
 import signal
 import time
 from dataclasses import replace
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -150,8 +152,27 @@ def test_a_damaged_last_falls_back_to_the_one_before(tmp_path, caplog):
     assert "damaged" in caplog.text
     (tmp_path / "last.pt").write_bytes(b"")
     (tmp_path / "last.previous.pt").write_bytes(b"")
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="another run with --model_name"):
         resume.load_last(tmp_path)
+    assert (tmp_path / "last.pt").exists() and (tmp_path / "last.previous.pt").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_a_last_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, number):
+    for step in (1, 2):
+        resume.save_last(tmp_path, {"step": step, "model": {}})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    whole = zipfile.ZipFile
+
+    def zip_file(path):
+        if path.name == "last.pt":
+            raise OSError(number, os.strerror(number), str(path))
+        return whole(path)
+
+    monkeypatch.setattr(zipfile, "ZipFile", zip_file)
+    with pytest.raises(UserError, match="last.pt cannot be read"):
+        resume.load_last(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_pickle_that_runs_code_is_not_run(tmp_path):

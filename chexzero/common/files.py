@@ -133,6 +133,17 @@ def read_table(
         raise UserError(f"{path} cannot be read as CSV ({' '.join(str(error).split())}); {remedy}") from error
 
 
+def no_formula(cell: Any) -> Any:
+    """Return a cell of a table that people open, with `'` before text that a spreadsheet would run as a formula."""
+    if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") and not _NUMBERS.fullmatch(cell):
+        return f"'{cell}"
+    return cell
+
+
+#: A number, or two with something between them, as intervals are written.
+_NUMBERS = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?( ?(to|–) ?[-+]?[\d.]+(e[-+]?\d+)?)?")
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces; of a folder: of its files' hashes and names, sorted."""
     if os.path.isdir(path):

@@ -24,7 +24,7 @@ STAGED, CONTENTS = ".new", ".contents.json"
 
 
 @contextmanager
-def hold(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+def hold(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to `folder`; raise a `UserError` that names the holder if there is one.
 
     The lock is the operating system's (`flock`), so it ends with the process, however that ends; on NFS it reaches as
@@ -33,7 +33,7 @@ def hold(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=patience)
+        lock.acquire(timeout=PATIENCE)
     except OSError as error:
         if not isinstance(error, Timeout):
             raise UserError(

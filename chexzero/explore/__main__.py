@@ -1,13 +1,10 @@
 """A page to try a model on one image: `python -m chexzero.explore --run checkpoints/<name>`."""
 
 import argparse
-import logging
 from pathlib import Path
 
-from werkzeug.serving import make_server
-
 from chexzero.common.errors import EXIT_CODES, UserError, run_command
-from chexzero.explore.app import HOST, create_app, load_explorer
+from chexzero.explore.app import HOST, create_app, load_explorer, make_server
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -38,12 +35,11 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     explorer = load_explorer(args.run, args.checkpoint, args.reports, args.max_reports)
     try:
-        server = make_server(HOST, args.port, create_app(explorer), threaded=True)
-    except (OSError, SystemExit) as error:
+        server = make_server(create_app(explorer), args.port)
+    except (OSError, ValueError) as error:
         raise UserError(f"port {args.port} cannot be used; choose another with --port") from error
-    print(f"http://{HOST}:{server.server_port}/ shows {args.run.name}; Ctrl-C ends it", flush=True)
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server.serve_forever()
+    print(f"http://{HOST}:{server.effective_port}/ shows {args.run.name}; Ctrl-C ends it", flush=True)
+    server.run()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+import waitress
 from flask import Flask, Request, abort, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 
@@ -39,6 +40,10 @@ TOO_LARGE = f"the file is too large; choose one of at most {MAX_UPLOAD >> 20} Mi
 MAX_LABELS = 50
 MAX_LABEL_LENGTH = 200
 N_NEAREST = 5
+
+#: Bounds on what strangers to the page could make it do: threads that answer, connections at a time (each may hold one
+#: upload in memory), and seconds that a connection may stay silent.
+THREADS, CONNECTIONS, SILENCE = 4, 32, 30
 
 
 @dataclass
@@ -155,6 +160,25 @@ def create_app(explorer: Explorer) -> Flask:
         return response
 
     return app
+
+
+def make_server(app: Flask, port: int) -> "waitress.server.BaseWSGIServer":
+    """A server on the loopback address, not yet running. It reads requests in one thread, however slow they come."""
+    logging.getLogger("waitress").setLevel(logging.ERROR)
+    return waitress.create_server(
+        app,
+        host=HOST,
+        port=port,
+        threads=THREADS,
+        connection_limit=CONNECTIONS,
+        channel_timeout=SILENCE,
+        cleanup_interval=SILENCE // 3,
+        max_request_body_size=MAX_UPLOAD,
+        inbuf_overflow=2 * MAX_UPLOAD,  # no upload reaches the disk
+        outbuf_overflow=2 * MAX_UPLOAD,
+        clear_untrusted_proxy_headers=True,
+        ident=None,
+    )
 
 
 def load_explorer(run: Path, checkpoint: Path | None, reports: Path | None, max_reports: int) -> Explorer:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from chexzero.common.errors import UserError
+from chexzero.common.errors import UserError, refusal
 from chexzero.imaging.normalise import MEAN, STD, prepare
 from chexzero.model import CLIP, HEAD_WIDTH, count_blocks
 from chexzero.models import key_names
@@ -344,8 +344,11 @@ def export(model: CLIP, target: str, folder: Path, card: str = "") -> str:
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder} ({error.strerror or error}); check its disk and permissions") from error
+    except Exception as error:  # safetensors, tokenizers and torch.onnx each have their own for a full disk
+        why = None if isinstance(error, UserError) else refusal(error)
+        if why is None:
+            raise
+        raise UserError(f"cannot write {folder}: {why}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return how

@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from chexzero.common.files import write_text
+from chexzero.common.files import no_formula, write_text
 from chexzero.report.sections import Figure, Section, Table
 
 NOT_DEFINED = "n/a"
@@ -112,8 +112,8 @@ def as_csv(table: Table) -> str:
     """The table with all digits; undefined cells are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows([["" if cell is None else cell for cell in row] for row in table.rows])
+    writer.writerow(map(no_formula, table.columns))
+    writer.writerows([["" if cell is None else no_formula(cell) for cell in row] for row in table.rows])
     return text.getvalue()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from chexzero.common.errors import UserError
+from chexzero.common.errors import UserError, refusal
 from chexzero.common.files import atomic_path
 from chexzero.runs.run_folder import DAMAGED, LAST, PREVIOUS
 from chexzero.training.config import DEFAULTS, FREE_SETTINGS, LENGTH_SETTINGS, TrainConfig
@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 
 #: Exit code after SIGTERM or SIGUSR1: saved, run me again (EX_TEMPFAIL of sysexits.h).
 EXIT_REQUEUE = 75
+
+
+class Damaged(UserError):
+    """A state that was read and is not whole; one that cannot be read may be."""
 
 
 def save_file(content: Any, path: Path) -> None:
@@ -53,13 +57,13 @@ def load_last(folder: Path) -> dict[str, Any] | None:
     """The newest whole state of a run, or None if it never came to save one.
 
     A damaged `last.pt` is passed over for the one before, with a warning, and set aside: the next `save_last` would
-    put it in the place of the whole one. Raises `UserError` if all are damaged.
+    put it in the place of the whole one. Raises `UserError` if all are damaged, or one cannot be read.
     """
     paths = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
     for path in paths:
         try:
             state = load_state(path)
-        except UserError as error:
+        except Damaged as error:
             log.warning("%s", error)
             continue
         if path != paths[0]:
@@ -67,14 +71,14 @@ def load_last(folder: Path) -> dict[str, Any] | None:
         return state
     if paths:
         raise UserError(
-            f"no state in {folder} can be read; start again with --overwrite, or from a checkpoint of "
-            f"it with another --model_name"
+            f"no state in {folder} is whole; put one back from a copy, or begin another run with --model_name (nothing "
+            f"is removed: the checkpoints of this one can be evaluated and trained on)"
         )
     return None
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read one state. Raises `UserError` for a file that is cut off or altered (every part's CRC is checked)."""
+    """Read one state. Raises `Damaged` for a file that is cut off or altered (every part's CRC is checked)."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -85,8 +89,10 @@ def load_state(path: Path) -> dict[str, Any]:
             raise ValueError("it holds no state of a run")
         return state
     except Exception as error:  # zipfile, pickle and torch each have their own
+        if (why := refusal(error)) is not None:  # the file may be whole: it was not read
+            raise UserError(f"{path} cannot be read ({why})") from error
         first = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"{path} is damaged ({first}); the state saved before it is tried") from error
+        raise Damaged(f"{path} is damaged ({first}); the state saved before it is tried") from error
 
 
 def check_same(folder: Path, state: dict[str, Any], config: TrainConfig, data: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, write_json, write_text
+from chexzero.common.folders import hold
 from chexzero.common.labels import LABELS
 from data_prep.demo.cases import Study, sample_patient, sample_study
 from data_prep.demo.draw import draw_view, to_uint8, to_uint16
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 VERSION = 2  # of the drawing; another one is another corpus
 WORDS = 100  # keeps the wording's random numbers apart from the pictures': another wording, the same pictures
 FEW = 100  # pictures for which starting processes would take longer than drawing them
+WHOLE, UNFINISHED = "demo.json", ".unfinished"
 RELEASES = ("chexpert_plus", "chexpert", "rexgradient")
 PARTS = {"plus_train": 0, "plus_valid": 1, "chexpert_test": 2, "rex_train": 3, "rex_valid": 4, "rex_test": 5}
 NOTICE = (
@@ -178,47 +180,66 @@ def write_corpus(out: Path, train: int, valid: int, test: int, seed: int, *, wor
     if _is_there(out, settings):
         return False
     _check_sizes(settings)
-    unfinished = out / ".unfinished"
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        pictures = [*_write_chexpert(unfinished, settings), *_write_rexgradient(unfinished, settings)]
-        _draw_all(pictures, workers or _cores())
-        for release in RELEASES:
-            write_text(unfinished / release / "DRAWN.txt", NOTICE)
-            (unfinished / release).rename(out / release)
-        unfinished.rmdir()
-        write_json(out / "demo.json", {"drawn": True, **settings})
-    except OSError as error:
-        raise UserError(
-            f"cannot write the demo corpus to {out}: {error.strerror or error}; check the disk's space and "
-            f"the folder's permissions, or give another --out"
-        ) from error
+    with hold(out):
+        if _is_there(out, settings):  # another command has just drawn it
+            return False
+        try:
+            if not _is_of(out / UNFINISHED, settings):
+                _draw(out / UNFINISHED, settings, workers or _cores())
+            _move_in(out)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the demo corpus to {out}: {error.strerror or error}; check the disk's space and "
+                f"the folder's permissions, or give another --out"
+            ) from error
     return True
+
+
+def _draw(folder: Path, settings: dict[str, int], workers: int) -> None:
+    """Draw everything into a new `folder`; the record of what was drawn comes last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    pictures = [*_write_chexpert(folder, settings), *_write_rexgradient(folder, settings)]
+    _draw_all(pictures, workers)
+    for release in RELEASES:
+        write_text(folder / release / "DRAWN.txt", NOTICE)
+    write_json(folder / WHOLE, {"drawn": True, **settings})
+
+
+def _move_in(out: Path) -> None:
+    """Move the drawn releases into place, then the record that says so; a kill in between leaves a move to go on with."""
+    for release in RELEASES:
+        if (out / UNFINISHED / release).exists():
+            (out / UNFINISHED / release).rename(out / release)
+    (out / UNFINISHED / WHOLE).replace(out / WHOLE)
+    shutil.rmtree(out / UNFINISHED)
 
 
 def _is_there(out: Path, settings: dict[str, int]) -> bool:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is not a folder; give another --out")
-    marker = out / "demo.json"
     there = [name for name in RELEASES if (out / name).exists()]
-    if marker.exists():
-        found = read_json(marker, "remove the folder or give another --out")
-        if (
-            isinstance(found, dict)
-            and all(found.get(key) == value for key, value in settings.items())
-            and len(there) == len(RELEASES)
-        ):
-            return True
+    same = _is_of(out, settings)
+    if same and len(there) == len(RELEASES):
+        return True
+    if same is not None:
         raise UserError(
-            f"{out} holds a demo corpus with other settings ({marker}); remove the folder or give another --out"
+            f"{out} holds a demo corpus with other settings ({out / WHOLE}); remove the folder or give another --out"
         )
-    if there:
+    if there and not _is_of(out / UNFINISHED, settings):  # else a kill came while it was moved in: the move goes on
         raise UserError(
             f"{out} holds {', '.join(there)} already, not (or not wholly) drawn by this command; give another "
             f"--out, or remove what is left of an interrupted drawing"
         )
     return False
+
+
+def _is_of(folder: Path, settings: dict[str, int]) -> bool | None:
+    """Whether the record of what was drawn into `folder` has these settings; None without a record."""
+    if not (folder / WHOLE).exists():
+        return None
+    found = read_json(folder / WHOLE, "remove the folder or give another --out")
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in settings.items())
 
 
 def _check_sizes(settings: dict[str, int]) -> None:
