@@ -7,8 +7,8 @@ import random
 import resource
 import signal
 import time
-from dataclasses import replace
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
