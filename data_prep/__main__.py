@@ -13,6 +13,7 @@ from chexzero.common.settings import complete_paths
 #: step -> (module with `add_arguments(parser)` and `run(args)`, what it does)
 STEPS = {
     "build": ("data_prep.build", "make the training, validation and test sets from the releases"),
+    "evaluation-set": ("data_prep.evaluation_set", "make an evaluation set from a dataset, by its name"),
     "finish": ("data_prep.finish", "check and join what the jobs of a SLURM array prepared"),
     "audit": ("data_prep.overlap.audit", "look for patients, reports and images that are in two sets"),
     "demo": ("data_prep.demo.corpus", "draw a small corpus in the releases' layouts"),

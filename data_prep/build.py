@@ -11,7 +11,7 @@ from data_prep.finish import OUTPUTS, SETS, finish
 from data_prep.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, describe, make_plan
 from data_prep.prepare import prepare
 from data_prep.record import REDO, is_finished
-from data_prep.releases import chexpert, chexpert_plus, rexgradient
+from data_prep.releases import DATASETS
 from data_prep.roles import ROLES_FILE
 from data_prep.work import Work, cpu_count, positive, remove_remains, require_writable
 
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where the releases are")
     where.add_argument("--data_root", metavar="DIR", help="one folder that holds all releases")
-    for release in (chexpert_plus, chexpert, rexgradient):
-        release.add_arguments(where)
+    for dataset in DATASETS.values():
+        dataset.add_arguments(where)
     files = parser.add_argument_group("what is written, and by which roles")
     files.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where the sets go")
     files.add_argument(
@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "take the findings (then a space)",
     )
     choices.add_argument(
+        "--clean_reports",
+        action="store_true",
+        help="remove de-identification marks, the numbering of sentences, and signatures from the reports",
+    )
+    choices.add_argument(
         "--depth16",
         choices=DEPTH16,
         default="stretch",
@@ -55,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.001,
         metavar="SHARE",
         help="share of the training images that may be unreadable; evaluation sets tolerate none",
+    )
+    choices.add_argument(
+        "--max_bad_records",
+        type=int,
+        default=100,
+        metavar="N",
+        help="entries of the training tables that cannot be used and are left out and listed; more stop the build",
     )
     audit = parser.add_argument_group("the overlap audit")
     audit.add_argument(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
-from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -19,11 +19,11 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path, sha256_of
 from data_prep.failures import LEFT_OUT_COLUMNS, Tally, left_out
 from data_prep.record import REDO, difference
-from data_prep.releases.chexpert import Chexpert, view_number
-from data_prep.releases.chexpert_plus import ChexpertPlus
+from data_prep.releases import DATASETS, Releases
+from data_prep.releases.chexpert import view_number
 from data_prep.releases.locate import find_images
-from data_prep.releases.rexgradient import Rexgradient
 from data_prep.releases.rows import Row, write_rows
+from data_prep.report_text import choose_report
 from data_prep.roles import read_roles
 from data_prep.work import Plan, Work
 
@@ -35,54 +35,6 @@ SECTIONS = ("impression", "findings", "both")
 EMPTY_REPORTS = ("space", "drop", "findings")
 THREADS = 16  # that ask the disk whether a file is there; they wait more than they work
 PIECE = 4096
-
-
-class Releases:
-    """The releases that the roles need, found on disk."""
-
-    def __init__(self, args: argparse.Namespace, roles: dict[str, dict[str, list[str]]]):
-        splits = {
-            release: sorted({split for role in roles.values() for split in role.get(release, ())})
-            for release in ("chexpert_plus", "chexpert", "rexgradient")
-        }
-        labelled = {split for role in ("valid", "test") for names in roles[role].values() for split in names}
-        self.plus = ChexpertPlus.locate(args) if splits["chexpert_plus"] else None
-        self.plus_has_test = bool(self.plus and self.plus.has("test"))
-        in_plus = self.plus_has_test and any((root / "test").is_dir() for root in self.plus.images)
-        own_images = bool(splits["chexpert"]) and not (splits["chexpert"] == ["test"] and in_plus)
-        self.chexpert = Chexpert.locate(args, labelled, own_images)
-        self.rexgradient = Rexgradient.locate(args, splits["rexgradient"]) if splits["rexgradient"] else None
-        self.by_name = {"chexpert_plus": self.plus, "chexpert": self.chexpert, "rexgradient": self.rexgradient}
-
-    def rows(self, release: str, split: str) -> Iterator[Row]:
-        """The rows of a release's split; CheXpert-Plus's rows of the test set are used where its table has them."""
-        if release == "chexpert" and split == "test" and self.plus_has_test:
-            release = "chexpert_plus"
-        return self.by_name[release].rows(split)
-
-    def roots(self, source: str) -> list[Path]:
-        """The folders in which a source's images may lie."""
-        images = {name: release.images if release else [] for name, release in self.by_name.items()}
-        if source == "chexpert_plus" and self.plus_has_test:
-            return images["chexpert_plus"] + images["chexpert"]
-        return images[source]
-
-    def inputs(self) -> dict[str, Path]:
-        """The tables that say what there is."""
-        tables = {f"chexpert_{split}_csv": path for split, path in self.chexpert.tables.items()}
-        if self.plus:
-            tables["chexpert_plus_csv"] = self.plus.table
-        if self.rexgradient:
-            tables |= {f"rexgradient_{split}_json": path for split, path in self.rexgradient.tables.items()}
-        return tables
-
-    def tables_named(self, release: str = "") -> str:
-        """The tables, of one release or of all, for a message."""
-        return ", ".join(str(path) for name, path in self.inputs().items() if name.startswith(release))
-
-    def drawn(self) -> bool:
-        """Whether a release is the demo's: its folder says so in DRAWN.txt."""
-        return any((folder / "DRAWN.txt").is_file() for path in self.inputs().values() for folder in path.parents[:2])
 
 
 def describe(args: argparse.Namespace) -> tuple[Releases, Plan]:
@@ -131,7 +83,13 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
                 )
             if role == "train":
                 planner.require_rows(names)
-    plan.counts = {"in_tables": dict(planner.in_tables), "empty_reports": dict(planner.empty_reports)}
+    plan.counts = {
+        "in_tables": dict(planner.in_tables),
+        "empty_reports": dict(planner.empty_reports),
+        "warnings": [] if plan.drawn else differing_counts(planner.in_tables),
+    }
+    for warning in plan.counts["warnings"]:
+        log.warning("%s", warning)
     tally = Tally(work, plan)
     for role, missing in planner.missing.items():
         tally.add(role, missing)
@@ -155,7 +113,8 @@ class Planner:
         self.in_tables: Counter[str] = Counter()
         self.empty_reports: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
-        self.seen: set[bytes] = set()
+        self.seen: set[int] = set()
+        self.bad_records = 0
 
     def role_rows(self, role: str, names: dict[str, list[str]]) -> Iterator[Row]:
         """The rows of a role, found on disk."""
@@ -166,7 +125,7 @@ class Planner:
         )
         while piece := list(islice(chosen, PIECE)):
             for source in dict.fromkeys(row.source for row in piece):
-                find_images([row for row in piece if row.source == source], self.releases.roots(source), self.threads)
+                find_images([row for row in piece if row.source == source], self.releases[source].images, self.threads)
             self.missing[role] += sum(bool(row.problem) for row in piece)
             yield from piece
 
@@ -177,9 +136,11 @@ class Planner:
             if reason:
                 self._leave_out(row, reason)
                 continue
-            row.report = choose_report(row, self.args.section)
+            if not self.releases[row.source].has_reports:
+                row.impression = row.findings = self.releases[row.source].sentence(row)
+            row.report = choose_report(row, self.args.section, self.args.clean_reports)
             if not row.report and self.args.empty_report == "findings":
-                row.report = choose_report(row, "findings")
+                row.report = choose_report(row, "findings", self.args.clean_reports)
             if not row.report:
                 self.empty_reports[f"{row.source}/{row.split}"] += 1
                 if self.args.empty_report == "drop":
@@ -198,35 +159,33 @@ class Planner:
                 log.warning("%s", what)
 
     def _reason_against(self, row: Row) -> str:
+        if row.problem:
+            self._count_bad_record(row)
+            return f"entry that cannot be used ({row.problem})"
         if not row.path:
             return "study without an image"
         if not _wanted(row.view, self.args.views):
             return f"view is {row.view}"
         return "" if self._is_new(row) else "duplicate of an earlier row"
 
+    def _count_bad_record(self, row: Row) -> None:
+        self.bad_records += 1
+        if self.bad_records > self.args.max_bad_records:
+            raise UserError(
+                f"{row.problem} ({self.bad_records} such entries, more than --max_bad_records "
+                f"{self.args.max_bad_records} allows)"
+            )
+
     def _evaluation_rows(self, role: str, release: str, split: str) -> list[Row]:
-        labels = self.releases.chexpert.labels(split)
         rows = list(self.releases.rows(release, split))
-        table = self.releases.chexpert.tables[split]
         for row in rows:
             self.in_tables[f"{row.source}/{row.split}"] += 1
-            key = row.id.removeprefix(f"{row.source}/")
-            found = key if key in labels else key.rsplit("/", 1)[0]
-            if found not in labels:
-                raise UserError(
-                    f"{row.id} is in the {role} set but {table} has no labels for it; name the table that has"
-                )
-            row.labels = labels[found]
+            if row.problem:
+                raise UserError(f"{row.problem} (the {role} set may lack no image)")
+            row.labels = DATASETS[row.source].as_chexpert(row.labels)
             row.report = choose_report(row, self.args.section)  # for the overlap audit; never trained with
             if not self._is_new(row):
                 raise UserError(f"{row.id} is in the tables of the {role} set twice; remove one of the rows")
-        named = {row.id.removeprefix(f"{row.source}/") for row in rows}
-        named |= {key.rsplit("/", 1)[0] for key in named}
-        if unused := [key for key in labels if key not in named]:
-            raise UserError(
-                f"{table} labels {unused[0]} ({len(unused)} such), but the {role} set has no such image; "
-                f"complete the tables or name the right ones"
-            )
         return self._choose_views(rows, role, getattr(self.args, f"{role}_views"))
 
     def _choose_views(self, rows: list[Row], role: str, choice: str) -> list[Row]:
@@ -246,7 +205,7 @@ class Planner:
         return [row for row in rows if first[row.study_id] is row]
 
     def _is_new(self, row: Row) -> bool:
-        key = hashlib.blake2b(row.id.encode(), digest_size=16).digest()
+        key = int.from_bytes(hashlib.blake2b(row.id.encode(), digest_size=8).digest())
         if key in self.seen:
             return False
         self.seen.add(key)
@@ -256,25 +215,36 @@ class Planner:
         self.listed.writerow(left_out(row, reason))
 
 
-def choose_report(row: Row, section: str) -> str:
-    """The text to train with, words joined by single spaces as upstream's reports are; "" if there is none."""
-    texts = {"impression": row.impression, "findings": row.findings, "both": f"{row.findings} {row.impression}"}
-    return " ".join(texts[section].replace("\0", " ").split())
+def differing_counts(in_tables: Counter[str]) -> list[str]:
+    """A sentence for each split whose table has not as many images as the release was published with."""
+    sentences = []
+    for part, images in in_tables.items():
+        source, split = part.split("/", 1)
+        published = DATASETS[source].counts.get(split, images)
+        if images != published:
+            sentences.append(
+                f"{source}, split {split}: the table has {images:,} images where the release has {published:,}; "
+                f"a derived table, or one cut short, was taken if you did not mean a part of it"
+            )
+    return sentences
 
 
 def _wanted(view: str, choice: str) -> bool:
     return choice == "all" or view == "frontal" or (choice == "not_lateral" and view != "lateral")
 
 
+#: Settings that came later, with their defaults. They are recorded where they are used, so that a build made before
+#: them, and one made now without them, are the same build.
+LATER_SETTINGS: dict[str, Any] = {"clean_reports": False}
+
+
 def _identity(args: argparse.Namespace, roles: dict, releases: Releases) -> dict:
     names = ("views", "valid_views", "test_views", "section", "empty_report", "depth16")
+    later = {name: getattr(args, name) for name, default in LATER_SETTINGS.items() if getattr(args, name) != default}
     return {
         "roles": roles,
-        "settings": {name: getattr(args, name) for name in names},
+        "settings": {name: getattr(args, name) for name in names} | later,
         "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in releases.inputs().items()},
-        "images": {
-            source: [str(root) for root in releases.roots(source)]
-            for source in ("chexpert_plus", "chexpert", "rexgradient")
-        },
+        "images": {name: [str(place) for place in release.images] for name, release in releases.by_name.items()},
         "libraries": {library.__name__: library.__version__ for library in (cv2, PIL, np, h5py)},
     }

@@ -1,25 +1,15 @@
-"""Which release's split plays which role, and what the overlap audit is given and gives back."""
+"""Which release's split plays which role."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import require_file
+from data_prep.releases import DATASETS, LABELLED_ROLES
 
-if TYPE_CHECKING:
-    pass
-
-ROLES = ("train", "valid", "test")
-ROLES_FILE = Path(__file__).with_name("roles.yaml")  # a link to splits/roles.yaml; a package carries its own copy
-
-#: release -> the splits it has
-RELEASES = {
-    "chexpert_plus": ("train", "valid", "test"),
-    "chexpert": ("valid", "test"),
-    "rexgradient": ("train", "valid", "test"),
-}
+ROLES = ("train", *LABELLED_ROLES)
+ROLES_FILE = Path(__file__).with_name("roles.yaml")
 
 
 def read_roles(path: str | Path = ROLES_FILE) -> dict[str, dict[str, list[str]]]:
@@ -35,11 +25,14 @@ def read_roles(path: str | Path = ROLES_FILE) -> dict[str, dict[str, list[str]]]
     played: dict[tuple[str, str], str] = {}
     for role in ROLES:
         for release, splits in roles[role].items():
-            if release not in RELEASES or not isinstance(splits, list) or not set(splits) <= set(RELEASES[release]):
-                known = "; ".join(f"{name}: {', '.join(names)}" for name, names in RELEASES.items())
+            dataset = DATASETS.get(release)
+            if dataset is None or not isinstance(splits, list) or not set(splits) <= set(dataset.splits):
+                known = "; ".join(f"{name}: {', '.join(one.splits)}" for name, one in DATASETS.items())
                 raise UserError(f"{path}: {role} names {release}: {splits}, but there are only {known}")
+            if role in LABELLED_ROLES and not dataset.labels:
+                raise UserError(f"{path}: {release} has no labels, so it can only play the role train")
             for split in splits:
-                images = ("rexgradient" if release == "rexgradient" else "chexpert", split)
+                images = (dataset.images_of or release, split)
                 if images in played:
                     raise UserError(
                         f"{path}: the {split} images of {release} are named for {played[images]} and for "
@@ -48,8 +41,4 @@ def read_roles(path: str | Path = ROLES_FILE) -> dict[str, dict[str, list[str]]]
                 played[images] = role
         if not roles[role]:
             raise UserError(f"{path}: {role} names no release")
-    if "rexgradient" in roles["valid"] or "rexgradient" in roles["test"]:
-        raise UserError(f"{path}: rexgradient has no labels, so it can only play the role train")
-    if "chexpert" in roles["train"]:
-        raise UserError(f"{path}: chexpert has no reports, so it can only play the roles valid and test")
     return {role: roles[role] for role in ROLES}

@@ -16,7 +16,7 @@ from data_prep import build
 from data_prep.failures import read_left_out
 from data_prep.plan import describe, make_plan
 from data_prep.releases import locate, rexgradient
-from data_prep.releases.chexpert import Chexpert, image_key, study_key
+from data_prep.releases.chexpert import image_key, read_table, study_key
 from data_prep.releases.chexpert_plus import ChexpertPlus
 from data_prep.releases.rows import checked_path, read_rows
 from data_prep.roles import read_roles
@@ -148,7 +148,7 @@ def test_a_folder_of_patients_of_another_set_is_not_looked_into(tmp_path, monkey
     for k in range(6):
         (tmp_path / f"files/p10/p{k}/s1").mkdir(parents=True)
         (tmp_path / f"set{k}/metadata").mkdir(parents=True)
-    found = {path.relative_to(tmp_path).as_posix() for path, _ in locate.folders(tmp_path)}
+    found = {path.relative_to(tmp_path).as_posix() for path in (f.path for f in locate.folders(tmp_path))}
     assert "files/p10" in found and "files/p10/p0" not in found and "set5/metadata" in found
 
 
@@ -253,7 +253,7 @@ def test_test_rows_in_the_table_of_chexpert_plus_are_used(corpus, usual, tmp_pat
         ({"test": {"rexgradient": ["test"]}}, "rexgradient"),
         ({"train": {"chexpert": ["valid"]}}, "chexpert"),
         ({"test": {}}, "test names no release"),
-        ({"test": {"chexpert": ["train"]}}, "there are only"),
+        ({"test": {"chexpert": ["training"]}}, "there are only"),
         ({"other": {"chexpert": ["test"]}}, "exactly the roles"),
         ({"test": ["chexpert"]}, "exactly the roles"),
     ],
@@ -355,13 +355,13 @@ DAMAGES = {
     "number as PatientID": (study(PatientID=17), "pGtrain0.*PatientID is 17, not text"),
     "list as Impression": (study(Impression=["a"]), "pGtrain0.*Impression is .*not text"),
     "lost key": (lambda c: c.edit_rex(lambda s: s.pop("ImagePath")), "pGtrain0.* lacks ImagePath"),
-    "list instead of studies": (lambda c: c.rex_json("train").write_text("[]"), "does not begin with an object"),
+    "text instead of studies": (lambda c: c.rex_json("train").write_text("studies"), "after 0 studies: not valid JSON"),
     "study is a list": (lambda c: c.rex_json("train").write_text('{"a": []}'), "a: the entry is a list"),
-    "cut JSON": (lambda c: c.rex_json("train").write_text(c.rex_json("train").read_text()[:-40]), "JSON|too early"),
-    "empty JSON": (lambda c: c.rex_json("train").write_text(""), "ends too early"),
+    "cut JSON": (lambda c: c.rex_json("train").write_text(c.rex_json("train").read_text()[:-40]), "not valid JSON"),
+    "empty JSON": (lambda c: c.rex_json("train").write_text(""), "not valid JSON"),
     "JSON twice in a file": (
         lambda c: c.rex_json("train").write_text(2 * c.rex_json("train").read_text()),
-        "goes on after its last study",
+        "not valid JSON.*garbage",
     ),
     "no study": (
         lambda c: [c.rex_json(split).write_text(" {} ") for split in ("train", "valid", "test")],
@@ -383,7 +383,10 @@ DAMAGES = {
         "study a is there twice",
     ),
     "two tables": (
-        lambda c: shutil.copy(c.plus_csv, c.plus / "df_chexpert_plus_other.csv"),
+        lambda c: (
+            shutil.copy(c.plus_csv, c.plus / "df_chexpert_plus_other.csv")
+            and c.plus_csv.rename(c.plus / "df_chexpert_plus_third.csv")
+        ),
         "could be meant.*--chexpert_plus_csv",
     ),
 }
@@ -394,7 +397,7 @@ def test_damaged_tables_give_one_clear_sentence(damage, corpus, tmp_path):
     harm, words = DAMAGES[damage]
     harm(corpus)
     with pytest.raises(UserError, match=f"(?s){words}") as caught:
-        corpus.build(tmp_path / "out" / "data")
+        corpus.build(tmp_path / "out" / "data", "--max_bad_records", "0")
     message = str(caught.value)
     assert "\n" not in message and len(message) < 700
     assert list((tmp_path / "out").rglob("*.*")) == [], "nothing half-made is left"
@@ -437,7 +440,7 @@ def test_image_key(text, key):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -507,16 +510,16 @@ def test_streamed_json_is_what_the_json_module_reads(studies, indent, ascii_only
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rexgradient, "PIECE", piece)
         read = dict(rexgradient.read_entries(path))
-    assert json.dumps(read) == json.dumps(json.loads(text)) and list(read) == list(studies)
+    assert read == json.loads(text, parse_constant=lambda _: None) and list(read) == list(studies)
 
 
 @pytest.fixture(scope="session")
 def readers(releases) -> dict:
     """A table's path -> what reads the whole of a copy of it."""
     return {
-        releases.plus_csv: lambda path: list(ChexpertPlus(path, [releases.plus]).rows("train")),
-        releases.chexpert / "valid.csv": lambda path: Chexpert({"valid": path}, []).labels("valid"),
-        releases.chexpert / "groundtruth.csv": lambda path: Chexpert({"test": path}, []).labels("test"),
+        releases.plus_csv: lambda path: list(ChexpertPlus({"": path}, [locate.Place(releases.plus)]).rows("train")),
+        releases.chexpert / "valid.csv": lambda path: read_table(path, "valid"),
+        releases.chexpert / "groundtruth.csv": lambda path: read_table(path, "test"),
         releases.rex_json("train"): lambda path: list(rexgradient.Rexgradient({"train": path}, []).rows("train")),
     }
 
@@ -538,7 +541,7 @@ def test_any_damage_to_a_table_gives_rows_or_one_sentence(data, readers, tmp_pat
     except UserError as error:
         assert original.name in str(error) and len(str(error)) < 1000
         return
-    for row in rows if isinstance(rows, list) else ():
+    for row in (row for row in rows if not row.problem) if isinstance(rows, list) else ():
         assert not row.path.startswith("/") and ".." not in row.path.split("/") and row.patient_id_column.strip()
 
 

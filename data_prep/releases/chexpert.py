@@ -1,28 +1,37 @@
-"""CheXpert: the radiologists' labels of the validation set, and the images and labels of the test set."""
+"""CheXpert: the images, and the labels of its three splits; those of validation and test are radiologists'."""
 
 import argparse
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from chexzero.common.errors import UserError
-from chexzero.common.formats import read_labels
-from chexzero.common.labels import LABELS
-from data_prep.releases.locate import SUFFIXES, find_file, find_folders, given, has_columns, release_root
-from data_prep.releases.rows import Row, checked_path
+from chexzero.common.labels import COMPETITION_LABELS, LABELS
+from data_prep.releases.locate import (
+    SUFFIXES,
+    Place,
+    find_file,
+    find_places,
+    given,
+    has_columns,
+    release_root,
+    split_places,
+)
+from data_prep.releases.release import Release, bits
+from data_prep.releases.rows import UNKNOWN, BadRecord, Row, checked_path, read_records
 
 SPLITS = ("train", "valid", "test")
+OTHER_NAMES = {"val": "valid", "validation": "valid"}  # CheXlocalize's
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chexpert", metavar="DIR", help="CheXpert's folder: valid.csv, groundtruth.csv and test/")
-    parser.add_argument("--chexpert_valid_csv", metavar="FILE", help="the radiologists' labels of the validation set")
-    parser.add_argument(
-        "--chexpert_test_csv", metavar="FILE", help="the radiologists' labels of the test set (groundtruth.csv)"
-    )
-    parser.add_argument("--chexpert_images", metavar="DIR", help="the folder that holds test/")
+#: split -> the names of the table of its labels, the release's own first
+LABEL_TABLES = {
+    "train": ["train.csv"],
+    "valid": ["valid.csv", "val_labels.csv"],
+    "test": ["groundtruth.csv", "test_labels.csv", "test.csv"],
+}
 
 
 def image_key(text: str, where: str) -> str:
@@ -30,7 +39,7 @@ def image_key(text: str, where: str) -> str:
     without, with either ending. This is the part that CheXpert and CheXpert-Plus share."""
     parts = _after_split(text, where)
     if len(parts) != 4:
-        raise UserError(f"{where} is {text!r}, not like train/patient00001/study1/view1_frontal.jpg; correct the row")
+        raise BadRecord(f"{where} is {text!r}, not like train/patient00001/study1/view1_frontal.jpg; correct the row")
     return os.path.splitext("/".join(parts))[0]
 
 
@@ -38,15 +47,16 @@ def study_key(text: str, where: str) -> str:
     """`test/patient64741/study1` from a study's path or from the path of one of its images."""
     parts = _after_split(text, where)
     if len(parts) not in (3, 4):
-        raise UserError(f"{where} is {text!r}, not like test/patient64741/study1; correct the row")
+        raise BadRecord(f"{where} is {text!r}, not like test/patient64741/study1; correct the row")
     return "/".join(parts[:3])
 
 
 def _after_split(text: str, where: str) -> tuple[str, ...]:
     parts = checked_path(text, where).parts
+    parts = tuple(OTHER_NAMES.get(part, part) for part in parts)
     start = next((i for i, part in enumerate(parts) if part in SPLITS), len(parts))
     if odd := [part for part in parts[start:] if not re.fullmatch(r"[\w.-]+", part)]:
-        raise UserError(f"{where} has the odd part {odd[0]!r}; correct it")
+        raise BadRecord(f"{where} has the odd part {odd[0]!r}; correct it")
     return parts[start:]
 
 
@@ -79,79 +89,161 @@ def chexpert_row(source: str, key: str, **known: str) -> Row:
     )
 
 
-@dataclass(frozen=True)
-class Chexpert:
-    """CheXpert (Irvin et al., AAAI 2019): 234 validation images labelled by three radiologists (`valid.csv`), the 500
-    test studies labelled by five (`groundtruth.csv`, Saporta et al. 2022); 14 labels, each 0 or 1. Patients are
-    numbered through with CheXpert-Plus."""
+@dataclass
+class Chexpert(Release):
+    """CheXpert: chest radiographs with fourteen labels (Irvin et al., AAAI 2019).
 
-    tables: dict[str, Path]
-    images: list[Path]
+    From: Stanford AIMI (`CheXpert-v1.0`, `CheXpert-v1.0-small`, or in batches); the validation and test images and
+    labels also with CheXlocalize (Saporta et al., 2022). Licence: Stanford's research use agreement.
+    Counts: 223,414 training images of 64,540 patients, 234 for validation, 668 (500 studies) for test.
+    Labels: of `train.csv` a program's reading of the reports, where blank and uncertain (-1) are unknown here; of
+    validation three radiologists', of test five radiologists', each 0 or 1. No reports: these are in CheXpert-Plus,
+    which has the same images and numbers the same patients.
+    Cite: Irvin et al. 2019; for the test labels Saporta et al. 2022.
+    """
+
+    name = "chexpert"
+    splits = SPLITS
+    labels = tuple(LABELS)
+    counts = {"train": 223_414, "valid": 234, "test": 668}
+
+    plus: Release | None = None  # CheXpert-Plus, where its table has the test rows
 
     @classmethod
-    def locate(cls, args: argparse.Namespace, splits: set[str], need_images: bool) -> "Chexpert":
-        """Find the label tables of `splits`, and the images if they are needed from here."""
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
+        parser.add_argument("--chexpert", metavar="DIR", help="CheXpert's folder: valid.csv, groundtruth.csv and test/")
+        parser.add_argument("--chexpert_train_csv", metavar="FILE", help="CheXpert's own labels of the training set")
+        parser.add_argument(
+            "--chexpert_valid_csv", metavar="FILE", help="the radiologists' labels of the validation set"
+        )
+        parser.add_argument(
+            "--chexpert_test_csv", metavar="FILE", help="the radiologists' labels of the test set (groundtruth.csv)"
+        )
+        parser.add_argument("--chexpert_images", metavar="DIR", help="the folder that holds test/")
+
+    @classmethod
+    def locate(
+        cls, args: argparse.Namespace, splits: Collection[str], labelled: Collection[str], found: dict[str, Release]
+    ) -> Self:
+        """Find the label tables and the images. Of the test set CheXpert-Plus's rows serve, where its table has them."""
         tables = {split: find_labels(args, split) for split in sorted(splits)}
         images = given(args.chexpert_images, "--chexpert_images", folder=True)
-        if not need_images:
-            return cls(tables, [images] if images else [])
-        roots = [images] if images else [release_root(args, "chexpert")]
-        return cls(tables, find_folders(roots, sorted(splits), "CheXpert's images", "--chexpert_images"))
+        plus = found.get("chexpert_plus")
+        plus = plus if plus and "test" in splits and "test" in plus.own_splits() else None
+        if plus and set(splits) == {"test"} and any((place.root / "test").is_dir() for place in plus.images):
+            return cls(tables, [Place(images)] if images else [], plus)
+        roots = [images or release_root(args, cls.name)]
+        places = find_places(roots, split_places(splits), _what("CheXpert's images", splits), "--chexpert_images")
+        if plus:
+            plus.images.extend(places)  # where its test rows' images may lie
+        return cls(tables, places, plus)
 
-    def labels(self, split: str) -> dict[str, str]:
-        """The labels by image (`valid/patient64541/study1/view1_frontal`) or by study (`test/patient64741/study1`),
-        as fourteen characters 0 or 1, in the order of the table."""
-        path = self.tables[split]
-        table, values = read_labels(path)
-        column = "Study" if "Study" in table else "Path"
-        if column not in table:
-            raise UserError(f"{path} has neither a column Path nor a column Study; name CheXpert's own file")
-        key_of = image_key if split == "valid" else study_key
-        labels: dict[str, str] = {}
-        seen = set()
-        for number, (text, line) in enumerate(zip(table[column].fillna(""), values, strict=True), start=1):
-            where = f"{path}, row {number}"
-            key = key_of(text, f"{where}: {column}")
-            bits = "".join(str(int(value)) for value in line)
-            if not key.startswith(f"{split}/"):
-                raise UserError(f"{where}: {text!r} is not of the split {split}; name the right file")
-            if text in seen or labels.setdefault(key, bits) != bits:
-                raise UserError(f"{where}: {text!r} is labelled twice; remove one of the rows")
-            seen.add(text)
-        return labels
+    def records(self, split: str) -> Iterator[tuple[str, str]]:
+        """The labelled images or studies, by their key."""
+        for number, key in enumerate(read_table(self.tables[split], split), start=1):
+            yield f"{self.tables[split]}, row {number}", key
+
+    def read(self, entry: str, split: str, where: str) -> Iterable[Row]:
+        """The images in the folders that an entry labels, by view."""
+        if split == "train":
+            return [chexpert_row(self.name, entry, view=view_of(entry), path=f"{entry}.jpg")]
+        study = "/".join(entry.split("/")[:3])
+        names = {
+            image_key(f"{study}/{name}", f"{place.root}, {study}: a file's name")
+            for place in self.images
+            if (folder := place.relative(study)) is not None
+            for name in _image_names(place.root / folder)
+        }
+        keys = [name for name in names if name == entry or entry == study]
+        if not keys:
+            raise UserError(
+                f"{self.tables[split]} labels {entry}, but it has no image under "
+                f"{' or '.join(map(str, self.images))}; name their folder with --chexpert_images"
+            )
+        rows = [chexpert_row(self.name, name, view=view_of(name), path=f"{name}.jpg") for name in keys]
+        return sorted(rows, key=view_number)
 
     def rows(self, split: str) -> Iterator[Row]:
-        """The images of the labelled studies that are in the folders, by study in the table's order, then by view."""
-        for key in self.labels(split):
-            study = "/".join(key.split("/")[:3])
-            names = {
-                image_key(f"{study}/{name}", f"{root / study}: a file's name")
-                for root in self.images
-                for name in _image_names(root / study)
-            }
-            keys = [name for name in names if name == key or key == study]
-            if not keys:
-                raise UserError(
-                    f"{self.tables[split]} labels {key}, but it has no image under "
-                    f"{' or '.join(map(str, self.images))}; name their folder with --chexpert_images"
-                )
-            rows = [chexpert_row("chexpert", name, view=view_of(name), path=f"{name}.jpg") for name in keys]
-            yield from sorted(rows, key=view_number)
+        rows = self.plus.rows(split) if split == "test" and self.plus else super().rows(split)
+        return labelled_rows(rows, self.tables[split], split)
+
+
+def _what(images: str, splits: Collection[str]) -> str:
+    return f"{images} (a folder with {' or '.join(f'{split}/' for split in sorted(splits))} in it)"
 
 
 def find_labels(args: argparse.Namespace, split: str) -> Path:
-    """The label table of `valid` or `test`."""
+    """The label table of a split."""
     flag = f"--chexpert_{split}_csv"
     if path := given(getattr(args, f"chexpert_{split}_csv"), flag, folder=False):
         return path
-    patterns = {"valid": ["valid.csv"], "test": ["groundtruth.csv", "test_labels.csv", "test.csv"]}[split]
     return find_file(
         release_root(args, "chexpert"),
-        patterns,
+        LABEL_TABLES[split],
         f"the labels of CheXpert's {split} set",
         flag,
         has_columns(("Path", *LABELS), ("Study", *LABELS)),
     )
+
+
+def read_table(path: Path, split: str) -> dict[str, str]:
+    """The labels of a split by image (`valid/patient64541/study1/view1_frontal`) or by study
+    (`test/patient64741/study1`), one character each in the order of `LABELS`, in the order of the table.
+
+    Those of validation and test must be 0 or 1.
+    """
+    column = "Study" if has_columns(["Study"])(path) else "Path"
+    if split == "train":
+        cells = ((record[column], bits(record[label] for label in LABELS)) for _, record in _label_records(path))
+    else:
+        from chexzero.common.formats import read_labels  # here: a process that prepares images does without pandas
+
+        table, values = read_labels(path)
+        if column not in table:
+            raise UserError(f"{path} has neither a column Path nor a column Study; name CheXpert's own file")
+        cells = ((text, bits(line)) for text, line in zip(table[column].fillna(""), values, strict=True))
+    labels: dict[str, str] = {}
+    seen = set()
+    for number, (text, line) in enumerate(cells, start=1):
+        where = f"{path}, row {number}"
+        study = study_key(text, f"{where}: {column}")
+        image = len(checked_path(text, where).parts) > len(study.split("/")) and "view" in PurePosixPath(text).name
+        key = image_key(text, f"{where}: {column}") if image and split != "test" else study
+        if not key.startswith(f"{split}/"):
+            raise UserError(f"{where}: {text!r} is not of the split {split}; name the right file")
+        if text in seen or labels.setdefault(key, line) != line:
+            raise UserError(f"{where}: {text!r} is labelled twice; remove one of the rows")
+        seen.add(text)
+    return labels
+
+
+def _label_records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    return read_records(path, ["Path", *LABELS], "name CheXpert's train.csv with --chexpert_train_csv")
+
+
+def labelled_rows(rows: Iterable[Row], table: Path, split: str) -> Iterator[Row]:
+    """The rows with the labels that `table` has for their image or study.
+
+    Raises `UserError` for an image without labels, and after the last row for a label without an image: a set that
+    is scored must be whole.
+    """
+    labels = read_table(table, split)
+    used = set()
+    for row in rows:
+        if row.problem:
+            raise UserError(f"{row.problem} (the {split} set is labelled and may lack no image)")
+        key = row.id.removeprefix(f"{row.source}/")
+        found = key if key in labels else key.rsplit("/", 1)[0]
+        if found not in labels:
+            raise UserError(f"{row.id} is in the {split} set but {table} has no labels for it; name the table that has")
+        used.add(found)
+        row.labels = labels[found]
+        yield row
+    if unused := [key for key in labels if key not in used]:
+        raise UserError(
+            f"{table} labels {unused[0]} ({len(unused)} such), but the {split} set has no such image; "
+            f"complete the tables or name the right ones"
+        )
 
 
 def _image_names(folder: Path) -> list[str]:
@@ -163,3 +255,52 @@ def _image_names(folder: Path) -> list[str]:
         return []
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}); check its permissions") from error
+
+
+@dataclass
+class Chexpert5x200(Release):
+    """CheXpert-5x200: 1,000 frontal training images of CheXpert with exactly one of five findings (Huang et al. 2021).
+
+    From: GLoRIA's authors, `chexpert_5x200.csv`; the images are CheXpert's. MedCLIP's set of this name has other images,
+    laterals too. Counts: 1,000 images, 200 per finding. Labels: the five findings, one of them 1. A model that trained on CheXpert has seen the images, unless
+    `build --keep_out chexpert_5x200.csv` left them out. Cite: Huang et al., ICCV 2021, and Irvin et al. 2019.
+    """
+
+    name = "chexpert5x200"
+    splits = ("test",)
+    labels = tuple(COMPETITION_LABELS)
+    counts = {"test": 1_000}
+
+    @classmethod
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--chexpert5x200_images", metavar="DIR", help="CheXpert's folder, the one that holds train/"
+        )
+
+    @classmethod
+    def locate(
+        cls, args: argparse.Namespace, splits: Collection[str], labelled: Collection[str], found: dict[str, Release]
+    ) -> Self:
+        root = release_root(args, cls.name)
+        accept = has_columns(["Path", *cls.labels])
+        table = find_file(
+            root, ["chexpert_5x200.csv", "*5x200*.csv"], "CheXpert-5x200's table", f"--{cls.name}", accept
+        )
+        flag = "--chexpert5x200_images"
+        roots = [given(args.chexpert5x200_images, flag, folder=True) or root]
+        return cls(
+            {"": table}, find_places(roots, split_places(["train"]), _what("CheXpert's images", ["train"]), flag)
+        )
+
+    def records(self, split: str) -> Iterator[tuple[str, dict[str, str]]]:
+        remedy = "name GLoRIA's table's folder with --chexpert5x200"
+        for number, record in read_records(self.tables[""], ["Path", *self.labels], remedy):
+            yield f"{self.tables['']}, row {number}", record
+
+    def read(self, entry: dict[str, str], split: str, where: str) -> Iterable[Row]:
+        key = image_key(entry["Path"], f"{where}: Path")
+        labels = bits(entry[name] for name in self.labels).replace(UNKNOWN, "0")  # blank counts as 0 in this set
+        row = chexpert_row(self.name, key, view=view_of(key), path=f"{key}.jpg", labels=labels)
+        row.split = split
+        yield row

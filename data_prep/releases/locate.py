@@ -1,46 +1,90 @@
 """Find a release's files in the layouts people have, and say which flag would point to what is not found."""
 
+import argparse
 import fnmatch
 import os
+import re
+import shlex
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from chexzero.common.errors import UserError
-from data_prep.releases.rows import Row
+from data_prep.releases.rows import Row, column_names
 
 DEPTH = 5
 CROWD = 1000  # folders in one folder, from which on they are patients or studies of some set, not looked into
-SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".dcm", ".dicom", ".DCM")
 
 #: Folders that hold images by the hundred thousand; nothing that is looked for lies in them.
-IMAGE_FOLDERS = ("train", "valid", "test", "deid_png", "patient*", "study*", ".*")
+IMAGE_FOLDERS = ("train", "valid", "val", "test", "deid_png", "patient*", "study*", ".*")
+
+#: How the archives that releases come in are called -> the command that unpacks them
+ARCHIVES = {
+    r"(.+)\.part\w*": "cat {all} | tar --zstd -x -C {folder}",
+    r"(.+)\.tar\.zst": "tar --zstd -xf {file} -C {folder}",
+    r"(.+)(\.tar\.gz|\.tgz)": "tar -xzf {file} -C {folder}",
+    r"(.+)\.tar": "tar -xf {file} -C {folder}",
+    r"(.+?)_?\d*\.zip": 'for part in {all}; do unzip -q "$part" -d {folder}; done',
+}
 
 
-def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the folders from `root` down to `DEPTH`, the shallow ones first, each with its file names."""
-    layer = [root]
+@dataclass(frozen=True)
+class Place:
+    """A folder of images. A path of the table that begins with `prefix` is looked for under `root` without it; with
+    `flat`, by its file name alone."""
+
+    root: Path
+    prefix: str = ""
+    flat: bool = False
+
+    def relative(self, path: str) -> str | None:
+        """Where the image would lie under `root`; None if not here."""
+        if not path.startswith(self.prefix):
+            return None
+        return path.rsplit("/", 1)[-1] if self.flat else path[len(self.prefix) :]
+
+    def __str__(self) -> str:
+        return f"{self.root}{f' for {self.prefix}' if self.prefix else ''}{' by file name' if self.flat else ''}"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder with the names of its files and of its folders, sorted."""
+
+    path: Path
+    files: list[str]
+    folders: list[str]
+
+
+def folders(root: Path) -> Iterator[Folder]:
+    """Yield the folders from `root` down to `DEPTH`, the shallow ones first; links to folders are followed."""
+    layer, seen = [root], set()
     for depth in range(DEPTH + 1):
         below = []
         for folder in layer:
             try:
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+                kinds = [(entry.name, entry.is_dir()) for entry in entries]
             except OSError as error:
                 if depth == 0:
                     raise UserError(
                         f"{folder} cannot be read ({error.strerror}); name a folder that exists and that you may read"
                     ) from error
                 continue
-            names = [entry.name for entry in entries if entry.is_file()]
-            yield folder, names
+            names = [name for name, is_folder in kinds if not is_folder]
+            inner = [name for name, is_folder in kinds if is_folder]
+            yield Folder(folder, names, inner)
             skipped = (*IMAGE_FOLDERS, "work") if ".lock" in names else IMAGE_FOLDERS  # a build's own train/, valid/
-            inner = [
-                folder / entry.name
-                for entry in entries
-                if entry.is_dir() and not any(fnmatch.fnmatch(entry.name, name) for name in skipped)
-            ]
-            below += inner if depth == 0 or len(inner) < CROWD else []
+            inner = [name for name in inner if not any(fnmatch.fnmatch(name, pattern) for pattern in skipped)]
+            for name in inner if depth == 0 or len(inner) < CROWD else []:
+                if (folder / name).is_symlink():
+                    if (real := os.path.realpath(folder / name)) in seen:
+                        continue  # a link in a circle
+                    seen.add(real)
+                below.append(folder / name)
         layer = below
 
 
@@ -50,40 +94,70 @@ def find_file(
     """The file under `root` whose name matches a pattern: the first pattern that has one, of its files those that
     `accept` takes, of these the least deep. A file that it does not take is returned only if it is alone and has
     the usual name, the first pattern, so that its reader can say what is wrong with it."""
+    there = [(folder.path, name) for folder in folders(root) for name in folder.files if not name.startswith(".")]
     for pattern in patterns:
-        named = [folder / name for folder, names in folders(root) for name in names if fnmatch.fnmatch(name, pattern)]
+        named = [folder / name for folder, name in there if fnmatch.fnmatch(name, pattern)]
         found = [path for path in named if accept(path)] or (named if pattern == patterns[0] else [])
         found = [path for path in found if len(path.parts) == min(len(path.parts) for path in found)]
         if len(found) > 1:
             raise UserError(f"{what}: both {found[0]} and {found[1]} could be meant; name one with {flag}")
         if found:
             return found[0]
-    raise UserError(f"{what} ({' or '.join(patterns)}) is nowhere under {root}; name it with {flag}")
+    raise not_found(f"{what} ({' or '.join(patterns)}) is", [root], flag)
 
 
-def find_folders(roots: Sequence[Path], children: Sequence[str], what: str, flag: str) -> list[Path]:
-    """The folders under `roots` that hold a folder named as one of `children`; at least one."""
-    found = [
-        folder for root in roots for folder, _ in folders(root) if any((folder / child).is_dir() for child in children)
-    ]
-    if not found:
-        names = " or ".join(f"{child}/" for child in children)
-        raise UserError(f"{what} (a folder with {names} in it) are nowhere under {roots[0]}; name it with {flag}")
-    return list(dict.fromkeys(found))
+def find_places(roots: Sequence[Path], place: Callable[[Folder], list[Place]], what: str, flag: str) -> list[Place]:
+    """The places that `place` sees in the folders of the first of `roots` that has one."""
+    for root in roots:
+        if found := [one for folder in folders(root) for one in place(folder)]:
+            return list(dict.fromkeys(found))
+    raise not_found(f"{what} are", roots, flag)
+
+
+def split_places(splits: Collection[str]) -> Callable[[Folder], list[Place]]:
+    """For `find_places`: images of CheXpert, in `train/`, `valid/` and `test/`, or with the patients' folders right in
+    one whose name tells the split (`PNG_train`, `val`, `CheXpert-v1.0 batch 2 (train 1)`), or none."""
+
+    def place(folder: Folder) -> list[Place]:
+        found = [Place(folder.path)] if set(splits) & set(folder.folders) else []
+        if "valid" in splits and "val" in folder.folders and "valid" not in folder.folders:
+            found.append(Place(folder.path / "val", "valid/"))
+        if any(re.fullmatch(r"patient\d+", name) for name in folder.folders):
+            named = [split for split in splits if split[:3] in folder.path.name.lower()]
+            found += [Place(folder.path, f"{split}/") for split in named or splits]
+        return found
+
+    return place
+
+
+def holds(*children: str) -> Callable[[Folder], list[Place]]:
+    """For `find_places`: the folders that hold a folder named as one of `children`."""
+    return lambda folder: [Place(folder.path)] if set(children) & set(folder.folders) else []
+
+
+def not_found(what: str, roots: Sequence[Path], flag: str) -> UserError:
+    """The sentence for what is nowhere: the command that unpacks an archive that lies there, else the flag."""
+    for root in roots:
+        for folder in folders(root):
+            for name in folder.files:
+                for pattern, command in ARCHIVES.items():
+                    if match := re.fullmatch(pattern, name):
+                        stem = shlex.quote(str(folder.path / match[1]))
+                        unpack = command.format(
+                            all=stem + ("*.zip" if name.endswith(".zip") else ".part*"),
+                            file=shlex.quote(str(folder.path / name)),
+                            folder=shlex.quote(str(folder.path)),
+                        )
+                        return UserError(
+                            f"{what} nowhere under {roots[0]}, but {name} lies there and is not unpacked; unpack it: "
+                            f"{unpack} (or name what is unpacked with {flag})"
+                        )
+    return UserError(f"{what} nowhere under {roots[0]}; name it with {flag}")
 
 
 def has_columns(*alternatives: Sequence[str]) -> Callable[[Path], bool]:
-    """A test whether a CSV's header has all the columns of one of the alternatives."""
-
-    def accept(path: Path) -> bool:
-        try:
-            with open(path, encoding="utf-8-sig", errors="replace") as handle:
-                header = handle.readline(100_000).strip().replace('"', "").split(",")
-        except OSError:
-            return False
-        return any(set(columns) <= set(header) for columns in alternatives)
-
-    return accept
+    """A test whether a table's header has all the columns of one of the alternatives."""
+    return lambda path: any(set(columns) <= set(column_names(path)) for columns in alternatives)
 
 
 def given(path: str | None, flag: str, folder: bool) -> Path | None:
@@ -95,7 +169,7 @@ def given(path: str | None, flag: str, folder: bool) -> Path | None:
     return Path(path).resolve()
 
 
-def release_root(args, release: str) -> Path:
+def release_root(args: argparse.Namespace, release: str) -> Path:
     """The folder to look for a release in: its own flag, else `--data_root`."""
     root = given(getattr(args, release), f"--{release}", folder=True)
     root = root or given(args.data_root, "--data_root", folder=True)
@@ -107,26 +181,53 @@ def release_root(args, release: str) -> Path:
     return root
 
 
-def find_images(rows: list[Row], roots: Sequence[Path], threads: ThreadPoolExecutor) -> None:
-    """Set `root` and `path` of each row to the file that is there, with either ending; else set `problem`."""
-    places = threads.map(lambda row: _find_image(row.path, roots), rows)
-    for row, (root, path, problem) in zip(rows, places, strict=True):
-        row.root, row.path, row.problem = str(root), path, problem
+def folders_above(table: Path, args: argparse.Namespace, release: str) -> list[Path]:
+    """The folders to look for the images of a table in: the table's own, then those above it up to the folder that
+    was named for the release or for all."""
+    named = getattr(args, release) or args.data_root
+    top = Path(named).resolve() if named else table.parent
+    above = [folder for folder in table.parents if folder.is_relative_to(top)]
+    return list(dict.fromkeys([table.parent, *above, top]))
 
 
-def _find_image(path: str, roots: Sequence[Path]) -> tuple[Path, str, str]:
+def find_images(rows: list[Row], places: Sequence[Place], threads: ThreadPoolExecutor) -> None:
+    """Set `root` and `path` of each row to the file that is there, with any ending; else set `problem`."""
+    found = threads.map(lambda row: _find_image(row.path, places), rows)
+    for row, (root, path, problem) in zip(rows, found, strict=True):
+        row.root, row.path, row.problem = root, path, problem
+
+
+def _find_image(path: str, places: Sequence[Place]) -> tuple[str, str, str]:
     stem, suffix = os.path.splitext(path)
     problem = "not found, with any ending"
     for ending in dict.fromkeys((suffix, *SUFFIXES)):  # the usual ending anywhere, before another one
-        for root in roots:
+        for place in places:
+            relative = place.relative(stem + ending)
+            if relative is None:
+                continue
             try:
-                mode = os.stat(f"{root}/{stem}{ending}").st_mode
+                mode = os.stat(f"{place.root}/{relative}").st_mode
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except (OSError, ValueError) as error:
                 problem = getattr(error, "strerror", None) or str(error)
                 continue
             if stat.S_ISREG(mode):
-                return root, stem + ending, ""
+                return *_real(place.root, relative), ""
             problem = "is not a file"
-    return roots[0], path, problem
+    return str(places[0].root), path, problem
+
+
+def _real(root: Path, path: str) -> tuple[str, str]:
+    """The root and the path under it of a file whose folder may be a link to another disk: as much of the path as
+    the real folder ends with stays the path."""
+    folder, name = os.path.split(path)
+    real = os.path.realpath(root / folder)
+    if os.path.commonpath((real, root)) == str(root):
+        return str(root), path
+    kept: list[str] = []
+    parts, rest = list(PurePosixPath(folder).parts), Path(real)
+    while parts and rest.name == parts[-1]:
+        kept.insert(0, parts.pop())
+        rest = rest.parent
+    return str(rest), "/".join((*kept, name))

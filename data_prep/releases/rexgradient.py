@@ -1,21 +1,22 @@
 """ReXGradient-160K: images of 109,487 patients with their reports; all of it is training data here."""
 
 import argparse
-import json
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
+
+import ijson
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import require_file
-from data_prep.releases.locate import find_file, find_folders, given, release_root
-from data_prep.releases.rows import Row
+from data_prep.releases.locate import Folder, Place, find_file, find_places, folders_above, given, release_root
+from data_prep.releases.release import Release
+from data_prep.releases.rows import BadRecord, Row
 
-PIECE = 1 << 22  # characters read at a time
-LONGEST_ENTRY = 1 << 24  # a study's entry is some thousand characters
+PIECE = 1 << 16  # characters read at a time
 TEXT = ("Impression", "Findings", "PatientSex", "PatientAge")
 
 #: `ImageViewPosition` as spelled -> view. Anything else, UNKNOWN among it, is `other`.
@@ -33,56 +34,78 @@ PROJECTIONS = {"PA": "PA", "POSTERO_ANTERIOR": "PA", "AP": "AP", "ANTERO_POSTERI
 SEXES = {"M": "Male", "F": "Female"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rexgradient", metavar="DIR", help="ReXGradient-160K's folder: metadata/ and deid_png/")
-    parser.add_argument("--rexgradient_metadata", metavar="DIR", help="the folder with *_metadata_view_position.json")
-    parser.add_argument("--rexgradient_images", metavar="DIR", help="the folder deid_png, or the one that holds it")
+@dataclass
+class Rexgradient(Release):
+    """ReXGradient-160K: reports and 16-bit PNG at a quarter of the original size (Zhang et al. 2025).
 
+    From: Hugging Face, `rajpurkarlab/ReXGradient-160K`, on request. Licence: its data use agreement, non-commercial.
+    Counts: 273,004 images of 109,487 patients; 140,000 + 10,000 + 10,000 studies in train, valid and test.
+    A report serves every image of its study. No labels. Cite: Zhang et al. 2025.
+    """
 
-@dataclass(frozen=True)
-class Rexgradient:
-    """ReXGradient-160K (Zhang et al. 2025): 273,004 images, 16-bit grey PNG at a quarter of the size, and a report a
-    study; 140,000 + 10,000 + 10,000 studies in train, valid and test. No labels."""
-
-    tables: dict[str, Path]
-    images: list[Path]
+    name = "rexgradient"
+    splits = ("train", "valid", "test")
+    counts = {"train": 238_968, "valid": 17_007, "test": 17_029}
+    has_reports = True
 
     @classmethod
-    def locate(cls, args: argparse.Namespace, splits: list[str]) -> "Rexgradient":
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
+        parser.add_argument("--rexgradient", metavar="DIR", help="ReXGradient-160K's folder: metadata/ and deid_png/")
+        parser.add_argument(
+            "--rexgradient_metadata", metavar="DIR", help="the folder with *_metadata_view_position.json"
+        )
+        parser.add_argument("--rexgradient_images", metavar="DIR", help="the folder deid_png, or the one that holds it")
+
+    @classmethod
+    def locate(
+        cls, args: argparse.Namespace, splits: Collection[str], labelled: Collection[str], found: dict[str, Release]
+    ) -> Self:
         root = given(args.rexgradient_metadata, "--rexgradient_metadata", folder=True)
-        root = root or release_root(args, "rexgradient")
+        root = root or release_root(args, cls.name)
         tables = {
             split: find_file(
                 root, [f"{split}_metadata_view_position.json"], f"ReXGradient's {split} split", "--rexgradient_metadata"
             )
-            for split in splits
+            for split in sorted(splits)
         }
         images = given(args.rexgradient_images, "--rexgradient_images", folder=True)
         if images and images.name == "deid_png":
-            return cls(tables, [images])
-        root = images or given(args.rexgradient, "--rexgradient", folder=True) or tables[splits[0]].parents[1]
-        holders = find_folders([root], ["deid_png"], "ReXGradient's images", "--rexgradient_images")
-        return cls(tables, [holder / "deid_png" for holder in holders])
+            return cls(tables, [Place(images), Place(images, flat=True)])
+        table = next(iter(tables.values()))
+        roots = [images] if images else [table.parents[1], *folders_above(table, args, cls.name)]
+        places = find_places(
+            roots, _image_places, "ReXGradient's images (a folder with deid_png/ in it)", "--rexgradient_images"
+        )
+        return cls(tables, places)
 
-    def rows(self, split: str) -> Iterator[Row]:
-        """The images of a split, in the file's order; the report of a study serves each of its images."""
-        path = self.tables[split]
-        for key, study in read_entries(path):
-            yield from study_rows(study, split, f"{path}, {key}")
+    def records(self, split: str) -> Iterator[tuple[str, Any]]:
+        for key, study in read_entries(self.tables[split]):
+            yield f"{self.tables[split]}, {key}", study
+
+    def read(self, entry: Any, split: str, where: str) -> Iterable[Row]:
+        return study_rows(entry, split, where)
+
+
+def _image_places(folder: Folder) -> list[Place]:
+    """`deid_png/`, and the folders in which all images lie side by side (`images/<uid>.png`)."""
+    if "deid_png" in folder.folders:
+        return [Place(folder.path / "deid_png"), Place(folder.path / "deid_png", flat=True)]
+    flat = sum(name.endswith(".png") for name in folder.files) > 1
+    return [Place(folder.path, flat=True)] if flat else []
 
 
 def study_rows(study: Any, split: str, where: str) -> list[Row]:
-    """The rows of one study, or a `UserError` that says what in its entry is wrong."""
+    """The rows of one study, or a `BadRecord` that says what in its entry is wrong."""
     if not isinstance(study, dict):
-        raise UserError(f"{where}: the entry is a {type(study).__name__}, not an object; copy the file again")
+        raise BadRecord(f"{where}: the entry is a {type(study).__name__}, not an object; copy the file again")
     ids = {name: _text(study, name, where) for name in ("PatientID", "AccessionNumber")}
     for name, value in ids.items():
         if value.lower() in ("nan", "none") or not re.fullmatch(r"[\w.-]+", value):
-            raise UserError(f"{where}: {name} is {value!r}, so the study cannot be told from others; correct the entry")
+            raise BadRecord(f"{where}: {name} is {value!r}, so the study cannot be told from others; correct the entry")
     known = {name: _text(study, name, where) for name in TEXT}
     paths, views = (_list(study, name, where) for name in ("ImagePath", "ImageViewPosition"))
     if len(paths) != len(views):
-        raise UserError(f"{where}: {len(paths)} ImagePath but {len(views)} ImageViewPosition; correct the entry")
+        raise BadRecord(f"{where}: {len(paths)} ImagePath but {len(views)} ImageViewPosition; correct the entry")
     study_id = f"rexgradient/{ids['PatientID']}/{ids['AccessionNumber']}"
     if not paths:  # no image, and yet no study may vanish: the plan lists a row without a path
         patient = f"rexgradient/{ids['PatientID']}"
@@ -98,17 +121,28 @@ def study_rows(study: Any, split: str, where: str) -> list[Row]:
                 path="",
             )
         ]
+    images = [image_path(path, f"{where}: ImagePath") for path in paths]
+    stems = [posixpath.splitext(posixpath.basename(image))[0] for image in images]
+    # two series of a study may each have a `1.png`: the id then names the series too
+    names = [
+        stem if stems.count(stem) == 1 else f"{posixpath.basename(posixpath.dirname(_series(image)))}/{stem}"
+        for image, stem in zip(images, stems, strict=True)
+    ]
     return [
-        _row(split, study_id, known, path, view or "", f"{where}: ImagePath")
-        for path, view in zip(paths, views, strict=True)
+        _row(split, study_id, known, image, f"{study_id}/{name}", view or "")
+        for image, name, view in zip(images, names, views, strict=True)
     ]
 
 
-def _row(split: str, study_id: str, known: dict[str, str], path: str | None, view: str, where: str) -> Row:
-    path = image_path(path, where)
+def _series(path: str) -> str:
+    """The path without the folder `instances`, which every series has."""
+    return path.replace("/instances/", "/")
+
+
+def _row(split: str, study_id: str, known: dict[str, str], path: str, id: str, view: str) -> Row:
     view = view.strip().upper()
     return Row(
-        id=f"{study_id}/{posixpath.splitext(posixpath.basename(path))[0]}",
+        id=id,
         source="rexgradient",
         split=split,
         patient_id=f"rexgradient/{path.split('/')[0]}",
@@ -128,14 +162,14 @@ def image_path(text: str | None, where: str) -> str:
     """`<Patient>/<Accession>/...png`, relative to deid_png, from a path relative to `metadata/`; what leaves the
     release's folder is refused."""
     if not text or "\0" in text:
-        raise UserError(f"{where} is empty or no path; correct the entry")
+        raise BadRecord(f"{where} is empty or no path; correct the entry")
     path = posixpath.normpath(posixpath.join("metadata", text.replace("\\", "/")))
     if path.startswith(("/", "../")) or path == "..":
-        raise UserError(f"{where} is {text!r}, which leads out of the release's folder; correct the entry")
+        raise BadRecord(f"{where} is {text!r}, which leads out of the release's folder; correct the entry")
     path = path.removeprefix("images/")
     inner = path.removeprefix("deid_png/")
     if inner == path or "/" not in inner:
-        raise UserError(
+        raise BadRecord(
             f"{where} is {text!r}, not like ../deid_png/<patient>/<accession>/.../<uid>.png; correct the entry"
         )
     return inner
@@ -143,23 +177,23 @@ def image_path(text: str | None, where: str) -> str:
 
 def _text(study: dict, name: str, where: str) -> str:
     if name not in study:
-        raise UserError(f"{where} lacks {name}; copy the file again")
+        raise BadRecord(f"{where} lacks {name}; copy the file again")
     value = study[name]
     if value is None or value != value:  # JSON's null, or NaN as pandas writes it
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{where}: {name} is {value!r}, not text; correct the entry")
+        raise BadRecord(f"{where}: {name} is {value!r}, not text; correct the entry")
     return _storable(value)
 
 
 def _list(study: dict, name: str, where: str) -> list[str | None]:
     if name not in study:
-        raise UserError(
+        raise BadRecord(
             f"{where} lacks {name}; name the *_metadata_view_position.json files with --rexgradient_metadata"
         )
     value = study[name]
     if not isinstance(value, list) or not all(item is None or isinstance(item, str) for item in value):
-        raise UserError(f"{where}: {name} is {str(value)[:80]!r}, not a list of texts; correct the entry")
+        raise BadRecord(f"{where}: {name} is {str(value)[:80]!r}, not a list of texts; correct the entry")
     return [item and _storable(item) for item in value]
 
 
@@ -174,73 +208,47 @@ def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
     The three files have 160,000 studies; parsed whole they would need more memory than all else in the build.
     """
     require_file(path, "name the folder of ReXGradient's JSON files with --rexgradient_metadata")
-    decoder, seen = json.JSONDecoder(), set()
+    seen: set[str] = set()
     try:
         with open(path, encoding="utf-8-sig") as handle:
-            buffer = _Buffer(handle, path)
-            if buffer.next_character() != "{":
-                raise UserError(f"{path} does not begin with an object of studies; name the right file")
-            mark = buffer.next_character(peek=True)
-            while mark != "}":
-                key = buffer.value(decoder)
-                if not isinstance(key, str) or buffer.next_character() != ":":
-                    raise UserError(f"{path}, after {len(seen)} studies: not valid JSON; copy the file again")
+            for key, value in ijson.kvitems(_WithoutNaN(handle), "", use_float=True):
                 if key in seen:
                     raise UserError(f"{path}: the study {key} is there twice; remove one of the entries")
                 seen.add(key)
-                yield key, buffer.value(decoder)
-                mark = buffer.next_character()
-                if mark not in ",}":
-                    raise UserError(f"{path}, after the study {key}: not valid JSON; copy the file again")
-            if not seen:
-                buffer.next_character()
-            buffer.must_end()
+                yield key, value
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8; convert it, for instance with `iconv -f latin1 -t utf-8`") from error
+    except ijson.JSONError as error:
+        reason = " ".join(str(error).split("\n")[0].split())[:200]
+        raise UserError(f"{path}, after {len(seen)} studies: not valid JSON ({reason}); copy the file again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
 
 
-class _Buffer:
-    """A window on a text file from which JSON values are taken one by one."""
+class _WithoutNaN:
+    """A JSON text in which NaN, which pandas writes and JSON does not know, reads null."""
 
-    def __init__(self, handle, path: Path):
-        self.handle, self.path, self.text, self.at, self.ended = handle, path, "", 0, False
+    def __init__(self, handle: IO[str]):
+        self.handle, self.rest = handle, ""
 
-    def more(self) -> None:
-        piece = self.handle.read(PIECE)
-        self.ended = not piece
-        self.text, self.at = self.text[self.at :] + piece, 0
+    def read(self, size: int) -> str:
+        while size:
+            piece = self.handle.read(PIECE)
+            text, self.rest = self.rest + piece, ""
+            kept: list[str] = []
+            at = end = 0
+            for token in _TOKEN.finditer(text):
+                end = token.end()
+                if token[0] == "NaN":
+                    kept += text[at : token.start()], "null"
+                    at = end
+            if piece:  # what follows the last token may be the beginning of one
+                opened = text.find('"', end)
+                cut = opened if opened >= 0 else max(end, len(text) - len("Na"))
+                text, self.rest = text[:cut], text[cut:]
+            if kept or text or not piece:
+                return "".join((*kept, text[at:]))
+        return ""
 
-    def next_character(self, peek: bool = False) -> str:
-        while True:
-            while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
-                self.at += 1
-            if self.at < len(self.text):
-                self.at += not peek
-                return self.text[self.at - (not peek)]
-            if self.ended:
-                raise UserError(f"{self.path} ends too early; copy the file again")
-            self.more()
 
-    def must_end(self) -> None:
-        """Only white space may follow."""
-        while not self.ended:
-            if self.text[self.at :].strip():
-                raise UserError(f"{self.path} goes on after its last study; copy the file again")
-            self.at = len(self.text)
-            self.more()
-
-    def value(self, decoder: json.JSONDecoder) -> Any:
-        self.next_character(peek=True)
-        while True:
-            try:
-                value, end = decoder.raw_decode(self.text, self.at)
-            except (json.JSONDecodeError, RecursionError) as error:
-                if self.ended or len(self.text) - self.at > LONGEST_ENTRY:
-                    raise UserError(f"{self.path}: not valid JSON ({error}); copy the file again") from error
-            else:
-                if self.ended or (end < len(self.text) and self.text[end] in " \t\r\n,:}"):  # else a number goes on
-                    self.at = end
-                    return value
-            self.more()
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|NaN', re.DOTALL)

@@ -1,15 +1,23 @@
-"""One row is one image: what the readers yield, and the table of rows that the later steps go through."""
+"""One row is one image: what the readers yield, the tables they read, and the table of rows that later steps use."""
 
 import csv
+import gzip
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path, require_file
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a report may be longer than the csv module's 128 KiB
+
+UNKNOWN = "-"  # a label that is neither 0 nor 1
+
+
+class BadRecord(UserError):
+    """One entry of a release's table cannot be used; the others can."""
 
 
 @dataclass(slots=True)
@@ -17,8 +25,8 @@ class Row:
     """An image of a release with what the release says about it. Every field is text; unknown is "".
 
     `path` is relative to `root`, the folder of the release's images. `patient_id` comes from the path, and
-    `patient_id_column` from the table. `labels` is fourteen characters 0 or 1 in the order of
-    `chexzero.common.labels.LABELS`, for evaluation sets only. `problem` says why the image cannot be used.
+    `patient_id_column` from the table. `labels` has one character per finding of the release, in its order: 0, 1 or
+    `UNKNOWN`; "" where the release has no labels for the image. `problem` says why the image cannot be used.
     """
 
     id: str
@@ -62,50 +70,96 @@ def read_rows(path: Path) -> Iterator[Row]:
         yield Row(**record)
 
 
-def read_records(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield `(row number, {column: text})` for each row of a CSV of any size, rows counted from 1, header apart.
+def read_records(
+    path: Path, columns: Sequence[str], remedy: str, optional: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield `(row number, {column: text})` for each row of a table of any size, rows counted from 1, header apart.
 
-    Raises `UserError` for a missing file or column, another encoding than UTF-8, or a row with too few or many cells.
+    The table is a CSV, plain or gzipped, or a Parquet file. `columns` must be there; of `optional` those that are
+    there are in the dictionary. Header names are taken without blanks around them. Raises `UserError` for a missing
+    file or column, a wanted column that is there twice, another encoding than UTF-8, or a row with too few or many
+    cells.
     """
-    require_file(path, remedy)
-    number = 0
+    path = require_file(path, remedy)
+    lines = _parquet_lines(path) if path.suffix == ".parquet" else _csv_lines(path)
+    header = [name.strip() for name in next(lines, [])]
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise UserError(
+            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has: "
+            f"{', '.join(header[:30])[:600] or 'nothing'}); {remedy}"
+        )
+    wanted = [*columns, *(name for name in optional if name in header)]
+    if twice := [name for name in wanted if header.count(name) > 1]:
+        raise UserError(f"{path} has the column {twice[0]} twice; remove or rename the one that does not count")
+    places = [(name, header.index(name)) for name in wanted]
+    for number, line in enumerate(lines, start=1):
+        if len(line) > len(header) and not any(line[len(header) :]):
+            line = line[: len(header)]  # a comma at the end of each line
+        if len(line) != len(header):
+            if not line:
+                continue
+            raise UserError(
+                f"{path}, row {number}: {len(line)} cells where the header has {len(header)}; "
+                f"the file is damaged, copy it again"
+            )
+        yield number, {name: line[place] for name, place in places}
+
+
+def column_names(path: Path) -> list[str]:
+    """The names in a table's header; empty where it cannot be read as a table."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:
-            lines = csv.reader(handle, strict=True)
-            header = next(lines, [])
-            missing = [name for name in columns if name not in header]
-            if missing:
-                raise UserError(
-                    f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has: "
-                    f"{', '.join(header[:30])[:600] or 'nothing'}); {remedy}"
-                )
-            places = [(name, header.index(name)) for name in columns]
-            for number, line in enumerate(lines, start=1):
-                if len(line) != len(header):
-                    if not line:
-                        continue
-                    raise UserError(
-                        f"{path}, row {number}: {len(line)} cells where the header has {len(header)}; "
-                        f"the file is damaged, copy it again"
-                    )
-                yield number, {name: line[place] for name, place in places}
+        lines = _parquet_lines(path) if path.suffix == ".parquet" else _csv_lines(path)
+        return [name.strip() for name in next(lines, [])]
+    except UserError:
+        return []
+
+
+def _csv_lines(path: Path) -> Iterator[list[str]]:
+    number = -1  # the header is line 0
+    try:
+        with _open_text(path) as handle:
+            for number, line in enumerate(csv.reader(handle, strict=True)):  # noqa: B007 (for the message)
+                yield line
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 (after row {number}); convert it, for instance with `iconv -f latin1 -t utf-8`"
+            f"{path} is not UTF-8 (after row {max(number, 0)}); convert it, for instance with "
+            f"`iconv -f latin1 -t utf-8`"
         ) from error
     except csv.Error as error:
-        raise UserError(f"{path}, after row {number}: not readable as CSV ({error}); copy it again") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
+        raise UserError(f"{path}, after row {max(number, 0)}: not readable as CSV ({error}); copy it again") from error
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({reason}); check its permissions or copy it again") from error
+
+
+def _open_text(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", newline="", encoding="utf-8-sig")
+    return open(path, newline="", encoding="utf-8-sig")
+
+
+def _parquet_lines(path: Path) -> Iterator[list[str]]:
+    import pyarrow
+    import pyarrow.parquet  # here, because few tables are Parquet (60 MiB)
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield list(file.schema_arrow.names)
+            for batch in file.iter_batches(1024):
+                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    yield ["" if value is None or value != value else str(value) for value in values]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({' '.join(str(error).split())}); copy it again") from error
 
 
 def checked_path(text: str, where: str) -> PurePosixPath:
     """The relative path a table names, without `.` parts; refused if it is empty, absolute or climbs with `..`."""
     if not text.strip() or "\0" in text:
-        raise UserError(
+        raise BadRecord(
             f"{where} is {'empty' if not text.strip() else 'no path (it holds a NUL byte)'}; correct the row"
         )
     path = PurePosixPath(text.strip().replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{where} is {text!r}, which leads out of the release's folder; correct the row")
+        raise BadRecord(f"{where} is {text!r}, which leads out of the release's folder; correct the row")
     return path
