@@ -11,6 +11,11 @@ from data_prep.releases.rows import Row, read_rows
 from data_prep.roles import ROLES
 from data_prep.work import Plan, Work
 
+REMEDIES = {
+    True: "correct them, or name the right folder with its flag; where only a part of the images is there, leave the "
+    "laterals out with --views frontal or allow for what is missing with --max_failures",
+    False: "correct them, or name the right folder with its flag",
+}
 LEFT_OUT_COLUMNS = ["id", "source", "split", "path", "reason"]
 
 
@@ -35,7 +40,7 @@ class Tally:
         raise UserError(
             f"{self.failures[role]} of {self.plan.rows[role]} {role} images cannot be used, {limit}: "
             f"{row.path} of {row.source} ({reason}); all are listed in {self.work.out / 'left_out.csv'}; "
-            f"correct them, or name the right folder with its flag, and run the same command again"
+            f"{REMEDIES[role == 'train']}, and run the same command again"
         )
 
 

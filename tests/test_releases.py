@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
+import cv2
 import pandas as pd
 import pytest
+from drawn_datasets import write_dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from release_corpus import Corpus, copy_releases, write_releases
@@ -18,7 +21,8 @@ from data_prep.plan import describe, make_plan
 from data_prep.releases import locate, rexgradient
 from data_prep.releases.chexpert import image_key, read_table, study_key
 from data_prep.releases.chexpert_plus import ChexpertPlus
-from data_prep.releases.rows import checked_path, read_rows
+from data_prep.releases.rows import Row, checked_path, read_rows
+from data_prep.report_text import choose_report
 from data_prep.roles import read_roles
 from data_prep.work import Work
 
@@ -101,7 +105,86 @@ def label_images(path: Path) -> None:
     path.write_text(text.replace("/study1,", "/study1/view1_frontal.jpg,"))
 
 
+def by_patient(path: Path) -> None:
+    """The validation labels with one row per patient."""
+    path.write_text(re.sub(r"/study1/view1_\w+\.jpg", "", path.read_text()))
+
+
+def as_dicom(folder: Path) -> None:
+    """PNG files as DICOM files of the same names."""
+    for path in list(folder.rglob("*.png")):
+        write_dicom(path.with_suffix(".dcm"), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+        path.unlink()
+
+
+def split_into_batches(c: Corpus) -> None:
+    """CheXpert's original batches, with the patients right in them."""
+    for number, patients in enumerate(("patient0000[1-4]", "patient0000[5-9]"), start=2):
+        for patient in (c.plus / "PNG/train").glob(patients):
+            move(patient, c.plus / f"CheXpert-v1.0 batch {number} (train {number - 1})" / patient.name)
+    move(c.plus / "PNG/valid", c.plus / "CheXpert-v1.0 batch 1 (validate & csv)")
+    shutil.rmtree(c.plus / "PNG")
+
+
+def flatten_rex(c: Corpus) -> None:
+    """ReXGradient's images side by side; their names differ in this corpus by split and study."""
+    for split in ("train", "valid", "test"):
+        studies = json.loads(c.rex_json(split).read_text())
+        for study in studies.values():
+            names = []
+            for path in study["ImagePath"]:
+                new = f"{split}.{Path(path).name}"
+                move(c.rex / "metadata" / path, c.rex / "images" / new)
+                names.append(f"{Path(path).parent}/{new}")
+            study["ImagePath"] = names
+        c.rex_json(split).write_text(json.dumps(studies))
+    shutil.rmtree(c.rex / "deid_png")
+
+
+def to_another_disk(c: Corpus) -> None:
+    """Folders on other disks, linked into the releases."""
+    for folder in (c.plus / "PNG/train", c.chexpert / "test", c.rex / "deid_png/Gtrain0", c.rex / "metadata"):
+        other = c.root / "disk" / f"of_{folder.name}"
+        move(folder, other)
+        folder.symlink_to(other)
+
+
+def chexlocalize(c: Corpus) -> None:
+    """CheXpert's validation and test images as CheXlocalize hands them out."""
+    for old, new in (("valid", "val"), ("test", "test")):
+        if (c.chexpert / old).is_dir():
+            move(c.chexpert / old, c.root / "x" / new)
+    move(c.chexpert / "valid.csv", c.root / "x/val_labels.csv")
+    label_images(c.chexpert / "groundtruth.csv")
+    move(c.chexpert / "groundtruth.csv", c.root / "x/test_labels.csv")
+    move(c.root / "x", c.chexpert / "CheXlocalize/CheXpert")
+
+
 LAYOUTS = {
+    "PNG_train and PNG_valid": lambda c: [move(c.plus / "PNG" / s, c.plus / f"PNG_{s}") for s in ("train", "valid")],
+    "one flat folder": lambda c: [
+        move(patient, c.plus / "all" / patient.name) for patient in (c.plus / "PNG").glob("*/patient*")
+    ],
+    "Parquet": lambda c: pd.read_csv(c.plus_csv).to_parquet(c.plus_csv.with_suffix(".parquet")) or c.plus_csv.unlink(),
+    "Parquet of another name": lambda c: (
+        pd.read_csv(c.plus_csv).to_parquet(c.plus / "export.parquet") or c.plus_csv.unlink()
+    ),
+    "csv/ beside PNG/": lambda c: move(c.plus_csv, c.plus / "csv" / c.plus_csv.name),
+    "download/metadata": lambda c: move(c.rex / "metadata", c.rex / "download/metadata"),
+    "batches": split_into_batches,
+    "DICOM only": lambda c: (
+        move(c.plus / "PNG", c.plus / "DICOM/Uncompressed") or as_dicom(c.plus / "DICOM/Uncompressed")
+    ),
+    "JPEG in capitals": lambda c: rename_all(c.chexpert / "test", ".jpg", ".JPEG"),
+    "labels by patient": lambda c: by_patient(c.chexpert / "valid.csv"),
+    "CheXlocalize": chexlocalize,
+    "folders on other disks": to_another_disk,
+    "a derived table above the real one": lambda c: (
+        c.plus_csv.with_name("df_chexpert_plus_240401_findings.csv").write_text(
+            "".join(c.plus_csv.read_text().splitlines(True)[:3])
+        )
+        and move(c.plus_csv, c.plus / "deep/er" / c.plus_csv.name)
+    ),
     "PNG/PNG": lambda c: (
         move(c.plus / "PNG" / "train", c.plus / "PNG/PNG/train")
         or move(c.plus / "PNG" / "valid", c.plus / "PNG/PNG/valid")
@@ -133,6 +216,88 @@ def test_layouts_give_the_same_rows(layout, corpus, usual, tmp_path):
     assert not any(row.problem for role in ("train", "valid", "test") for row in rows[role])
     assert all((Path(row.root) / row.path).is_file() for role in ("train", "valid", "test") for row in rows[role])
     assert [row.labels for row in rows["test"]] == [row.labels for row in usual["test"]]
+
+
+def test_flattened_rexgradient(corpus, usual, tmp_path):
+    flatten_rex(corpus)
+    rows = plan_rows(corpus.flags(), tmp_path / "data")["train"]
+    assert len(rows) == len(usual["train"]) and not any(row.problem for row in rows)
+
+
+@pytest.mark.parametrize("layout", ["csv/ beside PNG/", "download/metadata", "CheXlocalize", "PNG_train and PNG_valid"])
+def test_layouts_under_one_data_root(layout, corpus, usual, tmp_path):
+    LAYOUTS[layout](corpus)
+    assert ids(plan_rows(["--data_root", str(corpus.root)], tmp_path / "data")) == ids(usual)
+
+
+@pytest.mark.parametrize(
+    ("lost", "archive", "command"),
+    [
+        ("chexpert_plus/PNG", "png_chexpert_plus_chunk_0.zip", "for part in .*png_chexpert_plus_chunk.*zip; do unzip"),
+        ("rexgradient/deid_png", "deid_png.part00", r"cat .*deid_png\.part\* \| tar --zstd -x -C "),
+        ("chexpert/test", "CheXpert-v1.0.zip", "unzip"),
+        ("chexpert/valid.csv", "chexpert.tar.gz", "tar -xzf"),
+    ],
+)
+def test_an_archive_that_is_not_unpacked_is_named_with_its_command(lost, archive, command, corpus, tmp_path):
+    move(corpus.root / lost, tmp_path / "lost")
+    (corpus.root / lost).parent.joinpath(archive).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"{archive} lies there and is not unpacked; unpack it: .*{command}"):
+        plan_rows(corpus.flags(), tmp_path / "data")
+
+
+def test_odd_entries_are_left_out_and_listed(corpus, tmp_path):
+    corpus.edit_rex(lambda s: s.update(PatientAge=45))
+    corpus.edit_rex(lambda s: s.update(ImagePath="../deid_png/a/b/c.png"), "valid")
+    first("deid_patient_id", "")(corpus)
+    rows = plan_rows(corpus.flags(), tmp_path / "data")
+    listed = [left for left in rows["left_out"] if "cannot be used" in left["reason"]]
+    assert [left["id"] for left in listed] == [
+        "chexpert_plus/row 1",
+        "rexgradient/pGtrain0_aAtrain0_s1.2.0",
+        "rexgradient/pGvalid0_aAvalid0_s1.2.0",
+    ]
+    assert "PatientAge is 45, not text" in listed[1]["reason"] and len(rows["train"]) == 24 - 3
+    with pytest.raises(UserError, match=r"PatientAge.*\(2 such entries, more than --max_bad_records 1 allows\)"):
+        plan_rows(corpus.flags("--max_bad_records", "1"), tmp_path / "data2")
+
+
+def test_two_series_with_files_of_one_name_are_two_images(corpus, tmp_path):
+    base = "../deid_png/Gtrain1/Atrain1/studies/1.2.1/series"
+    paths = [f"{base}/{series}/instances/1.png" for series in ("s1", "s2")]
+    for path in paths:
+        move(next((corpus.rex / "deid_png/Gtrain1").rglob("1.2.1*.png")), corpus.rex / "metadata" / path)
+    studies = json.loads(corpus.rex_json("train").read_text())
+    list(studies.values())[1]["ImagePath"] = paths
+    corpus.rex_json("train").write_text(json.dumps(studies))
+    rows = plan_rows(corpus.flags(), tmp_path / "data")["train"]
+    assert [row.id for row in rows[15:17]] == [f"rexgradient/Gtrain1/Atrain1/{series}/1" for series in ("s1", "s2")]
+    assert not any(row.problem for row in rows)
+
+
+def test_a_table_cut_short_is_a_warning(corpus, tmp_path, caplog):
+    plan_rows(corpus.flags(), tmp_path / "data")
+    assert "chexpert_plus, split train: the table has 14 images where the release has 223,228" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["None", "None.", "nan", "N/A", "NONE", "[]", "___", " . ", "___.", "n/a.", ""])
+def test_reports_that_are_no_reports_are_empty(text, corpus, tmp_path):
+    first("section_impression", text)(corpus)
+    assert plan_rows(corpus.flags(), tmp_path / "data")["train"][0].report == ""
+
+
+@pytest.mark.parametrize("text", ["No change.", "Normal.", "None of the lines moved.", "1.", "NA"])
+def test_short_reports_that_are_reports_stay(text):
+    kept = choose_report(Row(*[""] * 8, impression=text), "impression")
+    assert kept == ("" if text in ("NA",) else text)
+
+
+def test_reports_are_cleaned_if_asked(corpus, tmp_path):
+    text = "1. Edema in ___ lung, 2.5 cm. 2. No change. I have personally reviewed the images for this examination."
+    first("section_impression", text)(corpus)
+    assert plan_rows(corpus.flags(), tmp_path / "data")["train"][0].report == text
+    cleaned = plan_rows(corpus.flags("--clean_reports"), tmp_path / "data2")["train"][0].report
+    assert cleaned == "Edema in lung, 2.5 cm. No change."
 
 
 def test_the_usual_ending_is_taken_before_another(corpus, tmp_path):

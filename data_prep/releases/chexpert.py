@@ -44,9 +44,10 @@ def image_key(text: str, where: str) -> str:
 
 
 def study_key(text: str, where: str) -> str:
-    """`test/patient64741/study1` from a study's path or from the path of one of its images."""
+    """`test/patient64741/study1` from a study's path or from the path of one of its images; `valid/patient64541` from a
+    patient's."""
     parts = _after_split(text, where)
-    if len(parts) not in (3, 4):
+    if len(parts) not in (2, 3, 4):
         raise BadRecord(f"{where} is {text!r}, not like test/patient64741/study1; correct the row")
     return "/".join(parts[:3])
 
@@ -233,8 +234,9 @@ def labelled_rows(rows: Iterable[Row], table: Path, split: str) -> Iterator[Row]
         if row.problem:
             raise UserError(f"{row.problem} (the {split} set is labelled and may lack no image)")
         key = row.id.removeprefix(f"{row.source}/")
-        found = key if key in labels else key.rsplit("/", 1)[0]
-        if found not in labels:
+        study, patient = key.rsplit("/", 1)[0], key.rsplit("/", 2)[0]
+        found = next((name for name in (key, study, patient) if name in labels), None)
+        if found is None:
             raise UserError(f"{row.id} is in the {split} set but {table} has no labels for it; name the table that has")
         used.add(found)
         row.labels = labels[found]
