@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the training images that may be unreadable; evaluation sets tolerate none",
     )
     choices.add_argument(
+        "--keep_out",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="lists of patients, studies or images that are left out of training, for instance another test set's",
+    )
+    choices.add_argument(
         "--max_bad_records",
         type=int,
         default=100,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -18,6 +19,7 @@ import PIL
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path, sha256_of
 from data_prep.failures import LEFT_OUT_COLUMNS, Tally, left_out
+from data_prep.keep_out import Lists
 from data_prep.record import REDO, difference
 from data_prep.releases import DATASETS, Releases
 from data_prep.releases.chexpert import view_number
@@ -88,6 +90,15 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
         "empty_reports": dict(planner.empty_reports),
         "warnings": [] if plan.drawn else differing_counts(planner.in_tables),
     }
+    if planner.keep_out:
+        plan.counts["keep_out"] = planner.keep_out.counts()
+        for file, counted in plan.counts["keep_out"].items():
+            counted["images"] = planner.kept_out[file]
+            if counted["found"] < counted["entries"]:
+                plan.counts["warnings"].append(
+                    f"{file}: {counted['entries'] - counted['found']:,} of its {counted['entries']:,} entries name "
+                    f"nothing in the training releases; they may be of another release, or spelled otherwise"
+                )
     for warning in plan.counts["warnings"]:
         log.warning("%s", warning)
     tally = Tally(work, plan)
@@ -115,6 +126,8 @@ class Planner:
         self.missing: Counter[str] = Counter()
         self.seen: set[int] = set()
         self.bad_records = 0
+        self.keep_out = Lists(args.keep_out) if args.keep_out else None
+        self.kept_out: Counter[str] = Counter()
 
     def role_rows(self, role: str, names: dict[str, list[str]]) -> Iterator[Row]:
         """The rows of a role, found on disk."""
@@ -164,6 +177,9 @@ class Planner:
             return f"entry that cannot be used ({row.problem})"
         if not row.path:
             return "study without an image"
+        if self.keep_out and (file := self.keep_out.match(row)):
+            self.kept_out[file] += 1
+            return f"kept out by {Path(file).name}"
         if not _wanted(row.view, self.args.views):
             return f"view is {row.view}"
         return "" if self._is_new(row) else "duplicate of an earlier row"
@@ -215,6 +231,10 @@ class Planner:
         self.listed.writerow(left_out(row, reason))
 
 
+def _keep_out_inputs(args: argparse.Namespace) -> dict[str, Path]:
+    return {f"keep_out_{i}": Path(file).absolute() for i, file in enumerate(args.keep_out, start=1)}
+
+
 def differing_counts(in_tables: Counter[str]) -> list[str]:
     """A sentence for each split whose table has not as many images as the release was published with."""
     sentences = []
@@ -244,7 +264,10 @@ def _identity(args: argparse.Namespace, roles: dict, releases: Releases) -> dict
     return {
         "roles": roles,
         "settings": {name: getattr(args, name) for name in names} | later,
-        "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in releases.inputs().items()},
+        "inputs": {
+            name: {"path": str(path), "sha256": sha256_of(path)}
+            for name, path in (releases.inputs() | _keep_out_inputs(args)).items()
+        },
         "images": {name: [str(place) for place in release.images] for name, release in releases.by_name.items()},
         "libraries": {library.__name__: library.__version__ for library in (cv2, PIL, np, h5py)},
     }

@@ -71,6 +71,7 @@ def build_record(plan: Plan, counts: Counts, out: Path, rows: dict[str, int], au
         "libraries": identity["libraries"],
         "counts": counts.by_role(),
         "warnings": plan.counts.get("warnings", []),
+        "keep_out": plan.counts.get("keep_out", {}),
         "left_out": dict(sum(counts.left_out.values(), Counter()).most_common()),
         "files": {
             name: {"sha256": sha256_of(out / name), "bytes": (out / name).stat().st_size, "rows": n}
@@ -134,6 +135,10 @@ def summary(record: dict[str, Any], out: Path, splits: str) -> str:
     empty = sum(n["empty_reports"] for n in record["counts"]["train"].values())
     if empty and record["settings"]["empty_report"] != "drop":
         lines.append(f"{empty:,} training images have no {record['settings']['section']} text; they train with a space")
+    lines += [
+        f"kept out of training by {file}: {n['images']:,} images ({n['found']:,} of its {n['entries']:,} entries)"
+        for file, n in record["keep_out"].items()
+    ]
     lines += [f"read {file['path']}" for file in record["inputs"].values()]
     lines += [f"WARNING: {warning}" for warning in record["warnings"]]
     if record["drawn"]:

@@ -714,3 +714,34 @@ def test_the_demo_corpus_and_the_real_layout_are_read(demo_releases, tmp_path):
     rows = plan_rows(["--data_root", str(demo_releases)], tmp_path / "data")
     assert len(rows["train"]) == 36 and len(rows["valid"]) == 30 and len(rows["test"]) == 28
     assert not any(row.problem for role in ("train", "valid", "test") for row in rows[role])
+
+
+@pytest.mark.parametrize(
+    ("text", "kept_out", "found"),
+    [
+        ("patient00001\nG-nowhere\n", 2, 1),
+        ("train/patient00001/study1\n", 1, 1),
+        ("Path,Report Impression\nCheXpert-v1.0-small/train/patient00002/study1/view1_frontal.jpg,x\n", 1, 1),
+        ("imgpath\n./data/CheXpert/CheXpert-v1.0-small/train/patient00002/study1/view1_frontal.jpg\n", 1, 1),
+        ("rexgradient/Gtrain1\n", 2, 1),
+        ("../deid_png/Gtrain1/Atrain1/studies/1.2.1/1.2.1.0.png\n", 1, 1),
+        ("Gvalid1/Avalid1\nview1_frontal.jpg\n", 2, 1),
+    ],
+)
+def test_keep_out_lists_patients_studies_or_images(text, kept_out, found, releases, tmp_path, caplog):
+    (tmp_path / "list.csv").write_text(text)
+    rows = plan_rows(releases.flags("--keep_out", str(tmp_path / "list.csv")), tmp_path / "data")
+    listed = [left for left in rows["left_out"] if left["reason"] == "kept out by list.csv"]
+    assert len(listed) == kept_out == 24 - len(rows["train"])
+    counts = json.loads((tmp_path / "data/work/plan.json").read_text())["counts"]["keep_out"][
+        str(tmp_path / "list.csv")
+    ]
+    assert (counts["found"], counts["images"]) == (found, kept_out)
+    assert ("name nothing in the training releases" in caplog.text) == (counts["entries"] > found)
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n"])
+def test_a_keep_out_list_of_nothing_is_refused(text, releases, tmp_path):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match="list.csv (lists nothing|has none of the columns)"):
+        plan_rows(releases.flags("--keep_out", str(tmp_path / "list.csv")), tmp_path / "data")
