@@ -24,6 +24,7 @@ from benchmarks.audit import pictures
 from benchmarks.preprocess import machine
 from chexzero.common.errors import run_command
 from chexzero.common.files import write_text
+from chexzero.data_process import RESOLUTION
 from data_prep import blocks
 from data_prep.failures import LEFT_OUT_COLUMNS
 from data_prep.releases.rows import Row, write_rows
@@ -86,7 +87,7 @@ def make(work: Work, n_train: int) -> None:
 
 
 def write_block(path: Path, images: np.ndarray) -> None:
-    block = blocks.Block.empty(len(images))
+    block = blocks.Block.empty(len(images), RESOLUTION)
     block.images[:], block.bits[:], block.errors[:] = images, 8, ""
     block.pixel_sha256[:] = [list(hashlib.sha256(image).digest()) for image in images]
     block.file_sha256[:] = block.pixel_sha256

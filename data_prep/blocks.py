@@ -26,7 +26,7 @@ DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 
 @dataclass
 class Block:
-    """`images` uint8 (n, 320, 320), `bits` uint8 (n,) of a sample in the file, `file_sha256` and `pixel_sha256` uint8
+    """`images` uint8 (n, size, size), `bits` uint8 (n,) of a sample in the file, `file_sha256` and `pixel_sha256` uint8
     (n, 32), `errors` (n,) text, "" where the image is good; where it is not, the rest is zero."""
 
     images: np.ndarray
@@ -36,10 +36,10 @@ class Block:
     errors: np.ndarray
 
     @classmethod
-    def empty(cls, n: int) -> "Block":
+    def empty(cls, n: int, size: int) -> "Block":
         hashes = np.zeros((n, 32), np.uint8)
         return cls(
-            np.zeros((n, RESOLUTION, RESOLUTION), np.uint8),
+            np.zeros((n, size, size), np.uint8),
             np.zeros(n, np.uint8),
             hashes,
             hashes.copy(),
@@ -68,18 +68,19 @@ class Task:
     target: Path
     files: list[tuple[str, str, str]]
     depth16: str
+    size: int = RESOLUTION
 
 
 def prepare_block(task: Task) -> list[str]:
     """Prepare and write one block; returns its errors. What an earlier attempt could not read is tried again."""
-    block = read_block(task.target, len(task.files)) or Block.empty(len(task.files))
+    block = read_block(task.target, len(task.files)) or Block.empty(len(task.files), task.size)
     for i, (root, path, problem) in enumerate(task.files):
         if not block.errors[i]:
             continue
         try:
             if problem:
                 raise UnreadableImage(problem)
-            image = prepare_image(root, path, task.depth16)
+            image = prepare_image(root, path, task.depth16, task.size)
         except UnreadableImage as error:
             block.errors[i] = str(error)[:REASON_LENGTH]
             continue
@@ -132,12 +133,12 @@ def read_all(folder: Path, rows: int, images: bool = True) -> Iterator[Block]:
 
 
 class GoodImages:
-    """The good images of a role, sliceable like an array (n, 320, 320) uint8, read block by block when asked."""
+    """The good images of a role, sliceable like an array (n, size, size) uint8, read block by block when asked."""
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, folder: Path, rows: int):
-        self.folder, self.rows = folder, rows
+    def __init__(self, folder: Path, rows: int, size: int):
+        self.folder, self.rows, self.size = folder, rows, size
         places = []
         for index in range(count(rows)):
             errors = read_errors(block_path(folder, index), length(index, rows))
@@ -152,13 +153,13 @@ class GoodImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return (len(self), RESOLUTION, RESOLUTION)
+        return (len(self), self.size, self.size)
 
     def __getitem__(self, key) -> np.ndarray:
         places = self.places[key]
         if np.ndim(places) == 0:
             return self._one(int(places))
-        images = np.empty((len(places), RESOLUTION, RESOLUTION), np.uint8)
+        images = np.empty((len(places), self.size, self.size), np.uint8)
         for i, place in enumerate(places):
             images[i] = self._one(int(place))
         return images

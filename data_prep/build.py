@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from chexzero.common.errors import UserError
+from chexzero.data_process import RESOLUTION
 from chexzero.imaging.decode import DEPTH16
 from data_prep.finish import OUTPUTS, SETS, finish
 from data_prep.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, describe, make_plan
@@ -14,6 +15,9 @@ from data_prep.record import REDO, is_finished
 from data_prep.releases import DATASETS
 from data_prep.roles import ROLES_FILE
 from data_prep.work import Work, cpu_count, positive, remove_remains, require_writable
+
+#: Sides at which images can be stored; 320 is CheXzero's.
+IMAGE_SIZES = (320, 448, 512)
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clean_reports",
         action="store_true",
         help="remove de-identification marks, the numbering of sentences, and signatures from the reports",
+    )
+    choices.add_argument(
+        "--image_size", type=int, choices=IMAGE_SIZES, default=RESOLUTION, help="side of the stored images in pixels"
     )
     choices.add_argument(
         "--depth16",

@@ -19,15 +19,16 @@ import numpy as np
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import sha256_of, write_json
+from chexzero.data_process import RESOLUTION
 from chexzero.imaging.decode import DEPTH16
 from data_prep import blocks
-from data_prep.build import share
+from data_prep.build import IMAGE_SIZES, share
 from data_prep.keep_out import Lists
 from data_prep.plan import PIECE, THREADS, differing_counts
 from data_prep.prepare import progress, run_tasks
 from data_prep.releases import DATASETS, Release
 from data_prep.releases.locate import find_images
-from data_prep.releases.rows import UNKNOWN, Row
+from data_prep.releases.rows import Row, label_cells
 from data_prep.sets import new_images, new_table
 from data_prep.work import cpu_count, positive, require_space, require_writable
 
@@ -50,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--views", choices=VIEWS, help="default: the dataset's usual views")
     what.add_argument("--only", nargs="+", metavar="FILE", help="take only the images, studies or patients listed")
     what.add_argument("--depth16", choices=DEPTH16, default="stretch", help="how 16-bit images become 8 bits")
+    what.add_argument(
+        "--image_size", type=int, choices=IMAGE_SIZES, default=RESOLUTION, help="side of the stored images"
+    )
     what.add_argument(
         "--max_failures", type=share, default=0.01, metavar="SHARE", help="share of the images that may be unreadable"
     )
@@ -79,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
             f"no image of {args.name} can be used ({_counted(left_out)}); name another folder with --root, or other "
             f"--splits or --views"
         )
-    require_space(out, 2 * len(rows) * blocks.Block.empty(1).images.nbytes, "preparing the images")
+    require_space(out, 2 * len(rows) * args.image_size**2, "preparing the images")
     work = out / f".{args.name}.work"
     work.mkdir(exist_ok=True)
     good, errors = _prepare(work, rows, args)
@@ -146,7 +150,7 @@ def _prepare(work: Path, rows: list[Row], args: argparse.Namespace) -> tuple[lis
     for index in range(blocks.count(len(rows))):
         part = rows[index * blocks.SIZE : (index + 1) * blocks.SIZE]
         files = [(row.root, row.path, row.problem) for row in part]
-        tasks.append((args.name, blocks.Task(blocks.block_path(work, index), files, args.depth16)))
+        tasks.append((args.name, blocks.Task(blocks.block_path(work, index), files, args.depth16, args.image_size)))
     with progress(len(rows), "preparing") as bar, closing(run_tasks(tasks, args.workers)) as done:
         for _, task, _ in done:
             bar.update(len(task.files))
@@ -179,6 +183,7 @@ def _record(
         "splits": splits,
         "views": views,
         "depth16": args.depth16,
+        "image_size": args.image_size,
         "only": [{"path": str(path), "sha256": sha256_of(path)} for path in args.only or ()],
         "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in release.inputs().items()},
         "images": [str(place) for place in release.images],
@@ -197,16 +202,17 @@ def _write(
     positives = Counter({finding: 0 for finding in release.labels})
     with (
         new_table(out / f"{name}_labels.csv", [*COLUMNS, *release.labels]) as write_line,
-        new_images(out / f"{name}.h5", [rows[i].id.encode() for i in good], made_by) as images,
+        new_images(out / f"{name}.h5", [rows[i].id.encode() for i in good], made_by, record["image_size"]) as file,
     ):
         at = 0
         for start, block in zip(range(0, len(rows), blocks.SIZE), blocks.read_all(work, len(rows)), strict=True):
             mine = kept[(kept >= start) & (kept < start + blocks.SIZE)]
-            images[at : at + len(mine)] = block.images[mine - start]
+            file["cxr"][at : at + len(mine)] = block.images[mine - start]
+            file.check()
             at += len(mine)
             for i in mine:
                 row = rows[i]
-                write_line([row.id, row.patient_id, row.study_id, row.view, *_cells(row.labels)])
+                write_line([row.id, row.patient_id, row.study_id, row.view, *label_cells(row.labels)])
                 positives.update(f for f, label in zip(release.labels, row.labels, strict=True) if label == "1")
     files = (f"{name}.h5", f"{name}_labels.csv")
     record |= {
@@ -215,10 +221,6 @@ def _write(
         "files": {file: sha256_of(out / file) for file in files},
     }
     write_json(out / f"{name}.json", record)
-
-
-def _cells(labels: str) -> list[str]:
-    return ["" if label == UNKNOWN else label for label in labels]
 
 
 def _counted(reasons: Counter[str]) -> str:

@@ -11,7 +11,6 @@ from chexzero.common.files import write_json
 from data_prep import blocks
 from data_prep.failures import Tally, write_left_out
 from data_prep.overlap.contract import Audit, Role
-from data_prep.prepare import IMAGE_BYTES
 from data_prep.record import Counts, build_record, summary
 from data_prep.roles import ROLES
 from data_prep.sets import FILES, MANIFESTS, good_blocks, write_role
@@ -68,7 +67,7 @@ def finish(work: Work, plan: Plan, workers: int) -> None:
     remove_remains(Path(plan.finishing["splits"]), MANIFESTS.values())
     log.info("checking what was prepared")
     _check_blocks(work, plan)
-    require_space(work.out, sum(plan.rows.values()) * IMAGE_BYTES, "joining the images")
+    require_space(work.out, sum(plan.rows.values()) * plan.image_size**2, "joining the images")
     audit = _audit(work, plan, workers)
     dropped = {name: audit.reasons.get(name, "overlap with an evaluation set") for name in audit.drop_ids}
     counts = Counts(plan)
@@ -106,7 +105,9 @@ def _audit(work: Work, plan: Plan, workers: int) -> Audit:
     from data_prep.overlap.audit import AuditOptions, run_audit  # heavy; a shard does without it
 
     roles = {
-        role: Role(blocks.GoodImages(work.blocks(role), plan.rows[role]), _audit_rows(work, plan, role))
+        role: Role(
+            blocks.GoodImages(work.blocks(role), plan.rows[role], plan.image_size), _audit_rows(work, plan, role)
+        )
         for role in ROLES
     }
     options = AuditOptions(

@@ -18,6 +18,7 @@ import PIL
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path, sha256_of
+from chexzero.data_process import RESOLUTION
 from data_prep.failures import LEFT_OUT_COLUMNS, Tally, left_out
 from data_prep.keep_out import Lists
 from data_prep.record import REDO, difference
@@ -255,7 +256,7 @@ def _wanted(view: str, choice: str) -> bool:
 
 #: Settings that came later, with their defaults. They are recorded where they are used, so that a build made before
 #: them, and one made now without them, are the same build.
-LATER_SETTINGS: dict[str, Any] = {"clean_reports": False}
+LATER_SETTINGS: dict[str, Any] = {"clean_reports": False, "image_size": RESOLUTION}
 
 
 def _identity(args: argparse.Namespace, roles: dict, releases: Releases) -> dict:

@@ -17,13 +17,10 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from chexzero.common.errors import UserError
-from chexzero.data_process import RESOLUTION
 from data_prep import blocks
 from data_prep.failures import Tally, row_blocks
 from data_prep.roles import ROLES
 from data_prep.work import Plan, Work, require_space
-
-IMAGE_BYTES = RESOLUTION * RESOLUTION
 
 
 def prepare(work: Work, plan: Plan, workers: int, shard: tuple[int, int] = (0, 1)) -> None:
@@ -40,7 +37,7 @@ def prepare(work: Work, plan: Plan, workers: int, shard: tuple[int, int] = (0, 1
     )
     for role in ROLES:
         work.blocks(role).mkdir(exist_ok=True)
-    require_space(work.folder, left * IMAGE_BYTES, "preparing the images")
+    require_space(work.folder, left * plan.image_size**2, "preparing the images")
     tally = Tally(work, plan)
     done = run_tasks(_tasks(work, plan, pending), workers)
     with progress(total, "preparing", total - left) as bar, closing(done):
@@ -87,7 +84,7 @@ def _tasks(work: Work, plan: Plan, pending: dict[str, set[int]]) -> Iterator[tup
         for index, rows in row_blocks(work, plan, role) if pending[role] else ():
             if index in pending[role]:
                 files = [(row.root, row.path, row.problem) for row in rows]
-                yield role, blocks.Task(blocks.block_path(work.blocks(role), index), files, depth16)
+                yield role, blocks.Task(blocks.block_path(work.blocks(role), index), files, depth16, plan.image_size)
 
 
 def run_tasks(tasks: Iterable[tuple[str, blocks.Task]], workers: int) -> Iterator[tuple[str, blocks.Task, list[str]]]:

@@ -19,7 +19,7 @@ from chexzero.data_process import RESOLUTION
 from data_prep import blocks
 from data_prep.failures import row_blocks
 from data_prep.prepare import progress
-from data_prep.releases.rows import Row
+from data_prep.releases.rows import Row, label_cells
 from data_prep.roles import ROLES
 from data_prep.work import Plan, Work
 
@@ -45,7 +45,7 @@ MANIFEST_COLUMNS = [
 
 @dataclass
 class GoodBlock:
-    """The rows of a block whose images are good, and these images, uint8 (n, 320, 320); n = 0 if they were not read.
+    """The rows of a block whose images are good, and these images, uint8 (n, size, size); n = 0 if they were not read.
     `hashes` has the bits per sample and the SHA-256 of the file and of the result, of each row."""
 
     rows: list[Row]
@@ -86,7 +86,7 @@ def write_role(
     with (
         new_table(work.out / table_name, columns) as write_line,
         new_table(Path(plan.finishing["splits"]) / MANIFESTS[role], MANIFEST_COLUMNS) as write_manifest,
-        new_images(work.out / image_name, ids, made_by(plan)) as file,
+        new_images(work.out / image_name, ids, made_by(plan), plan.image_size) as file,
         progress(len(ids), f"writing {image_name}") as bar,
     ):
         at = 0
@@ -103,12 +103,12 @@ def write_role(
 
 
 @contextmanager
-def new_images(path: Path, ids: list[bytes], attribute: dict[str, Any]) -> Iterator[NewFile]:
+def new_images(path: Path, ids: list[bytes], attribute: dict[str, Any], size: int = RESOLUTION) -> Iterator[NewFile]:
     """A new image file with the dataset `cxr`, one row an id, one chunk an image; the file is whole or not there."""
     with atomic_path(path) as temporary, NewFile(temporary, libver="v110") as handle:
         handle.attrs["build"] = json.dumps(attribute, sort_keys=True)
         handle["id"] = np.array(ids)
-        handle.create_dataset("cxr", (len(ids), RESOLUTION, RESOLUTION), np.uint8, chunks=(1, RESOLUTION, RESOLUTION))
+        handle.create_dataset("cxr", (len(ids), size, size), np.uint8, chunks=(1, size, size))
         yield handle
 
 
@@ -139,7 +139,7 @@ def _impression_line(row: Row) -> list[str]:
 
 
 def _label_line(row: Row) -> list[str]:
-    return [row.id, row.patient_id, row.study_id, row.view, *row.labels]
+    return [row.id, row.patient_id, row.study_id, row.view, *label_cells(row.labels)]
 
 
 _REPORTED = (["filename", "impression", "id", "source", "split", "patient_id", "study_id", "view"], _impression_line)

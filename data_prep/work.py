@@ -17,6 +17,7 @@ from typing import Any
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, write_json
+from chexzero.data_process import RESOLUTION
 from data_prep.roles import ROLES
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,11 @@ class Plan:
     counts: dict[str, Any]
     drawn: bool
     finishing: dict[str, Any]
+
+    @property
+    def image_size(self) -> int:
+        """The side of the stored images in pixels."""
+        return self.identity["settings"].get("image_size", RESOLUTION)
 
     @property
     def fingerprint(self) -> str:

@@ -626,3 +626,15 @@ def test_the_slurm_script_runs_as_it_is(releases, built, tmp_path):
     wrapped = next(line for line in lines if line.startswith("--wrap=")).removeprefix("--wrap=")
     subprocess.run(["bash", "-c", wrapped], cwd=REPOSITORY, check=True, capture_output=True)
     assert hashes(out)["cxr.h5"] == hashes(built)["cxr.h5"]
+
+
+def test_another_image_size_is_recorded_and_audited(releases, tmp_path):
+    out = tmp_path / "data"
+    releases.build(out, "--image_size", "448")
+    for name in ("cxr", "valid", "test"):
+        with open_images(out / f"{name}.h5") as handle:
+            assert handle["cxr"].shape[1:] == (448, 448)
+    assert json.loads((out / "build.json").read_text())["settings"]["image_size"] == 448
+    with pytest.raises(UserError, match="image_size"):
+        releases.build(out)
+    main(["audit", "--data", str(out), "--splits", str(tmp_path / "splits"), "--out", str(tmp_path / "audit")])

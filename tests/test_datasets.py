@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -311,3 +312,13 @@ def test_every_data_sheet_says_what_it_is_and_whom_to_cite(name):
     wanted = ("Labels",) if name == "table" else ("From:", "Counts:", "abels", "Cite:")
     assert all(word in sheet for word in wanted)
     assert re.fullmatch(r"[a-z0-9_]+", name) and DATASETS[name].splits
+
+
+def test_images_are_stored_at_another_size_if_asked(drawn, tmp_path):
+    evaluation_set("montgomery", drawn("montgomery"), tmp_path / "usual")
+    _, record = evaluation_set("montgomery", drawn("montgomery"), tmp_path / "large", "--image_size", "512")
+    assert record["image_size"] == 512
+    with open_images(tmp_path / "usual/montgomery.h5") as usual, open_images(tmp_path / "large/montgomery.h5") as large:
+        assert large["cxr"].shape == (6, 512, 512) and large["cxr"].chunks == (1, 512, 512)
+        small = cv2.resize(large["cxr"][0], (320, 320), interpolation=cv2.INTER_AREA)
+        assert np.abs(small.astype(int) - usual["cxr"][0]).mean() < 3

@@ -30,15 +30,15 @@ class UnreadableImage(ValueError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """`pixels` uint8 (320, 320), the bits of a sample in the file, and the SHA-256 of the file."""
+    """`pixels` uint8 (size, size), the bits of a sample in the file, and the SHA-256 of the file."""
 
     pixels: np.ndarray
     bits: int
     file_sha256: bytes
 
 
-def prepare_image(root: str, path: str, depth16: str = "stretch") -> Prepared:
-    """Read and prepare the image `path` under `root`.
+def prepare_image(root: str, path: str, depth16: str = "stretch", size: int = RESOLUTION) -> Prepared:
+    """Read and prepare the image `path` under `root`; `size` is the side in pixels.
 
     Raises `UnreadableImage` for a file that is missing, leads out of `root`, is damaged, or shows nothing.
     """
@@ -48,7 +48,7 @@ def prepare_image(root: str, path: str, depth16: str = "stretch") -> Prepared:
         if len(data) > LARGEST_FILE:
             raise UnreadableImage(f"the file is larger than {LARGEST_FILE >> 20} MiB")
         image = decode(data)
-        return Prepared(prepare_pixels(image, depth16), 8 * image.itemsize, hashlib.sha256(data).digest())
+        return Prepared(prepare_pixels(image, depth16, size), 8 * image.itemsize, hashlib.sha256(data).digest())
     except UnreadableImage:
         raise
     except OSError as error:
@@ -95,8 +95,8 @@ def _is_whole(data: bytes) -> bool:
     return data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
 
 
-def prepare_pixels(image: np.ndarray, depth16: str = "stretch") -> np.ndarray:
-    """A decoded image, 8 or 16 bits, (H, W) or (H, W, 3), as upstream's `preprocess` makes it: uint8 (320, 320)."""
+def prepare_pixels(image: np.ndarray, depth16: str = "stretch", size: int = RESOLUTION) -> np.ndarray:
+    """A decoded image, 8 or 16 bits, (H, W) or (H, W, 3), as upstream's `preprocess` makes it: uint8 (size, size)."""
     low, high = int(image.min()), int(image.max())
     if low == high:
         raise UnreadableImage(f"the image is constant (every pixel is {low})")
@@ -104,9 +104,9 @@ def prepare_pixels(image: np.ndarray, depth16: str = "stretch") -> np.ndarray:
         image = stretch(image, low, high) if depth16 == "stretch" else (image >> 8).astype(np.uint8)
     elif image.dtype != np.uint8:
         raise UnreadableImage(f"the samples are {image.dtype}, neither 8 nor 16 bits")
-    pixels = np.asarray(preprocess(Image.fromarray(image), RESOLUTION))
+    pixels = np.asarray(preprocess(Image.fromarray(image), size))
     if pixels.min() == pixels.max():
-        raise UnreadableImage("the image is constant once it is 8 bits and 320 pixels")
+        raise UnreadableImage(f"the image is constant once it is 8 bits and {size} pixels")
     return pixels
 
 

@@ -64,6 +64,11 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     return count
 
 
+def label_cells(labels: str) -> list[str]:
+    """A row's labels as the cells of a table: 0, 1, or empty for one that is not known."""
+    return ["" if label == UNKNOWN else label for label in labels]
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows that `write_rows` wrote, one at a time."""
     for _, record in read_records(path, COLUMNS, remedy="start the build again with --overwrite"):
