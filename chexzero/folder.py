@@ -40,7 +40,7 @@ def folder_features(
 
 
 def predict_folder(
-    model: CLIP, folder: Path, labels: Sequence[str], *, batch_size: int = 64, device: str = "cpu"
+    model: CLIP, folder: Path, labels: Sequence[str], *, batch_size: int = 64, device: str | torch.device = "cpu"
 ) -> pd.DataFrame:
     """A row an image: `image` (path in the folder) and one column a label, each the probability against "no <label>".
 

@@ -17,6 +17,8 @@ import run_zero_shot
 from chexzero.common.errors import UserError
 from chexzero.common.labels import FINDINGS, LABELS
 from chexzero.common.statistics import auroc, bootstrap_auroc, percentile_interval
+from chexzero.evaluation.checkpoint_choice import choose
+from chexzero.evaluation.measure import measure as measured
 from chexzero.export.write import export
 from chexzero.models.checkpoints import load_model
 from chexzero.report.sanity import sanity_section
@@ -53,7 +55,7 @@ def evaluate(root: Path, *more: str) -> Path:
 
 def measure(root: Path, *more: str):
     args = arguments(root, "--n_bootstrap", "50", *more)
-    return run_zero_shot.measure(args, run_zero_shot.choose(args), "cpu")
+    return measured(args, choose(args))
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def test_ensemble_is_the_mean_of_the_probabilities(place):
     each = [measure(place, "--checkpoint", str(run / f"checkpoint_{step}.pt")).test.probability for step in (20, 10)]
     np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-12)
     args = arguments(place, "--ensemble", "top", "2")
-    assert run_zero_shot.choose(args).selected == {
+    assert choose(args).selected == {
         "checkpoint": "checkpoint_20.pt",
         "step": 20,
         "ensemble": ["checkpoint_10.pt", "checkpoint_20.pt"],
@@ -282,7 +284,7 @@ def test_a_folder_of_images(place, tmp_path):
 )
 def test_what_is_evaluated_must_be_there(words, message):
     with pytest.raises(UserError, match=message):
-        run_zero_shot.choose(run_zero_shot.parse_args(words))
+        choose(run_zero_shot.parse_args(words))
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path):

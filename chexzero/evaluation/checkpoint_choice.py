@@ -1,13 +1,12 @@
 """Which checkpoints an evaluation is about, and why these."""
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import require_file, safe_name
+from chexzero.evaluation.settings import EvaluationSettings
 from chexzero.runs.run_folder import RunFolder, read_run, step_of
 
 REMEDY = "name a run's folder with --run, or checkpoints with --checkpoint"
@@ -23,20 +22,18 @@ class Choice:
     selected: dict[str, Any]
 
 
-def choose(args: argparse.Namespace) -> Choice:
+def choose(settings: EvaluationSettings) -> Choice:
     """The run's selected checkpoint, the top K of its validations, or the checkpoints that were named."""
-    run = read_run(args.run) if args.run else None
-    if args.checkpoint and args.ensemble:
-        raise UserError("--checkpoint and --ensemble exclude each other; leave one out")
-    if args.checkpoint:
-        checkpoints = sorted(_existing(Path(path)) for path in args.checkpoint)
+    run = read_run(settings.run) if settings.run else None
+    if settings.checkpoint:
+        checkpoints = sorted(_existing(path) for path in settings.checkpoint)
         what = checkpoints[0].name if len(checkpoints) == 1 else f"The ensemble of {len(checkpoints)} checkpoints"
         reason = f"{what} was named with --checkpoint; how it was selected is not on record."
         step = step_of(checkpoints[0]) if len(checkpoints) == 1 else None
     elif run is None:
         raise UserError(f"nothing to evaluate; {REMEDY}")
-    elif args.ensemble:
-        steps = run.best_steps(ensemble_size(args.ensemble))
+    elif settings.ensemble:
+        steps = run.best_steps(settings.ensemble)
         checkpoints, step = sorted(run.checkpoint_of(step) for step in steps), steps[0]
         reason = (
             f"Ensemble (mean of the probabilities) of the {len(steps)} checkpoints with the best "
@@ -59,11 +56,3 @@ def choose(args: argparse.Namespace) -> Choice:
 def _existing(path: Path) -> Path:
     """A checkpoint is a file, or the folder of an exported model; whether it is one shows when it is loaded."""
     return path if path.is_dir() else require_file(path, REMEDY)
-
-
-def ensemble_size(words: Sequence[str]) -> int:
-    """`top 3` or `3` -> 3."""
-    text = words[-1]
-    if len(words) > 2 or (len(words) == 2 and words[0] != "top") or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--ensemble {' '.join(words)} is not understood; write --ensemble top 3")
-    return int(text)

@@ -13,8 +13,6 @@ from chexzero.common.formats import check_images, check_rows, images_file, label
 
 log = logging.getLogger(__name__)
 
-LEVELS = ("image", "study_mean", "study_max")
-
 
 @dataclass(frozen=True)
 class EvaluationSet:

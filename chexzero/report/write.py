@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from chexzero.common.files import no_formula, write_text
 from chexzero.report.sections import Figure, Section, Table
@@ -115,6 +116,11 @@ def as_csv(table: Table) -> str:
     writer.writerow(map(no_formula, table.columns))
     writer.writerows([["" if cell is None else no_formula(cell) for cell in row] for row in table.rows])
     return text.getvalue()
+
+
+def frame_csv(frame: pd.DataFrame) -> str:
+    """A frame as `as_csv` writes a table, without its index."""
+    return as_csv(Table("", list(frame.columns), frame.to_numpy(object).tolist()))
 
 
 def as_latex(table: Table) -> str:

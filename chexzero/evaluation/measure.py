@@ -1,0 +1,91 @@
+"""Predict both labelled sets, choose thresholds on validation, and compute every number of the 14 labels."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chexzero.common.formats import read_build
+from chexzero.common.labels import LABELS
+from chexzero.evaluation.checkpoint_choice import Choice
+from chexzero.evaluation.prompts import Prompt, read_alternatives, upstream_prompts
+from chexzero.evaluation.results import SetResult, evaluate_set
+from chexzero.evaluation.sets import EvaluationSet, read_set, units
+from chexzero.evaluation.settings import EvaluationSettings
+from chexzero.metrics import best_thresholds
+from chexzero.zero_shot import Predictor, check_predictions, ensemble
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was computed before anything is written. `scores` are per set (N cases, len(prompts))."""
+
+    data_dir: Path
+    build: dict[str, Any]
+    sets: list[EvaluationSet]
+    prompts: list[Prompt]
+    by_image: list[np.ndarray]
+    scores: list[np.ndarray]
+    predictors: list[Predictor]
+    valid: SetResult
+    test: SetResult
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the images were drawn by a program."""
+        return bool(self.build.get("drawn"))
+
+
+def measure(settings: EvaluationSettings, choice: Choice) -> Measured:
+    """Predict, choose thresholds and evaluate; see the module. Nothing is written but the cache of predictions."""
+    data_dir = data_folder(settings, choice)
+    sets = [read_set(data_dir, "valid"), read_set(data_dir, "test")]
+    counted = [units(one, settings.level) for one in sets]
+    prompts = upstream_prompts() + read_alternatives(settings.prompts)
+    by_image, predictors = predict(choice.checkpoints, sets, prompts, settings)
+    scores = [unit.reduce(values) for unit, values in zip(counted, by_image, strict=True)]
+    upstream = [values[:, : len(LABELS)] for values in scores]
+    for one, values in zip(sets, upstream, strict=True):
+        check_predictions(values, f"the predictions for {one.images}")
+    at = best_thresholds(counted[0].truth, upstream[0])
+    valid, test = (
+        evaluate_set(one.name, unit, values, at, settings.n_bootstrap)
+        for one, unit, values in zip(sets, counted, upstream, strict=True)
+    )
+    return Measured(data_dir, read_build(data_dir), sets, prompts, by_image, scores, predictors, valid, test)
+
+
+def predict(
+    checkpoints: Sequence[Path], sets: Sequence[EvaluationSet], prompts: Sequence[Prompt], settings: EvaluationSettings
+) -> tuple[list[np.ndarray], list[Predictor]]:
+    """The ensemble's probabilities (N images, len(prompts)) of each set. One model is in memory at a time."""
+    pairs = [prompt.pair for prompt in prompts]
+    names = [f"{prompt.label} ({prompt.name})" for prompt in prompts]
+    members: list[list[np.ndarray]] = [[] for _ in sets]
+    predictors = [predictor_of(checkpoint, settings) for checkpoint in checkpoints]
+    for predictor in predictors:
+        for one, found in zip(sets, members, strict=True):
+            found.append(predictor.predict(one.images, pairs, images_sha256=one.images_sha256))
+            check_predictions(found[-1], f"{predictor.checkpoint} on {one.images}", names)
+        predictor.forget_model()
+    return [ensemble(found) for found in members], predictors
+
+
+def predictor_of(checkpoint: Path, settings: EvaluationSettings) -> Predictor:
+    """A checkpoint's predictor with the cache of the results folder."""
+    return Predictor(
+        checkpoint,
+        settings.out / ".cache",
+        device=settings.device,
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def data_folder(settings: EvaluationSettings, choice: Choice) -> Path:
+    """`--data`, else the folder whose validation set the run used, else `data`."""
+    return settings.data or (choice.run and choice.run.data_dir()) or Path("data")

@@ -1,0 +1,147 @@
+"""The evaluation's report put together: which sections, in which order, and everything else that is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chexzero.common.files import write_json, write_text
+from chexzero.common.labels import LABELS
+from chexzero.evaluation.calibration import platt
+from chexzero.evaluation.checkpoint_choice import Choice
+from chexzero.evaluation.measure import Measured, predict
+from chexzero.evaluation.prompts import upstream_prompts
+from chexzero.evaluation.readers import Reader, read_reader
+from chexzero.evaluation.results import SetResult, evaluate_set
+from chexzero.evaluation.sets import read_set, units
+from chexzero.evaluation.settings import EvaluationSettings
+from chexzero.report import charts, paper, provenance, readers, sanity, scores
+from chexzero.report.baseline import baseline_section, checkpoints_in
+from chexzero.report.cases import thumbnails_section
+from chexzero.report.sections import Section
+from chexzero.report.summary import banner, facts, summary
+from chexzero.report.write import Report, frame_csv, write_report
+
+
+@dataclass(frozen=True)
+class Others:
+    """Those that the run is compared with, from the files that were named."""
+
+    radiologists: list[Reader]
+    supervised: list[Reader]
+    baseline: list[Path]
+
+
+def read_others(settings: EvaluationSettings, data_dir: Path) -> Others:
+    """Read them before anything is predicted, so that a wrong file costs no time."""
+    baseline = checkpoints_in(settings.baseline) if settings.baseline else []
+    if not settings.radiologists and not settings.supervised:
+        return Others([], [], baseline)
+    studies = units(read_set(data_dir, "test"), settings.level).table["study_id"]
+    return Others(
+        [read_reader(path, studies, binary=True) for path in settings.radiologists],
+        [read_reader(path, studies, binary=False) for path in settings.supervised],
+        baseline,
+    )
+
+
+def write_results(
+    settings: EvaluationSettings,
+    choice: Choice,
+    found: Measured,
+    others: Others,
+    reads: list[dict],
+    suites: Sequence[Section],
+    out: Path,
+) -> None:
+    """Write the report, its figures and tables, the predictions and `metrics.json` into `out`, an empty folder."""
+    sections = [
+        *main_sections(settings, choice, found, others, reads, out / "figures"),
+        *suites,
+        *closing_sections(settings, choice, found, out / "figures"),
+    ]
+    for result in (found.valid, found.test):
+        write_predictions(out / f"predictions_{result.name}.csv", result)
+    write_json(
+        out / "metrics.json",
+        {
+            "model_name": choice.name,
+            "drawn": found.drawn,
+            "selected": choice.selected,
+            "level": settings.level,
+            "n_bootstrap": settings.n_bootstrap,
+            "valid": found.valid.metrics(),
+            "test": found.test.metrics(),
+            "sections": {section.key: section.metrics for section in sections if section.metrics},
+        },
+    )
+    report = Report(
+        f"Zero-shot evaluation of {choice.name}",
+        summary(choice, found.valid, found.test, found.drawn),
+        banner(choice, found.drawn),
+        facts(choice, found.valid, found.test, found.data_dir),
+        sections,
+    )
+    write_report(report, out)
+
+
+def main_sections(
+    settings: EvaluationSettings, choice: Choice, found: Measured, others: Others, reads: list[dict], figures: Path
+) -> list[Section]:
+    """The sections about the 14 labels, those that a reader wants first at the top."""
+    run, valid, test = choice.run, found.valid, found.test
+    curves = [draw(run, figures) for draw in (charts.validation_curve, charts.training_loss) if run]
+    recorded = run.recorded(choice.selected["step"]) if run and len(choice.checkpoints) == 1 else {}
+    scaled = platt(valid.truth, valid.probability, test.probability)
+    sections = [
+        paper.paper_section(test, found.drawn, charts.beside_paper(test, figures)),
+        scores.areas_section(
+            valid,
+            test,
+            [charts.roc(valid, test, others.radiologists, figures), charts.precision_recall(valid, test, figures)],
+        ),
+        provenance.selection_section(
+            run, choice.selected, [curve for curve in curves if curve], reads, valid, len(found.by_image[0])
+        ),
+        sanity.sanity_section(
+            valid,
+            test,
+            [
+                *sanity.shared_cases(*found.sets),
+                sanity.as_built(found.build, found.sets),
+                sanity.as_recorded(recorded, found.by_image[0][:, : len(LABELS)], found.sets[0].truth),
+            ],
+        ),
+    ]
+    if others.baseline:
+        (by_image,), _ = predict(others.baseline, found.sets[1:], upstream_prompts(), settings)
+        theirs = evaluate_set("test", test.units, test.units.reduce(by_image), test.at, settings.n_bootstrap)
+        sections.append(baseline_section(test, theirs, [path.name for path in others.baseline], figures))
+    if others.radiologists:
+        sections.append(readers.radiologist_section(test, others.radiologists, settings.n_bootstrap))
+    if others.supervised:
+        sections.append(readers.supervised_section(test, others.supervised))
+    return [
+        *sections,
+        scores.operating_section(valid, test),
+        scores.calibration_section(valid, test, scaled, charts.calibration(test, scaled, figures)),
+        scores.prompts_section(found.prompts, valid, test, *found.scores, settings.n_bootstrap),
+    ]
+
+
+def closing_sections(settings: EvaluationSettings, choice: Choice, found: Measured, figures: Path) -> list[Section]:
+    """Cases to look at, if they were asked for, and where everything comes from."""
+    cases = [thumbnails_section(found.test, found.sets[1].images, figures)] if settings.thumbnails else []
+    return [
+        *cases,
+        provenance.overlap_section(found.data_dir),
+        provenance.data_section(found.data_dir, found.sets),
+        provenance.provenance_section(choice.run, settings.flags(), found.predictors, found.sets),
+    ]
+
+
+def write_predictions(path: Path, result: SetResult) -> None:
+    """`id, patient_id, study_id, view` and the 14 probabilities of each case."""
+    table = result.units.table.copy()
+    for i, label in enumerate(LABELS):
+        table[label] = result.probability[:, i]
+    write_text(path, frame_csv(table))
