@@ -3,6 +3,7 @@
 h5py and pandas are imported where they are used: a process that only prepares images does without (50 MiB).
 """
 
+import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,8 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # a larger header is damage, or means harm
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+
+import cv2  # noqa: E402  (the limit is read when OpenCV first decodes)
 import numpy as np
+import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
@@ -24,6 +29,16 @@ if TYPE_CHECKING:
 
 RESOLUTION = 320
 NO_IMPRESSION = "NO IMPRESSION"
+
+#: No image of more pixels is decoded.
+MAX_PIXELS = 1 << 26
+#: A progressive JPEG has about ten scans; decoding time grows with their number, not with the file's size.
+MAX_SCANS = 100
+_ORIENTATION = 0x0112  # EXIF
+
+
+class UnreadableImage(ValueError):
+    """The image cannot be used; the message is the reason that is listed."""
 
 
 def preprocess(img: Image.Image, desired_size: int = RESOLUTION) -> Image.Image:
@@ -46,17 +61,78 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     """Read a file as upstream does (OpenCV, 8 bits, no alpha): mode `L` for a grey source, `RGB` for a colour one.
 
     16-bit samples lose their low byte. A colour file whose channels are equal is returned as `L`, which
-    `preprocess` turns into the same bytes in a third of the time. Raises `ValueError` when it cannot be decoded.
+    `preprocess` turns into the same bytes in a third of the time. Raises `UnreadableImage`, a `ValueError`, for a
+    damaged file.
     """
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYCOLOR) if os.path.getsize(path) else None
-    if pixels is None:
-        raise ValueError("cannot be decoded as an image")
+    with open(path, "rb") as handle:
+        pixels = decode_image(handle.read(), cv2.IMREAD_ANYCOLOR)
+    return Image.fromarray(pixels)
+
+
+def decode_image(data: bytes, flags: int = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) -> np.ndarray:
+    """Decode PNG or JPEG bytes as OpenCV does with `flags`: grey (H, W) or RGB (H, W, 3), uint8 or uint16, no alpha.
+
+    Three equal channels become one. Raises `UnreadableImage` for any other format, more than `MAX_PIXELS` pixels,
+    and damage; every JPEG on which libjpeg warns (lost or spare data, a wrong marker, a bad code) counts as damaged.
+    """
+    if not data:
+        raise UnreadableImage("the file is empty")
+    if data.startswith(b"\xff\xd8"):
+        pixels = _decode_jpeg(data, flags)
+    elif data.startswith(b"\x89PNG"):
+        if b"IEND\xaeB`\x82" not in data:
+            raise UnreadableImage("the file is cut short")
+        pixels = _decode_with_opencv(data, flags)
+    else:
+        raise UnreadableImage("the file is damaged, or is neither PNG, JPEG nor DICOM")
     if pixels.ndim == 2:
-        return Image.fromarray(pixels)
-    blue, green, red = cv2.split(pixels)
-    if np.array_equal(blue, green) and np.array_equal(green, red):
-        return Image.fromarray(green)
-    return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+        return pixels
+    if np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 1], pixels[..., 2]):
+        return np.ascontiguousarray(pixels[..., 1])
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+
+
+def _decode_jpeg(data: bytes, flags: int) -> np.ndarray:
+    """libjpeg-turbo's pixels, which are OpenCV's; OpenCV itself hides libjpeg's warnings and returns what it has."""
+    if data.count(b"\xff\xda") > MAX_SCANS:
+        raise UnreadableImage(f"the JPEG file has more than {MAX_SCANS} scans")
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height)
+        kind = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}.get(colours, "BGR")
+        pixels = simplejpeg.decode_jpeg(data, colorspace=kind)
+    except (ValueError, RuntimeError) as error:  # strict: a warning of libjpeg's is an error
+        raise UnreadableImage(f"the JPEG file is damaged ({_words(error)})") from error
+    if kind == "CMYK" or _is_turned(data):  # rare; OpenCV turns and converts as upstream has it
+        return _decode_with_opencv(data, flags)
+    return pixels[..., 0] if kind == "GRAY" else pixels
+
+
+def _is_turned(data: bytes) -> bool:
+    """Whether EXIF data say that the picture is to be turned or mirrored."""
+    if b"Exif\0" not in data[: 1 << 16]:
+        return False
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        return image.getexif().get(_ORIENTATION, 1) != 1
+
+
+def _decode_with_opencv(data: bytes, flags: int) -> np.ndarray:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:  # its text begins with a path on the machine where OpenCV was built
+        raise UnreadableImage(f"OpenCV refuses the file ({_words(error.err)})") from error
+    if pixels is None:
+        raise UnreadableImage("the file is damaged and cannot be decoded")
+    return pixels
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"the image has {width} x {height} pixels, more than the {MAX_PIXELS} that are read")
+
+
+def _words(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def img_to_hdf5(
@@ -97,7 +173,7 @@ def img_to_hdf5(
 def _attempt(path: str | os.PathLike, resolution: int) -> np.ndarray | str:
     try:
         return np.asarray(preprocess(read_image(path), resolution))
-    except (OSError, ValueError, cv2.error) as error:
+    except (OSError, ValueError) as error:
         return f"({error})"
 
 

@@ -27,13 +27,15 @@ DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 @dataclass
 class Block:
     """`images` uint8 (n, size, size), `bits` uint8 (n,) of a sample in the file, `file_sha256` and `pixel_sha256` uint8
-    (n, 32), `errors` (n,) text, "" where the image is good; where it is not, the rest is zero."""
+    (n, 32), `errors` (n,) text, "" where the image is good; where it is not, the rest is zero. `notes` (n,) text: what
+    is odd about a good image's range, else ""."""
 
     images: np.ndarray
     bits: np.ndarray
     file_sha256: np.ndarray
     pixel_sha256: np.ndarray
     errors: np.ndarray
+    notes: np.ndarray
 
     @classmethod
     def empty(cls, n: int, size: int) -> "Block":
@@ -44,6 +46,7 @@ class Block:
             hashes,
             hashes.copy(),
             np.full(n, "not prepared", f"<U{REASON_LENGTH}"),
+            np.full(n, "", f"<U{REASON_LENGTH}"),
         )
 
 
@@ -85,6 +88,7 @@ def prepare_block(task: Task) -> list[str]:
             block.errors[i] = str(error)[:REASON_LENGTH]
             continue
         block.images[i], block.bits[i], block.errors[i] = image.pixels, image.bits, ""
+        block.notes[i] = image.note[:REASON_LENGTH]
         block.file_sha256[i] = np.frombuffer(image.file_sha256, np.uint8)
         block.pixel_sha256[i] = np.frombuffer(hashlib.sha256(image.pixels).digest(), np.uint8)
     with atomic_path(task.target) as temporary, open(temporary, "wb") as handle:

@@ -1,8 +1,10 @@
 """The images that cannot be used: counted against what is allowed, and listed in `left_out.csv` with the reason."""
 
 import csv
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path
@@ -16,6 +18,8 @@ REMEDIES = {
     "laterals out with --views frontal or allow for what is missing with --max_failures",
     False: "correct them, or name the right folder with its flag",
 }
+log = logging.getLogger(__name__)
+
 LEFT_OUT_COLUMNS = ["id", "source", "split", "path", "reason"]
 
 
@@ -75,6 +79,18 @@ def write_left_out(work: Work, plan: Plan, dropped: dict[str, str] | None = None
             writer.writerows(
                 left_out(row, dropped[row.id]) for row in read_rows(work.rows_path("train")) if row.id in dropped
             )
+
+
+def write_odd_ranges(path: Path, odd: Sequence[tuple[Row, str]]) -> None:
+    """List the images whose 16-bit range looks odd, as `left_out.csv` lists others; no file where there is none."""
+    if not odd:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, LEFT_OUT_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(left_out(row, note) for row, note in odd)
+    log.warning("%d images have samples far from all others: %s lists them; look at some", len(odd), path)
 
 
 def left_out(row: Row, reason: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pandas as pd
 from chexzero.common.errors import UserError
 from chexzero.common.files import write_json
 from data_prep import blocks
-from data_prep.failures import Tally, write_left_out
+from data_prep.failures import Tally, write_left_out, write_odd_ranges
 from data_prep.overlap.contract import Audit, Role
 from data_prep.record import Counts, build_record, summary
 from data_prep.roles import ROLES
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 SETS = [name for names in FILES.values() for name in names]
 OVERLAP_REPORT = [f"overlap_report.{ending}" for ending in ("json", "md", "html")]
-OUTPUTS = ["build.json", *SETS, "left_out.csv", *OVERLAP_REPORT]
+OUTPUTS = ["build.json", *SETS, "left_out.csv", "odd_ranges.csv", *OVERLAP_REPORT]
 AUDIT_COLUMNS = (
     "id",
     "source",
@@ -75,6 +75,7 @@ def finish(work: Work, plan: Plan, workers: int) -> None:
     for role in ROLES:
         rows |= write_role(work, plan, role, dropped if role == "train" else {}, counts.add)
     write_left_out(work, plan, dropped)
+    write_odd_ranges(work.out / "odd_ranges.csv", counts.odd)
     counts.add_left_out(work.out / "left_out.csv")
     log.info("computing the files' SHA-256")
     record = build_record(plan, counts, work.out, rows, audit)

@@ -15,10 +15,12 @@ import cv2
 import h5py
 import numpy as np
 import PIL
+import simplejpeg
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path, sha256_of
 from chexzero.data_process import RESOLUTION
+from chexzero.imaging.decode import BULK, REACH
 from data_prep.failures import LEFT_OUT_COLUMNS, Tally, left_out
 from data_prep.keep_out import Lists
 from data_prep.record import REDO, difference
@@ -264,11 +266,13 @@ def _identity(args: argparse.Namespace, roles: dict, releases: Releases) -> dict
     later = {name: getattr(args, name) for name, default in LATER_SETTINGS.items() if getattr(args, name) != default}
     return {
         "roles": roles,
-        "settings": {name: getattr(args, name) for name in names} | later,
+        "settings": {name: getattr(args, name) for name in names}
+        | {"range16": f"bulk {BULK[0]:g}..{BULK[1]:g}, reach {REACH:g}" if args.depth16 == "stretch" else "0..65535"}
+        | later,
         "inputs": {
             name: {"path": str(path), "sha256": sha256_of(path)}
             for name, path in (releases.inputs() | _keep_out_inputs(args)).items()
         },
         "images": {name: [str(place) for place in release.images] for name, release in releases.by_name.items()},
-        "libraries": {library.__name__: library.__version__ for library in (cv2, PIL, np, h5py)},
+        "libraries": {library.__name__: library.__version__ for library in (cv2, simplejpeg, PIL, np, h5py)},
     }

@@ -114,7 +114,7 @@ def run_tasks(tasks: Iterable[tuple[str, blocks.Task]], workers: int) -> Iterato
 
 
 def _start_worker() -> None:
-    """One thread a process; no noise from the decoders; no life after the parent's."""
+    """Set up a worker: one thread, decoder warnings silenced, exit with the parent."""
     cv2.setNumThreads(1)
     threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

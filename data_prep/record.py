@@ -16,6 +16,10 @@ from data_prep.work import Plan
 REDO = "discard it with --overwrite, or name another --out"
 
 
+#: What builds did not record at first; where a finished build lacks it, nothing is compared.
+RECORDED_LATER = (("settings", "range16"), ("libraries", "simplejpeg"))
+
+
 class Counts:
     """Images, patients, studies and views by role and release/split, and what was left out for which reason."""
 
@@ -23,6 +27,7 @@ class Counts:
         self.plan = plan
         self.images: dict[tuple[str, str], Counter[str]] = {}
         self.sixteen_bit: Counter[tuple[str, str]] = Counter()
+        self.odd: list[tuple[Row, str]] = []
         self.patients: dict[tuple[str, str], set[str]] = {}
         self.studies: dict[tuple[str, str], set[str]] = {}
         self.left_out: dict[str, Counter[str]] = {}
@@ -32,6 +37,8 @@ class Counts:
         part = (role, f"{row.source}/{row.split}")
         self.images.setdefault(part, Counter())[row.view] += 1
         self.sixteen_bit[part] += hashes["bits"] == "16"
+        if hashes["note"]:
+            self.odd.append((row, hashes["note"]))
         self.patients.setdefault(part, set()).add(row.patient_id)
         self.studies.setdefault(part, set()).add(row.study_id)
 
@@ -72,6 +79,7 @@ def build_record(plan: Plan, counts: Counts, out: Path, rows: dict[str, int], au
         "counts": counts.by_role(),
         "warnings": plan.counts.get("warnings", []),
         "keep_out": plan.counts.get("keep_out", {}),
+        "odd_ranges": len(counts.odd),
         "left_out": dict(sum(counts.left_out.values(), Counter()).most_common()),
         "files": {
             name: {"sha256": sha256_of(out / name), "bytes": (out / name).stat().st_size, "rows": n}
@@ -96,6 +104,8 @@ def is_finished(plan: Plan, out: Path) -> bool:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is not the record of a build ({error}); {REDO}") from error
     new = plan.identity | {"settings": plan.identity["settings"] | {"on_overlap": plan.finishing["on_overlap"]}}
+    for section, name in RECORDED_LATER:
+        old[section] = {name: new[section][name]} | old[section]
     if old != new:
         raise UserError(f"{out} holds a finished build with other settings ({difference(old, new)}); {REDO}")
     for file, size in sizes.items():

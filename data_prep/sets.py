@@ -46,7 +46,7 @@ MANIFEST_COLUMNS = [
 @dataclass
 class GoodBlock:
     """The rows of a block whose images are good, and these images, uint8 (n, size, size); n = 0 if they were not read.
-    `hashes` has the bits per sample and the SHA-256 of the file and of the result, of each row."""
+    `hashes` has, of each row, the bits per sample, the SHA-256 of the file and of the result, and what is odd."""
 
     rows: list[Row]
     images: np.ndarray
@@ -68,6 +68,7 @@ def good_blocks(
                     "bits": str(block.bits[i]),
                     "file_sha256": block.file_sha256[i].tobytes().hex(),
                     "pixel_sha256": block.pixel_sha256[i].tobytes().hex(),
+                    "note": str(block.notes[i]),
                 }
                 for i in kept
             ],
