@@ -8,7 +8,6 @@ only command that opens the test set.
 """
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +99,9 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
         "--suite", nargs="+", default=[], choices=["chexpert", *SUITES], help="evaluations beside the 14 labels"
     )
     folder = parser.add_argument_group("a folder of images instead of the evaluation")
-    folder.add_argument("--images", type=Path, metavar="FOLDER", help="PNG, JPEG or DICOM images to predict")
+    folder.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="images to predict: PNG, JPEG, DICOM, TIFF or BMP, by content"
+    )
     folder.add_argument(
         "--labels", nargs="+", metavar="FINDING", help="any findings to look for (default: the 14 labels)"
     )
@@ -166,25 +167,34 @@ def run_suites(settings: EvaluationSettings, choice: Choice, data_dir: Path, out
 
 
 def predict_images(settings: EvaluationSettings) -> Path:
-    """Probabilities for a folder of images, to `<out>/<name>/images_<folder>.csv`."""
-    from chexzero.folder import predict_folder
-    from chexzero.imaging.image_files import images_in
+    """Probabilities for a folder of images, to `<out>/<name>/images_<folder>.csv`.
+
+    `images_<folder>_left_out.csv` lists what was passed over or could not be read; another folder of the same last
+    name gets a name of its own.
+    """
+    import pandas as pd
+
+    from chexzero.folder import images_result, predict_folder
+    from chexzero.imaging.image_files import find_images
     from chexzero.model import pick_device
     from chexzero.models.checkpoints import load_model
     from chexzero.report.write import frame_csv
 
     choice, folder = choose(settings), Path(settings.images or "")
-    found = len(images_in(folder))
+    find_images(folder)  # before the model is loaded
     if len(choice.checkpoints) > 1:
         raise UserError("--images takes one checkpoint; name one with --checkpoint")
     device = pick_device(settings.device)
     model = load_model(choice.checkpoints[0], device)
     table = predict_folder(model, folder, settings.labels or LABELS, batch_size=settings.batch_size, device=device)
-    path = settings.out / choice.name / f"images_{re.sub('[^A-Za-z0-9._-]+', '_', folder.resolve().name)}.csv"
+    left_out = pd.DataFrame(table.attrs["left_out"], columns=["image", "reason"])
+    path = images_result(settings.out / choice.name, folder)
     write_text(path, frame_csv(table))
+    write_text(path.with_name(f"{path.stem}_left_out.csv"), frame_csv(left_out))
     print(table.head(20).to_string(index=False, float_format="{:.4f}".format))
-    left_out = f"; {found - len(table)} that cannot be read are left out" if len(table) < found else ""
-    print(f"{len(table)} images with {choice.checkpoints[0].name}: {path}{left_out}")
+    print(f"{len(table)} images with {choice.checkpoints[0].name}: {path}")
+    if len(left_out):
+        print(f"{len(left_out)} files are left out; {path.stem}_left_out.csv says why")
     print("Probabilities compare “finding” with “no finding”; they rank images and are no diagnosis.")
     return path
 

@@ -65,8 +65,11 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     damaged file.
     """
     with open(path, "rb") as handle:
-        pixels = decode_image(handle.read(), cv2.IMREAD_ANYCOLOR)
-    return Image.fromarray(pixels)
+        data = handle.read()
+    try:
+        return Image.fromarray(decode_image(data, cv2.IMREAD_ANYCOLOR))
+    except UnreadableImage as error:
+        raise UnreadableImage(f"cannot be decoded as an image: {error}") from error
 
 
 def decode_image(data: bytes, flags: int = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) -> np.ndarray:
@@ -81,10 +84,10 @@ def decode_image(data: bytes, flags: int = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYD
         pixels = _decode_jpeg(data, flags)
     elif data.startswith(b"\x89PNG"):
         if b"IEND\xaeB`\x82" not in data:
-            raise UnreadableImage("the file is cut short")
+            raise UnreadableImage("the file is cut short or is neither PNG, JPEG nor DICOM")
         pixels = _decode_with_opencv(data, flags)
     else:
-        raise UnreadableImage("the file is damaged, or is neither PNG, JPEG nor DICOM")
+        raise UnreadableImage("the file is cut short or is neither PNG, JPEG nor DICOM")
     if pixels.ndim == 2:
         return pixels
     if np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 1], pixels[..., 2]):

@@ -1,7 +1,9 @@
 """Run a model over a folder of images: a tower's features, or a probability per finding."""
 
+import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import torch
 from torch import nn
 
 from chexzero.common.errors import UserError
+from chexzero.common.files import read_json, write_json
 from chexzero.imaging.decode import read_file
-from chexzero.imaging.image_files import UNREADABLE, ImageFiles, images_in, reason
+from chexzero.imaging.image_files import UNREADABLE, ImageFiles, find_images, images_in, printable, reason
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP, pick_device
 from chexzero.zero_shot import embed_images, label_pairs, predict_pairs
@@ -36,16 +39,18 @@ def folder_features(
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(images[start : start + batch_size]).to(device)
             features.append(tower(prepare(batch, int(tower.image_resolution))).float().cpu())
-    return [path.relative_to(folder).as_posix() for path in images.paths], torch.cat(features).numpy()
+    return [printable(path.relative_to(folder)) for path in images.paths], torch.cat(features).numpy()
 
 
 def predict_folder(
     model: CLIP, folder: Path, labels: Sequence[str], *, batch_size: int = 64, device: str | torch.device = "cpu"
 ) -> pd.DataFrame:
-    """A row an image: `image` (path in the folder) and one column a label, each the probability against "no <label>".
+    """One row per image: `image` (path in the folder) and one column per label, its probability against "no <label>".
 
-    Files that cannot be read, and images of one grey value, are left out with a warning that names them. Raises
-    `UserError` where nothing is left. Where the model gives all images the same probabilities, a warning says so.
+    Files that are no images or cannot be read, and images of one grey value, are left out; `attrs["left_out"]` of the
+    result lists them, (path in the folder, reason), and warnings name those that looked like images. Raises
+    `UserError` where nothing is left, or where the model's probabilities are not finite. Where the model gives all
+    images the same probabilities, a warning says so.
     """
     labels = [label.strip() for label in labels]
     if not labels or not all(labels) or len(set(labels)) != len(labels):
@@ -53,29 +58,59 @@ def predict_folder(
             "--labels needs one or more findings, none blank and none twice; for instance --labels "
             '"pleural effusion" "pneumothorax"'
         )
+    found = find_images(folder)
+    left_out = [(printable(path.relative_to(folder)), why) for path, why in found.passed_over]
     names, features = [], []
-    for batch_names, batch in _readable(folder, images_in(folder), batch_size):
+    for batch_names, batch in _readable(folder, found.images, batch_size, left_out):
         names += batch_names
         features.append(embed_images(model, batch, batch_size=batch_size, device=device))
     if not names:
         raise UserError(f"none of the images in {folder} can be read; the warnings above say why")
     scores = predict_pairs(model, np.concatenate(features), label_pairs(labels))
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"the model gives {int((~np.isfinite(scores)).sum())} probabilities that are no numbers; its weights are "
+            "damaged or its training diverged: take another checkpoint"
+        )
     if len(names) > 1 and np.ptp(scores, axis=0).max() == 0:
         log.warning(
             "every image got the same probabilities: they are all alike, or the checkpoint cannot tell images apart"
         )
-    return pd.DataFrame({"image": names} | {label: scores[:, i] for i, label in enumerate(labels)})
+    table = pd.DataFrame({"image": names} | {label: scores[:, i] for i, label in enumerate(labels)})
+    table.attrs["left_out"] = left_out
+    return table
 
 
-def _readable(folder: Path, paths: Sequence[Path], size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+def images_result(results: Path, folder: Path) -> Path:
+    """Where the predictions of a folder of images go: `images_<folder>.csv`.
+
+    Where that name is another folder's result, part of a digest of the folder's path is added. The digest stands in a
+    `.json` beside the result.
+    """
+    folder = folder.resolve()
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()
+    plain = "images_" + re.sub(r"[^\w.-]+", "_", folder.name)[:60]
+    for stem in (plain, f"{plain}-{digest[:12]}"):
+        path, record = results / f"{stem}.csv", results / f"{stem}.json"
+        if not path.exists() or (record.is_file() and read_json(record).get("folder_sha256") == digest):
+            break
+    write_json(record, {"folder_sha256": digest})
+    return path
+
+
+def _readable(
+    folder: Path, paths: Sequence[Path], size: int, left_out: list[tuple[str, str]]
+) -> Iterator[tuple[list[str], np.ndarray]]:
     for start in range(0, len(paths), size):
         names, pixels = [], []
         for path in paths[start : start + size]:
+            name = printable(path.relative_to(folder))
             try:
                 pixels.append(read_file(path))
             except UNREADABLE as error:
-                log.warning("%s is left out: %s", path, reason(error))
+                log.warning("%s is left out: %s", printable(path), reason(error))
+                left_out.append((name, reason(error)))
                 continue
-            names.append(path.relative_to(folder).as_posix())
+            names.append(name)
         if names:
             yield names, np.stack(pixels)

@@ -1,5 +1,7 @@
 """Features for a folder of images are those of the images prepared one by one."""
 
+import gzip
+import os
 import struct
 import zlib
 
@@ -10,9 +12,9 @@ from PIL import Image
 
 from chexzero.common.errors import UserError
 from chexzero.data_process import preprocess
-from chexzero.folder import folder_features, predict_folder
+from chexzero.folder import folder_features, images_result, predict_folder
 from chexzero.imaging.decode import read_file
-from chexzero.imaging.image_files import ImageFiles, images_in
+from chexzero.imaging.image_files import ImageFiles, find_images, images_in
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
 from dinov3_adapter import build_vision_tower
@@ -92,3 +94,62 @@ def test_folder_without_images(tmp_path):
         images_in(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         images_in(tmp_path / "nowhere")
+
+
+def test_everything_in_a_folder_is_read_or_listed(folder):
+    """Any name, by content; what is passed over comes with its reason."""
+    whole = (folder / "b.png").read_bytes()
+    pixels = np.random.default_rng(1).integers(0, 4096, (60, 50))
+    for name in ("scan.dicom", "IM0001", "1.2.840.10008"):
+        dicom(pixels, "MONOCHROME2", folder / name)
+    for name in ("c.jfif", "\u80f8\u90e8.png", "no_ending"):
+        (folder / name).write_bytes(whole)
+    with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as handle:  # a name in Latin-1
+        handle.write(whole)
+    Image.open(folder / "b.png").save(folder / "d.tif")
+    Image.open(folder / "b.png").save(folder / "d.bmp")
+    (folder / "._b.png").write_bytes(b"\0\5\x16\7")
+    (folder / "e.dcm.gz").write_bytes(gzip.compress(whole))
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    outside = folder.parent / f"{folder.name}_outside"
+    outside.mkdir()
+    (outside / "1.png").write_bytes(whole)
+    (folder / "linked").symlink_to(outside)
+    (folder / "loop").symlink_to(folder)
+    (folder / "half.png").write_bytes(whole[:1000])
+    os.mkfifo(folder / "pipe.png")
+    model = CLIP(32, 64, 1, 64, 16, 77, 49408, 64, 1, 1).eval()
+    table = predict_folder(model, folder, ["edema"])
+    read = {
+        *("a/x.JPG", "a/y.png", "b.png", "scan.dicom", "IM0001", "1.2.840.10008", "c.jfif", "\u80f8\u90e8.png"),
+        *("no_ending", "caf\\xe9.png", "d.tif", "d.bmp", "linked/1.png"),
+    }
+    assert set(table["image"]) == read and len(table) == len(read)
+    same = table.set_index("image")["edema"]
+    assert same[["c.jfif", "no_ending", "d.tif", "d.bmp", "linked/1.png", "caf\\xe9.png"]].eq(same["b.png"]).all()
+    assert same[["scan.dicom", "IM0001"]].eq(same["1.2.840.10008"]).all()
+    reasons = dict(table.attrs["left_out"])
+    assert reasons["e.dcm.gz"] == "packed with gzip; unpack it" and reasons["gone.png"] == "a broken link"
+    assert reasons["half.png"].startswith("the file is cut short") and reasons["pipe.png"] == "not a plain file"
+    assert reasons["loop"].startswith("a link to a folder that") and "macOS" in reasons["._b.png"]
+    assert reasons["notes.txt"].startswith("its content is not PNG") and len(reasons) == 7
+    assert len(find_images(folder).images) == len(read) + 1
+
+
+def test_weights_that_are_no_numbers_give_no_probabilities(folder):
+    model = CLIP(32, 64, 1, 64, 16, 77, 49408, 64, 1, 1).eval()
+    with torch.no_grad():
+        model.visual.proj[0, 0] = float("nan")
+    with pytest.raises(UserError, match="no numbers"):
+        predict_folder(model, folder, ["edema"])
+
+
+def test_folders_of_one_name_get_results_of_their_own(tmp_path):
+    names = []
+    for place in ("one/scans", "two/scans", "\u4e00/\u80f8", "\u4e8c/\u809d"):
+        (tmp_path / place).mkdir(parents=True)
+        path = images_result(tmp_path / "results", tmp_path / place)
+        path.write_text("x")
+        assert images_result(tmp_path / "results", tmp_path / place) == path  # predicted again: replaced
+        names.append(path.name)
+    assert len(set(names)) == 4 and names[0] == "images_scans.csv" and names[2] == "images_\u80f8.csv"

@@ -1,37 +1,106 @@
-"""Images of the user's own: files and folders of PNG, JPEG and DICOM, read as the training images were."""
+"""Images of the user's own: files and folders, recognised by content and read as the training images were."""
 
 import logging
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from chexzero.common.errors import UserError
 from chexzero.data_process import RESOLUTION
-from chexzero.imaging.decode import read_file
+from chexzero.imaging.decode import kind_of, read_file
 
 log = logging.getLogger(__name__)
 
 #: What reading a file as an image may raise.
 UNREADABLE = (OSError, ValueError, MemoryError)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
+FORMATS = "PNG, JPEG, DICOM, TIFF or BMP"
+#: A file of such a name that does not begin as an image does is damaged; one of any other name is no image.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".dcm", ".dicom", ".tif", ".tiff", ".bmp")
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "ZIP", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7-Zip"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies under a folder: `images` to be read, and `passed_over`, (path, why) of everything else."""
+
+    images: list[Path]
+    passed_over: list[tuple[Path, str]]
+
+
+def find_images(folder: str | os.PathLike) -> Found:
+    """Look through a folder and its sub-folders, linked ones too (each once); sorted by path.
+
+    A file is an image by its first bytes or by its name. Raises `UserError` where there is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name one that holds images ({FORMATS})")
+    found = Found([], [])
+    for path, why in sorted(_walk(folder)):
+        why = why or _why_passed_over(path)
+        if why:
+            found.passed_over.append((path, why))
+        else:
+            found.images.append(path)
+    if not found.images:
+        some = "; ".join(f"{path.name}: {why}" for path, why in found.passed_over[:3])
+        raise UserError(f"{folder} holds no images ({FORMATS}){f' ({some})' * bool(some)}; name another folder")
+    return found
 
 
 def images_in(folder: str | os.PathLike) -> list[Path]:
-    """Image files under a folder, sorted; hidden ones left out. `UserError` where there is none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name one that holds images ({', '.join(SUFFIXES)})")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-    )
-    if not found:
-        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}); name another folder")
-    return found
+    """`find_images`' images; what is passed over is counted in a warning."""
+    found = find_images(folder)
+    if found.passed_over:
+        path, why = found.passed_over[0]
+        log.warning("%d files of %s are passed over (%s: %s)", len(found.passed_over), folder, printable(path), why)
+    return found.images
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every file below a folder, and why it cannot be looked into ("" where it can)."""
+    seen = set()
+    failed: list[OSError] = []
+    for top, folders, files in os.walk(folder, followlinks=True, onerror=failed.append):
+        place = os.stat(top)
+        if (place.st_dev, place.st_ino) in seen:
+            folders.clear()
+            yield Path(top), "a link to a folder that was looked through already"
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        yield from ((Path(top, name), "") for name in files)
+    yield from ((Path(error.filename), error.strerror or str(error)) for error in failed)
+
+
+def _why_passed_over(path: Path) -> str:
+    """Why a file is not taken for an image, "" where it is."""
+    if path.name.startswith("._"):
+        return "a resource file of macOS, no image"
+    if path.name.startswith("."):
+        return "a hidden file"
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "not a plain file"
+        with open(path, "rb") as handle:
+            head = handle.read(132)
+    except FileNotFoundError:
+        return "a broken link" if path.is_symlink() else "it has gone"
+    except OSError as error:
+        return error.strerror or str(error)
+    if kind_of(head) or path.suffix.lower() in SUFFIXES:
+        return ""
+    packed = next((name for mark, name in _PACKED.items() if head.startswith(mark)), None)
+    return f"packed with {packed}; unpack it" if packed else f"its content is not {FORMATS}"
+
+
+def printable(path: Path) -> str:
+    """A path as text that can be written as UTF-8, whatever bytes its name has."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def reason(error: Exception) -> str:
