@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 import zipfile
@@ -230,3 +231,36 @@ def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
     assert [row["step"] for row in log.rows()] == [1, 2, 3]
     log.cut_after(2)
     assert log.path.read_text() == "step,loss,note\n1,1.1,\n2,2.1,\n"
+
+
+def test_damaged_logs_are_made_again(corpus, undisturbed, tmp_path):
+    """A run goes on with the rows that its state holds, whatever was done to the files; an older state needs them."""
+    folder = corpus / "runs" / "damaged_logs"
+    shutil.copytree(undisturbed, folder)
+    state = resume.load_last(folder)
+    for name, damage in (("metrics.csv", b"\xff\x00"), ("train_log.csv", b"step,loss\n3")):
+        (folder / name).write_bytes(damage)
+    assert run_to_end([process(flags(corpus, "damaged_logs", *STEPS, "--resume", "auto"))]) == [0]
+    assert_same_run(undisturbed, folder)
+    del state["logs"]
+    resume.save_last(folder, state)
+    (folder / "metrics.csv").write_bytes(b"\xff\x00")
+    assert run_to_end([process(flags(corpus, "damaged_logs", *STEPS, "--resume", "auto"))]) == [2]
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("step,loss,note\n1,1,\n2,x,\n", "line 3"),
+        ("step,loss,note\n1,1,\n1,2,\n", "line 3"),
+        ("step,loss,note\n1,1\n", "line 2"),
+        ("step,loss,note\n,1,\n", "line 2"),
+        ("step,note\n1,1\n", "columns"),
+        ("\0\n", "columns"),
+    ],
+)
+def test_a_damaged_log_is_refused(tmp_path, text, says):
+    log = CsvLog(tmp_path / "log.csv", ["step", "loss", "note"])
+    log.path.write_text(text)
+    with pytest.raises(UserError, match=says):
+        log.rows()

@@ -7,14 +7,15 @@ import os
 import platform
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from chexzero.common.errors import UserError
+from chexzero.common.errors import UserError, refusal
 from chexzero.common.files import read_json, sha256_of, write_text
 from chexzero.common.formats import read_build
 from chexzero.common.labels import LABELS
@@ -77,12 +78,38 @@ class CsvLog:
             ) from error
 
     def rows(self) -> list[dict[str, Any]]:
-        """The whole rows there are: whole numbers as int, others as float, an empty cell as None."""
+        """The whole rows there are: whole numbers as int, others as float, an empty cell as None.
+
+        Raises `UserError` for a file that this class has not written, or that was damaged since.
+        """
         if not self.path.exists():
             return []
-        text = self.path.read_text(encoding="utf-8")
+        remedy = "put it back from a copy, or begin another run with --model_name"
+        try:
+            text = self.text()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path} is not UTF-8 (byte {error.start}); {remedy}") from error
         lines = text[: text.rfind("\n") + 1].splitlines()
-        return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(lines)]
+        if lines[:1] != self._lines([]).splitlines():
+            raise UserError(f"{self.path} does not begin with the columns that a run writes; {remedy}")
+        rows: list[dict[str, Any]] = []
+        for number, cells in enumerate(csv.reader(lines[1:]), 2):
+            try:
+                row = dict(zip(self.columns, map(_number, cells), strict=True))
+                if not isinstance(row["step"], int) or (rows and row["step"] <= rows[-1]["step"]):
+                    raise ValueError("its step does not follow")
+            except ValueError as error:
+                raise UserError(f"{self.path}, line {number} is damaged ({error}); {remedy}") from error
+            rows.append(row)
+        return rows
+
+    def text(self) -> str:
+        """The file as it is; empty where there is none."""
+        return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+
+    def put_back(self, text: str) -> None:
+        """Make the file again as `text` had it."""
+        write_text(self.path, text)
 
     def _lines(self, rows: Sequence[dict[str, Any]]) -> str:
         return self._line(dict(zip(self.columns, self.columns, strict=True))) + "".join(map(self._line, rows))
@@ -104,7 +131,8 @@ class Boards:
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            with self._saying():
+                self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         if config.wandb:
             run_id = read_json(folder / "config.json").get("run_id")  # another one after --overwrite
             self.wandb = import_wandb().init(
@@ -123,22 +151,30 @@ class Boards:
             if name not in ("step", "epoch") and isinstance(value, (int, float)) and math.isfinite(value)
         }
         if self.writer:
-            try:
+            with self._saying():
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, row["step"])
-            except OSError as error:  # of the thread that writes, met a row later
-                raise UserError(
-                    f"cannot write {self.folder / 'tensorboard'}: {error.strerror or error}; check the "
-                    f"disk's space; what was saved before is unharmed"
-                ) from error
         if self.wandb:
             self.wandb.log(values, step=row["step"])
 
     def close(self) -> None:
         if self.writer:
-            self.writer.close()
+            with self._saying():
+                self.writer.close()
         if self.wandb:
             self.wandb.finish()
+
+    @contextmanager
+    def _saying(self) -> Iterator[None]:
+        """Turn what the disk refuses to the thread that writes, met here a row later, into one sentence."""
+        try:
+            yield
+        except Exception as error:
+            if (why := refusal(error)) is None:
+                raise
+            raise UserError(
+                f"cannot write {self.folder / 'tensorboard'}: {why}; what was saved before is unharmed"
+            ) from error
 
 
 def describe_run(config: TrainConfig, model: nn.Module, data: dict[str, Any]) -> dict[str, Any]:

@@ -304,6 +304,7 @@ class Run:
                     "interval": self.validator.interval if self.validator else None,
                     "settings": self.config.as_dict(),
                     "data": self.data,
+                    "logs": {one.path.name: one.text() for one in (self.train_log, self.metrics)},
                     "model": bare(self.model).state_dict(),
                     "updates": self.optimizer.state_dict(),
                 },
@@ -322,8 +323,11 @@ class Run:
         self.optimizer.load_state_dict(state["updates"])
         self.progress = Progress(**state["progress"])
         if self.is_main:
-            self.train_log.cut_after(self.step)
-            self.metrics.cut_after(self.step)
+            for one in (self.train_log, self.metrics):
+                if one.path.name in state.get("logs", {}):
+                    one.put_back(state["logs"][one.path.name])  # whatever has become of the file
+                else:  # a state of an earlier version
+                    one.cut_after(self.step)
             log.info("going on with %s after step %d", self.folder, self.step)
         distributed.wait_for_main()
         if self.validator:
