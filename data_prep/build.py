@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--splits", type=Path, metavar="DIR", help="where the manifests go (default: `splits` beside --out)"
     )
     files.add_argument(
-        "--roles", type=Path, default=ROLES_FILE, metavar="FILE", help="which release's split plays which role"
+        "--roles",
+        default=ROLES_FILE,
+        metavar="FILE",
+        help="which release's split plays which role: a file, or a dataset's name",
     )
     choices = parser.add_argument_group("what is taken")
     choices.add_argument("--views", choices=VIEWS, default="all", help="training images by view")
@@ -51,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clean_reports",
         action="store_true",
         help="remove de-identification marks, the numbering of sentences, and signatures from the reports",
+    )
+    choices.add_argument(
+        "--unknown_labels",
+        choices=("empty", "negative"),
+        default="empty",
+        help="labels of an evaluation set that its release leaves blank or uncertain; a label that is blank for some "
+        "images only cannot be scored",
     )
     choices.add_argument(
         "--image_size", type=int, choices=IMAGE_SIZES, default=RESOLUTION, help="side of the stored images in pixels"

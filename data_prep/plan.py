@@ -27,7 +27,7 @@ from data_prep.record import REDO, difference
 from data_prep.releases import DATASETS, Releases
 from data_prep.releases.chexpert import view_number
 from data_prep.releases.locate import find_images
-from data_prep.releases.rows import Row, write_rows
+from data_prep.releases.rows import UNKNOWN, Row, write_rows
 from data_prep.report_text import choose_report
 from data_prep.roles import read_roles
 from data_prep.work import Plan, Work
@@ -201,11 +201,16 @@ class Planner:
             self.in_tables[f"{row.source}/{row.split}"] += 1
             if row.problem:
                 raise UserError(f"{row.problem} (the {role} set may lack no image)")
-            row.labels = DATASETS[row.source].as_chexpert(row.labels)
+            if not row.labels:
+                self._leave_out(row, "no labels")
+                continue
+            row.labels = self.releases[row.source].as_chexpert(row.labels)
+            if self.args.unknown_labels == "negative":
+                row.labels = row.labels.replace(UNKNOWN, "0")
             row.report = choose_report(row, self.args.section)  # for the overlap audit; never trained with
             if not self._is_new(row):
                 raise UserError(f"{row.id} is in the tables of the {role} set twice; remove one of the rows")
-        return self._choose_views(rows, role, getattr(self.args, f"{role}_views"))
+        return self._choose_views([row for row in rows if row.labels], role, getattr(self.args, f"{role}_views"))
 
     def _choose_views(self, rows: list[Row], role: str, choice: str) -> list[Row]:
         if choice == "all":
@@ -258,7 +263,7 @@ def _wanted(view: str, choice: str) -> bool:
 
 #: Settings that came later, with their defaults. They are recorded where they are used, so that a build made before
 #: them, and one made now without them, are the same build.
-LATER_SETTINGS: dict[str, Any] = {"clean_reports": False, "image_size": RESOLUTION}
+LATER_SETTINGS: dict[str, Any] = {"clean_reports": False, "image_size": RESOLUTION, "unknown_labels": "empty"}
 
 
 def _identity(args: argparse.Namespace, roles: dict, releases: Releases) -> dict:

@@ -13,8 +13,13 @@ ROLES_FILE = Path(__file__).with_name("roles.yaml")
 
 
 def read_roles(path: str | Path = ROLES_FILE) -> dict[str, dict[str, list[str]]]:
-    """Read the definition of the roles: role -> release -> its splits. No split may play two roles."""
-    path = require_file(path, "name the definition of the roles with --roles")
+    """Read the definition of the roles: role -> release -> its splits. No split may play two roles.
+
+    The name of a dataset instead of a file stands for that dataset's own splits in their roles.
+    """
+    if str(path) in DATASETS:
+        return _roles_of(str(path))
+    path = require_file(path, "name the definition of the roles, or a dataset, with --roles")
     try:
         roles = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -42,3 +47,14 @@ def read_roles(path: str | Path = ROLES_FILE) -> dict[str, dict[str, list[str]]]
         if not roles[role]:
             raise UserError(f"{path}: {role} names no release")
     return {role: roles[role] for role in ROLES}
+
+
+def _roles_of(name: str) -> dict[str, dict[str, list[str]]]:
+    """The roles that a dataset's own training, validation and test splits play."""
+    dataset = DATASETS[name]
+    named = {role: [split for split in dataset.splits if split.startswith(role)] for role in ROLES}
+    if not all(named.values()) or not dataset.labels:
+        raise UserError(
+            f"{name} has no labelled training, validation and test splits; write a file of roles for --roles"
+        )
+    return {role: {name: splits} for role, splits in named.items()}

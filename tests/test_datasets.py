@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn_datasets import SETS, draw, openi_kaggle, openi_r2gen
+from release_corpus import QUICK_AUDIT, picture, save
 
 from chexzero.common.errors import UserError
 from chexzero.common.formats import check_rows, open_images
@@ -322,3 +323,55 @@ def test_images_are_stored_at_another_size_if_asked(drawn, tmp_path):
         assert large["cxr"].shape == (6, 512, 512) and large["cxr"].chunks == (1, 512, 512)
         small = cv2.resize(large["cxr"][0], (320, 320), interpolation=cv2.INTER_AREA)
         assert np.abs(small.astype(int) - usual["cxr"][0]).mean() < 3
+
+
+def train_and_evaluate(folder):
+    """Train a few steps on `folder/data` and evaluate; returns the AUROC of each label that has one."""
+    from training_corpus import TINY
+
+    import run_train
+    import run_zero_shot
+
+    data, runs = folder / "data", folder / "checkpoints"
+    flags = [*TINY, "--vision_weights", "random", "--text_weights", "random", "--max_steps", "4", "--val_interval", "2"]
+    flags += ["--batch_size", "8", "--num_workers", "0", "--save_dir", str(runs), "--model_name", "own"]
+    files = ["--cxr_filepath", str(data / "cxr.h5"), "--txt_filepath", str(data / "impressions.csv")]
+    run_train.model_pipeline(run_train.parse_args([*files, *flags]))
+    where = ["--data", str(data), "--splits", str(folder / "splits"), "--out", str(folder / "results")]
+    run_zero_shot.evaluate(
+        run_zero_shot.parse_args(["--run", str(runs / "own"), *where, "--n_bootstrap", "20", "--device", "cpu"])
+    )
+    return json.loads((folder / "results/own/metrics.json").read_text())
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with a build of a dataset that the project does not know."""
+    from own_dataset import OwnDataset
+
+    rng = np.random.default_rng(3)
+    lines = ["name,split,heart,fluid,text"]
+    for i in range(60):
+        save(tmp_path / f"own/{i}.png", picture(rng))
+        split = "train" if i < 24 else "valid" if i < 42 else "test"
+        lines.append(f"{i}.png,{split},{i % 2},{i // 2 % 2},Report {i}.")
+    (tmp_path / "own/own.csv").write_text("\n".join(lines))
+    monkeypatch.setitem(DATASETS, "own_dataset", OwnDataset)
+    flags = ["--own_dataset", str(tmp_path / "own"), "--roles", "own_dataset", "--out", str(tmp_path / "data")]
+    main(["build", *flags, "--workers", "1", *QUICK_AUDIT])
+    table = pd.read_csv(tmp_path / "data/valid_labels.csv", dtype=str, keep_default_na=False)
+    assert set(table["Cardiomegaly"]) == {"0", "1"} == set(table["Pleural Effusion"]) and set(table["Edema"]) == {""}
+    return tmp_path
+
+
+def test_a_new_dataset_is_one_file_and_one_row(own):
+    counts = json.loads((own / "data/build.json").read_text())["counts"]
+    assert counts["train"]["own_dataset/train"]["images"] == 24 and counts["valid"]["own_dataset/valid"]["images"] == 18
+    texts = pd.read_csv(own / "data/impressions.csv")["impression"]
+    assert texts[0] == "Report 0."
+
+
+@pytest.mark.long
+def test_a_new_dataset_is_trained_on_and_evaluated(own):
+    metrics = json.dumps(train_and_evaluate(own))
+    assert "Cardiomegaly" in metrics and "Pleural Effusion" in metrics

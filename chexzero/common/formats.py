@@ -116,13 +116,19 @@ def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd
     """Read a label CSV by column name.
 
     Returns the whole table (strings) and the labels as float64, N x len(labels), each exactly 0 or 1.
-    A missing column, a blank, NaN or any other value raises `UserError` with the row (counted from 1, header
+    A column that is wholly blank is a label that the set does not have: it is 0 throughout, so that it has one class
+    and no measure. A missing column, a blank among values, NaN or any other value raises `UserError` with the row (counted from 1, header
     apart) and the column.
     """
     table = read_table(path, labels, remedy="name a CSV that has one 0/1 column a label")
     values = np.full((len(table), len(labels)), np.nan)
+    unknown = [label for label in labels if table[label].isna().all()]
     for j, label in enumerate(labels):
-        values[:, j] = pd.to_numeric(table[label], errors="coerce")
+        values[:, j] = 0.0 if label in unknown else pd.to_numeric(table[label], errors="coerce")
+    if unknown and len(unknown) == len(labels):
+        raise UserError(f"{Path(path)}: every label is blank; name a CSV that has one 0/1 column a label")
+    if unknown:
+        log.warning("%s has no labels for %s: these are not measured", path, ", ".join(unknown))
     wrong = np.argwhere(~np.isin(values, (0.0, 1.0)))
     if len(wrong):
         i, j = wrong[0]

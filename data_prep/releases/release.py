@@ -88,12 +88,11 @@ class Release:
             "_".join(filter(None, (self.name, key, path.suffix.lstrip(".")))): path for key, path in self.tables.items()
         }
 
-    @classmethod
-    def as_chexpert(cls, labels: str) -> str:
+    def as_chexpert(self, labels: str) -> str:
         """Labels in the release's order as the fourteen CheXpert labels; those it does not know are `UNKNOWN`."""
         known: dict[str, str] = {}
-        for finding, label in zip(cls.labels, labels, strict=bool(labels)):
-            name = cls.chexpert_labels.get(finding, finding)
+        for finding, label in zip(self.labels, labels, strict=True):
+            name = self.chexpert_labels.get(finding, finding)
             known[name] = max(known.get(name, ""), label)  # of two findings that are one label, either is enough
         return "".join(known.get(name, UNKNOWN) for name in LABELS)
 
