@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo clean-demo test test-long lint types coverage mutants docs
+.PHONY: setup demo clean-demo real test test-long lint types coverage mutants docs
 
 setup: $(READY)
 
@@ -31,6 +31,27 @@ demo: $(READY)
 	@echo '[4/4] evaluating the selected checkpoint'
 	@$(PY) run_zero_shot.py --run $(DEMO)/checkpoints/demo --data $(DEMO)/data --splits $(DEMO)/splits --out $(DEMO)/results
 	@echo 'The report, of a drawn corpus and no clinical result: $(abspath $(DEMO)/results/demo/report.html)'
+
+# Real radiographs without credentials: Open-i from NLM (1.4 GB; `make real YES=--yes` does not ask, FROM="--from FOLDER" takes
+# files that are there). On a GPU a ViT-B is trained, else a ViT-S whose tower is locked, else, without weights, the demo's.
+REAL := real
+DINOV3_S := timm/vit_small_patch16_dinov3.lvd1689m
+real: $(READY)
+	@echo '[1/4] Open-i from the National Library of Medicine'
+	@$(PY) -m data_prep download openi --out $(REAL)/openi $(YES) $(FROM)
+	@echo '[2/4] building the sets, split by patient, with labels from MeSH'
+	@$(PY) -m data_prep build --openi $(REAL)/openi --roles openi --out $(REAL)/data --splits $(REAL)/splits \
+		--test_views all --audit_copies 90 --audit_unrelated 200 $(BUILD)
+	@echo '[3/4] training'
+	@config=small; \
+	if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then config=gpu; \
+	elif $(VENV)/bin/hf download $(DINOV3_S) model.safetensors > /dev/null 2>&1; then config=cpu; \
+	else echo 'no weights can be had, so the small model of the demo is trained'; fi; \
+	$(PY) run_train.py --config configs/real_$$config.yaml --cxr_filepath $(REAL)/data/cxr.h5 \
+		--txt_filepath $(REAL)/data/impressions.csv --save_dir $(REAL)/checkpoints --resume auto $(TRAIN)
+	@echo '[4/4] evaluating the selected checkpoint'
+	@$(PY) run_zero_shot.py --run $(REAL)/checkpoints/real --data $(REAL)/data --splits $(REAL)/splits --out $(REAL)/results
+	@echo 'The report: $(abspath $(REAL)/results/real/report.html)'
 
 clean-demo:
 	rm -rf $(DEMO)

@@ -15,6 +15,7 @@ STEPS = {
     "build": ("data_prep.build", "make the training, validation and test sets from the releases"),
     "evaluation-set": ("data_prep.evaluation_set", "make an evaluation set from a dataset, by its name"),
     "finish": ("data_prep.finish", "check and join what the jobs of a SLURM array prepared"),
+    "download": ("data_prep.download", "fetch a dataset that needs no agreement"),
     "audit": ("data_prep.overlap.audit", "look for patients, reports and images that are in two sets"),
     "demo": ("data_prep.demo.corpus", "draw a small corpus in the releases' layouts"),
     "mimic": ("data_prep.mimic", "CheXzero's own training set, from MIMIC-CXR"),

@@ -1,0 +1,118 @@
+"""`data_prep download` against a small drawn Open-i served on loopback in NLM's layout, and the build that follows."""
+
+import http.server
+import json
+import re
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_datasets import openi
+from release_corpus import QUICK_AUDIT
+
+from chexzero.common.errors import UserError
+from data_prep.__main__ import main
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """A server that answers requests for the rest of a file, as NLM's does, and can break off in the middle."""
+
+    asked: list = []
+    break_off = False
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, wanted = path.read_bytes(), self.headers.get("Range")
+        RangeHandler.asked.append((path.name, wanted))
+        start = int(re.match(r"bytes=(\d+)-", wanted)[1]) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        if RangeHandler.break_off and path.name == "NLMCXR_png.tgz":
+            RangeHandler.break_off = False
+            self.wfile.write(data[start : len(data) // 2])
+            self.close_connection = True
+            return
+        self.wfile.write(data[start:])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def nlm(tmp_path_factory):
+    """The folder of the two archives, and the address at which they are served."""
+    root = tmp_path_factory.mktemp("nlm")
+    openi(root / "drawn", np.random.default_rng(4), n=80)
+    served = root / "collections"
+    served.mkdir()
+    for name, folder, inside in (
+        ("NLMCXR_reports.tgz", "ecgen-radiology", "NLMCXR_reports/ecgen-radiology"),
+        ("NLMCXR_png.tgz", "NLMCXR_png", "."),
+    ):
+        with tarfile.open(served / name, "w:gz") as tar:
+            tar.add(root / "drawn" / folder, inside)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(served)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield served, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def download(out, *flags):
+    main(["download", "openi", "--out", str(out), *flags])
+
+
+def test_it_asks_before_gigabytes_resumes_and_checks_counts(nlm, tmp_path, capsys):
+    _, address = nlm
+    out = tmp_path / "openi"
+    with pytest.raises(UserError, match=r"fetch NLMCXR_png.tgz, 1.4 GB, from .*\? Say --yes"):
+        download(out, "--from", address)
+    RangeHandler.break_off = True
+    with pytest.raises(UserError, match="NLMCXR_png.tgz cannot be fetched .* goes on where it stopped"):
+        download(out, "--from", address, "--yes")
+    with pytest.raises(UserError, match="has 80 .xml files where the dataset has 3,955; .*--any_count"):
+        download(out, "--from", address, "--yes")
+    rest = [wanted for name, wanted in RangeHandler.asked if name == "NLMCXR_png.tgz"]
+    assert rest[0] is None and re.fullmatch(r"bytes=[1-9]\d*-", rest[1]), "the rest was asked for"
+    asked = len(RangeHandler.asked)
+    download(out, "--from", address, "--any_count")
+    assert "80 .xml, 128 .png" in capsys.readouterr().out and len(RangeHandler.asked) == asked, "nothing anew"
+
+
+@pytest.mark.parametrize("what", ["archives", "unpacked"])
+def test_files_that_are_there_are_taken(what, nlm, tmp_path, capsys):
+    served, _ = nlm
+    folder = served if what == "archives" else served.parent / "drawn"
+    download(tmp_path / "openi", "--from", str(folder), "--any_count")
+    assert "80 .xml, 128 .png" in capsys.readouterr().out
+
+
+def test_a_folder_without_the_files_and_a_damaged_archive(nlm, tmp_path):
+    with pytest.raises(UserError, match="neither NLMCXR_reports.tgz nor ecgen-radiology/"):
+        download(tmp_path / "out", "--from", str(tmp_path))
+    served, _ = nlm
+    (tmp_path / "NLMCXR_reports.tgz").write_bytes((served / "NLMCXR_reports.tgz").read_bytes()[:-200])
+    with pytest.raises(UserError, match="NLMCXR_reports.tgz is damaged or cut short"):
+        download(tmp_path / "out", "--from", str(tmp_path))
+
+
+def test_the_sets_that_make_real_builds(nlm, tmp_path):
+    served, _ = nlm
+    download(tmp_path / "openi", "--from", str(served), "--any_count")
+    flags = ["--openi", str(tmp_path / "openi"), "--roles", "openi", "--out", str(tmp_path / "data")]
+    main(["build", *flags, "--test_views", "all", "--workers", "1", *QUICK_AUDIT])
+    tables = [
+        pd.read_csv(tmp_path / "data" / name) for name in ("impressions.csv", "valid_labels.csv", "test_labels.csv")
+    ]
+    patients = [set(table["patient_id"]) for table in tables]
+    assert all(patients) and not patients[0] & patients[1] and not (patients[0] | patients[1]) & patients[2]
+    assert tables[1].iloc[:, 4:].isin([0, 1]).all(axis=None)
+    record = json.loads((tmp_path / "data/build.json").read_text())
+    assert record["inputs"]["openi_reports"]["sha256"]
