@@ -94,6 +94,9 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
         metavar="N",
         help="resamples of the intervals (default: %(default)s)",
     )
+    report.add_argument(
+        "--full_paths", action="store_true", help="let the report name the folders of this machine (default: no)"
+    )
     report.add_argument("--thumbnails", action="store_true", help="show the most confident cases: images of patients")
     report.add_argument(
         "--suite", nargs="+", default=[], choices=["chexpert", *SUITES], help="evaluations beside the 14 labels"

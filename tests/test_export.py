@@ -1,9 +1,11 @@
 """Exports give the same logits in the library they are made for, loaded in a process that has none of our code."""
 
+import ast
 import html
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -260,3 +262,40 @@ def test_missing_depth_is_filled_with_blocks_that_do_nothing(tmp_path):
     pixels = prepare(torch.rand(2, 320, 320) * 255, 96)
     with torch.no_grad():
         torch.testing.assert_close(theirs.encode_image(pixels), model.encode_image(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_a_poisoned_run_writes_no_markup_no_code_and_no_folder(tmp_path, monkeypatch):
+    """Every text of the records, and the names of the folders, may come from strangers."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    evil = "<script>alert(1)</script>[x](javascript:alert(1))\n\n# head `code` | cell"
+    data = tmp_path / "private" / "data"
+    data.mkdir(parents=True)
+    counts = {evil: {evil: {"images": evil, "studies": 1, "patients": 1}}}
+    overlap = {"sentence": evil + f" {data}/cxr.h5", "recall": 0.5, "dropped": evil}
+    (data / "build.json").write_text(json.dumps({"counts": counts, "overlap": overlap}))
+    settings = {"cxr_filepath": str(data / "cxr.h5"), "vision": evil, evil: evil, "valid": str(data / "valid.h5")}
+    run = RunFolder(tmp_path / "run", {"settings": settings}, {"checkpoint": "checkpoint.pt", "reason": evil})
+    name = 'x"; import os; os.system("touch harm") #\n'
+    for target in LOADERS:
+        card = model_card(small_model("vit"), target, tmp_path / name, run, Path("checkpoint.pt"), tmp_path / "results")
+        code = card.split("```python")[1].split("```")[0]
+        assert [ast.literal_eval(node.value) for node in ast.parse(code).body if "folder =" in ast.unparse(node)] == [
+            name
+        ]
+        assert "<script" not in card and not re.search(r"(?<!\\)\[x(?<!\\)\]", card) and "\n# head" not in card
+        assert str(tmp_path) not in card and "private" not in card
+        full = model_card(
+            small_model("vit"), target, tmp_path / name, run, Path("c.pt"), tmp_path / "r", full_paths=True
+        )
+        assert str(data / "valid.h5") in full
+
+
+def test_onnx_files_hold_no_folder_of_this_machine(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    export(small_model("vit"), "onnx", tmp_path / "out")
+    for name in ("vision.onnx", "text.onnx"):
+        assert onnx.load(tmp_path / "out" / name).graph.node
+        for folder in (Path(sys.prefix), Path(torch.__file__).parent, Path(__file__).parent.parent, tmp_path):
+            assert str(folder).encode() not in (tmp_path / "out" / name).read_bytes()

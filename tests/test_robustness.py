@@ -14,6 +14,7 @@ from chexzero.common import folders
 from chexzero.common.errors import UserError, refusal, run_command
 from chexzero.common.files import no_formula
 from chexzero.common.folders import hold, is_unfinished, replaced_together
+from chexzero.common.markup import without_folders
 from chexzero.report.sections import Table
 from chexzero.report.write import as_csv
 from chexzero.training import resume
@@ -200,3 +201,17 @@ def test_no_cell_is_a_formula(tmp_path):
         assert no_formula(cell) is cell
     table = Table("", ["=A", "b"], [["=1+1", -0.5]])
     assert as_csv(table) == "'=A,b\n'=1+1,-0.5\n"
+
+
+def test_folders_of_the_machine_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text, short in (
+        ("/home/ann/secret/cxr.h5", "cxr.h5"),
+        (f"{tmp_path}/runs/a", "runs/a"),
+        ("see /home/ann/x.csv, row 3", "see x.csv, row 3"),
+        ("data.files./home/ann/x.csv.bytes", "data.files.x.csv.bytes"),
+        ("https://doi.org/10.1038/s41551-022", "https://doi.org/10.1038/s41551-022"),
+        ("mean/max of ../data/cxr.h5 and 1/2", "mean/max of ../data/cxr.h5 and 1/2"),
+    ):
+        assert without_folders(text) == short
+    assert without_folders({"/a/b/c.pt": 1, "/a/d/c.pt": ["/x/y/z"]}) == {"c.pt": 1, "c.pt (2)": ["z"]}

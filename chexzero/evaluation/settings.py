@@ -32,6 +32,7 @@ class EvaluationSettings:
     out: Path = Path("results")
     n_bootstrap: int = 1000
     thumbnails: bool = False
+    full_paths: bool = False
     suite: tuple[str, ...] = ()
     images: Path | None = None
     labels: tuple[str, ...] = ()

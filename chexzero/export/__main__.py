@@ -36,6 +36,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="DIR",
         help="folder with the run's metrics.json, for the model card (default: results/<name>)",
     )
+    where.add_argument(
+        "--full_paths", action="store_true", help="let the model card name the folders of this machine (default: no)"
+    )
     return parser.parse_args(argv)
 
 
@@ -44,7 +47,9 @@ def main(argv=None) -> None:
     run = read_run(args.run)
     checkpoint = args.checkpoint or run.selected()
     model = load_model(checkpoint)
-    card = model_card(model, args.to, args.folder, run, checkpoint, args.results or Path("results") / args.run.name)
+    card = model_card(
+        model, args.to, args.folder, run, checkpoint, args.results or Path("results") / args.run.name, args.full_paths
+    )
     how = export(model, args.to, args.folder, card)
     print(f"wrote {args.folder} from {checkpoint}\nload it with {how}")
 

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from chexzero.common.files import read_json
 from chexzero.common.folders import is_unfinished
 from chexzero.common.formats import read_build
 from chexzero.common.labels import LABELS
+from chexzero.common.markup import escape_markdown, without_folders
 from chexzero.imaging.normalise import MEAN, STD
 from chexzero.model import CLIP
-from chexzero.runs.run_folder import RunFolder
+from chexzero.runs.run_folder import RunFolder, is_number
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,12 @@ NOT_THE_MODEL = (
 )
 
 
-def model_card(model: CLIP, target: str, folder: Path, run: RunFolder, checkpoint: Path, results: Path) -> str:
+def model_card(
+    model: CLIP, target: str, folder: Path, run: RunFolder, checkpoint: Path, results: Path, full_paths: bool = False
+) -> str:
     """The card as Markdown. What is not on record is said to be missing, never guessed.
+
+    Every text from the records is escaped, and without `full_paths` freed of the folders of this machine.
 
     folder: where the export will lie. results: the folder with the `metrics.json` of this run's evaluation.
     """
@@ -48,15 +54,18 @@ def model_card(model: CLIP, target: str, folder: Path, run: RunFolder, checkpoin
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,
-    )  # Markdown, not HTML
+        autoescape=False,  # Markdown, not HTML:
+        finalize=_escape,
+    )
     environment.filters["interval"] = _interval
     settings = {name: value for name, value in run.settings.items() if name not in NOT_THE_MODEL and value is not None}
+    if not full_paths:
+        settings, folder = without_folders(settings), Path(folder.name)
     dinov3, metrics = hasattr(model.visual, "trunk"), _metrics(results, checkpoint)
     cases = "the first frontal view of a study" if metrics.get("level") == "image" else "a study with all its views"
     return environment.get_template("model_card.md").render(
         name=run.path.resolve().name,
-        run=run.path,
+        run=run.path if full_paths else run.path.name,
         target=target,
         library=LIBRARIES[target],
         folder=folder,
@@ -70,7 +79,7 @@ def model_card(model: CLIP, target: str, folder: Path, run: RunFolder, checkpoin
         mean=MEAN,
         std=STD,
         counts=build.get("counts") or {},
-        overlap=build.get("overlap") or {},
+        overlap=without_folders(build.get("overlap") or {}),
         labels=LABELS,
         means=MEANS,
         checkpoint=checkpoint.name,
@@ -97,7 +106,14 @@ def _metrics(results: Path, checkpoint: Path) -> dict[str, Any]:
     return {}
 
 
+def _escape(value: Any) -> Any:
+    """Every value that the template prints; code made by `tojson` is escaped already."""
+    return value if isinstance(value, Markup) else escape_markdown(str(value))
+
+
 def _interval(value: float | None, lower: float | None, upper: float | None) -> str:
-    if value is None:
+    if not is_number(value):
         return "n/a"
-    return f"{value:.3f}" if lower is None else f"{value:.3f} ({lower:.3f} to {upper:.3f})"
+    return (
+        f"{value:.3f}" if not (is_number(lower) and is_number(upper)) else f"{value:.3f} ({lower:.3f} to {upper:.3f})"
+    )

@@ -280,10 +280,9 @@ def to_onnx(model: CLIP, folder: Path) -> str:
         "text.onnx": (_TextForOnnx(model), tokens, "tokens", "text_features"),
     }
     for name, (tower, example, given, result) in towers.items():
-        torch.onnx.export(
+        program = torch.onnx.export(
             tower.eval(),
             (example,),
-            folder / name,
             dynamo=True,
             opset_version=OPSET,
             verbose=False,
@@ -293,6 +292,9 @@ def to_onnx(model: CLIP, folder: Path) -> str:
             optimize=False,  # onnxruntime optimises; here the weights keep their names
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
+        for part in (program.model.graph, *program.model.graph.all_nodes()):
+            part.metadata_props.clear()  # the calls that made each node, with the folders of this installation
+        program.save(folder / name, external_data=False)
     tokenizer = _hf_tokenizer(model).backend_tokenizer
     tokenizer.enable_truncation(model.context_length)
     tokenizer.enable_padding(length=model.context_length, pad_id=0, pad_token="!")

@@ -19,7 +19,7 @@ from chexzero.report.baseline import baseline_section, checkpoints_in
 from chexzero.report.cases import thumbnails_section
 from chexzero.report.sections import Section
 from chexzero.report.summary import banner, facts, summary
-from chexzero.report.write import Report, frame_csv, write_report
+from chexzero.report.write import Report, frame_csv, shareable, write_report
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ def write_results(
     ]
     for result in (found.valid, found.test):
         write_predictions(out / f"predictions_{result.name}.csv", result)
+    report = Report(
+        f"Zero-shot evaluation of {choice.name}",
+        summary(choice, found.valid, found.test, found.drawn),
+        banner(choice, found.drawn),
+        facts(choice, found.valid, found.test, found.data_dir),
+        sections,
+    )
+    report = report if settings.full_paths else shareable(report)
     write_json(
         out / "metrics.json",
         {
@@ -71,15 +79,8 @@ def write_results(
             "n_bootstrap": settings.n_bootstrap,
             "valid": found.valid.metrics(),
             "test": found.test.metrics(),
-            "sections": {section.key: section.metrics for section in sections if section.metrics},
+            "sections": {section.key: section.metrics for section in report.sections if section.metrics},
         },
-    )
-    report = Report(
-        f"Zero-shot evaluation of {choice.name}",
-        summary(choice, found.valid, found.test, found.drawn),
-        banner(choice, found.drawn),
-        facts(choice, found.valid, found.test, found.data_dir),
-        sections,
     )
     write_report(report, out)
 

@@ -5,11 +5,10 @@ Every string that comes from a file passes through an escaping template; nothing
 
 import base64
 import csv
-import html
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import jinja2
 import pandas as pd
 
 from chexzero.common.files import no_formula, write_text
+from chexzero.common.markup import escape_markdown, without_folders
 from chexzero.report.sections import Figure, Section, Table
 
 NOT_DEFINED = "n/a"
@@ -56,8 +56,7 @@ def _is_number(value: Any) -> bool:
 
 def markdown_text(value: Any) -> str:
     """Text that Markdown shows as it is: one line, no markup, no HTML, no new table cell."""
-    text = html.escape(" ".join(cell_text(value).split()), quote=False)
-    return re.sub(r"([\\`*\[\]|~#])", r"\\\1", text)
+    return escape_markdown(cell_text(value))
 
 
 def latex_text(value: Any) -> str:
@@ -86,6 +85,25 @@ def latex_text(value: Any) -> str:
 def data_uri(figure: Figure) -> str:
     """The PNG itself, so that the page needs no other file."""
     return "data:image/png;base64," + base64.b64encode(figure.path.read_bytes()).decode("ascii")
+
+
+def shareable(report: Report) -> Report:
+    """The report without the folders of the machine that it was made on."""
+    sections = [
+        replace(
+            section,
+            title=without_folders(section.title),
+            text=without_folders(section.text),
+            metrics=without_folders(section.metrics),
+            tables=[
+                replace(table, caption=without_folders(table.caption), rows=without_folders(table.rows))
+                for table in section.tables
+            ],
+        )
+        for section in report.sections
+    ]
+    texts = {name: without_folders(getattr(report, name)) for name in ("title", "summary", "banner", "facts")}
+    return replace(report, sections=sections, **texts)
 
 
 def write_report(report: Report, folder: Path) -> Path:
