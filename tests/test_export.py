@@ -193,7 +193,7 @@ def test_what_a_target_cannot_carry_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--to hf"):
         export(odd, "open_clip", tmp_path / "odd")
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr("chexzero.export.LARGEST_ONNX", 10_000)
+    monkeypatch.setattr("chexzero.export.write.LARGEST_ONNX", 10_000)
     with pytest.raises(UserError, match="--to hf"):
         export(small_model("vit"), "onnx", tmp_path / "large")
     assert list(tmp_path.iterdir()) == []
