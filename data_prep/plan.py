@@ -201,8 +201,9 @@ class Planner:
             self.in_tables[f"{row.source}/{row.split}"] += 1
             if row.problem:
                 raise UserError(f"{row.problem} (the {role} set may lack no image)")
-            if not row.labels:
-                self._leave_out(row, "no labels")
+            if not row.path or not row.labels:
+                self._leave_out(row, "no labels" if row.path else "study without an image")
+                row.labels = ""
                 continue
             row.labels = self.releases[row.source].as_chexpert(row.labels)
             if self.args.unknown_labels == "negative":
