@@ -105,6 +105,7 @@ def plan(root: Path) -> dict[str, float]:
     return {
         "rows": sum(rows.values()),
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(time.process_time(), 1),
         "peak_MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from chexzero.common.errors import UserError
@@ -218,12 +219,21 @@ def _find_image(path: str, places: Sequence[Place]) -> tuple[str, str, str]:
     return str(places[0].root), path, problem
 
 
+@lru_cache(maxsize=4096)
+def _real_folder(path: str) -> str:
+    """`os.path.realpath` of a folder that is there, at one question to the disk per folder that is new."""
+    parent, name = os.path.split(path)
+    if os.path.islink(path):
+        return os.path.realpath(path)
+    return path if parent == path else os.path.join(_real_folder(parent), name)
+
+
 def _real(root: Path, path: str) -> tuple[str, str]:
     """The root and the path under it of a file whose folder may be a link to another disk: as much of the path as
     the real folder ends with stays the path."""
     folder, name = os.path.split(path)
-    real = os.path.realpath(root / folder)
-    if os.path.commonpath((real, root)) == str(root):
+    real = _real_folder(f"{root}/{folder}" if folder else str(root))
+    if real == f"{root}/{folder}" or real == str(root) or real.startswith(f"{root}/"):
         return str(root), path
     kept: list[str] = []
     parts, rest = list(PurePosixPath(folder).parts), Path(real)
