@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import yaml
-
 from chexzero.common.errors import UserError
-from chexzero.common.files import require_file
+from chexzero.common.files import read_yaml
 from data_prep.releases import DATASETS, LABELLED_ROLES
 
 ROLES = ("train", *LABELLED_ROLES)
@@ -19,11 +17,7 @@ def read_roles(path: str | Path = ROLES_FILE) -> dict[str, dict[str, list[str]]]
     """
     if str(path) in DATASETS:
         return _roles_of(str(path))
-    path = require_file(path, "name the definition of the roles, or a dataset, with --roles")
-    try:
-        roles = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    roles = read_yaml(path, "name the definition of the roles, or a dataset, with --roles")
     whole = isinstance(roles, dict) and set(roles) == set(ROLES) and all(isinstance(r, dict) for r in roles.values())
     if not whole:
         raise UserError(f"{path} must define exactly the roles {', '.join(ROLES)}, each as `release: [splits]`")

@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
+import run_train
 from chexzero.common import folders
 from chexzero.common.errors import UserError, refusal, run_command
-from chexzero.common.files import no_formula
+from chexzero.common.files import no_formula, read_table
 from chexzero.common.folders import hold, is_unfinished, replaced_together
+from chexzero.common.formats import check_images
 from chexzero.common.markup import without_folders
 from chexzero.report.sections import Table
 from chexzero.report.write import as_csv
@@ -215,3 +219,66 @@ def test_folders_of_the_machine_are_left_out(tmp_path, monkeypatch):
     ):
         assert without_folders(text) == short
     assert without_folders({"/a/b/c.pt": 1, "/a/d/c.pt": ["/x/y/z"]}) == {"c.pt": 1, "c.pt (2)": ["z"]}
+
+
+def odd_hdf5(path: Path, kind: str) -> None:
+    """An image file that is wrong in one way."""
+    images = np.full((3, 8, 8), 7, np.uint8)
+    images[:, 0, 0] = 9
+    with h5py.File(path, "w") as file:
+        if kind == "external storage":
+            other = path.with_name("secret")
+            other.write_bytes(bytes(range(192)))
+            file.create_dataset("cxr", (3, 8, 8), np.uint8, external=[(str(other), 0, 192)])
+        elif kind in ("external link", "virtual"):
+            with h5py.File(path.with_name("other.h5"), "w") as other:
+                other["cxr"] = images
+            if kind == "virtual":
+                layout = h5py.VirtualLayout((3, 8, 8), np.uint8)
+                layout[:] = h5py.VirtualSource("other.h5", "cxr", (3, 8, 8))
+                file.create_virtual_dataset("cxr", layout)
+            else:
+                file["cxr"] = h5py.ExternalLink("other.h5", "cxr")
+        elif kind == "not a number":
+            file["cxr"] = np.where(images == 9, np.nan, images.astype(np.float32))
+        elif kind == "normalised":
+            file["cxr"] = (images.astype(np.float32) - 101.48761) / 83.43944
+        else:
+            file["cxr"] = images[:, :0] if kind == "no pixels" else images
+        if kind.startswith("ids"):
+            file["id"] = {"ids: numbers": np.arange(3), "ids: too few": ["a"]}[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "external storage",
+        "external link",
+        "virtual",
+        "not a number",
+        "normalised",
+        "no pixels",
+        "ids: numbers",
+        "ids: too few",
+    ],
+)
+def test_an_odd_image_file_is_refused(tmp_path, kind):
+    odd_hdf5(tmp_path / "cxr.h5", kind)
+    with pytest.raises(UserError, match="cxr.h5"):
+        check_images(tmp_path / "cxr.h5")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["drop_path: 2", "image_resolution: 0", "num_workers: 100000", "lr: 1e400", "seed: -1", "\xff", "a: " + "[" * 5000],
+)
+def test_a_training_refuses_what_no_run_can_have(tmp_path, text):
+    (tmp_path / "settings.yaml").write_bytes(text.encode("latin1"))
+    with pytest.raises(UserError):
+        run_train.parse_args(["--config", str(tmp_path / "settings.yaml")])
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "labels.csv").write_text("id,Edema,Edema\na,0,1\n")
+    with pytest.raises(UserError, match="Edema 2 times"):
+        read_table(tmp_path / "labels.csv", ["Edema"])

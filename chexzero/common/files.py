@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from chexzero.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,6 +88,15 @@ def read_json(path: str | os.PathLike, remedy: str = "name another file or make 
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); {remedy}") from error
 
 
+def read_yaml(path: str | os.PathLike, remedy: str = "correct it") -> Any:
+    """Read a YAML file's plain values; a missing, damaged or wrongly encoded one raises a `UserError`."""
+    path = require_file(path, remedy)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:  # ValueError: an impossible date
+        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())[:300]}); {remedy}") from error
+
+
 def read_table(
     path: str | os.PathLike,
     columns: Sequence[str] = (),
@@ -112,6 +123,9 @@ def read_table(
                 f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} "
                 f"(it has: {', '.join(header[:20])[:300]}); {remedy}"
             )
+        twice = [name for name in columns if header.count(name) > 1]
+        if twice:
+            raise UserError(f"{path} has the column {twice[0]} {header.count(twice[0])} times; leave one of them")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
             return pd.read_csv(

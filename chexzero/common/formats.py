@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from chexzero.common.errors import UserError
+from chexzero.common.errors import UserError, refusal
 from chexzero.common.files import read_json, read_table, require_file
 from chexzero.common.labels import LABELS
 
@@ -40,33 +40,61 @@ DATA_FILES = {
 
 
 def open_images(path: str | os.PathLike) -> h5py.File:
-    """Open an image file read-only, sure that `cxr` is there with the shape (N, H, W) and N > 0."""
+    """Open an image file read-only, sure that `cxr` is there with the shape (N, H, W) and N > 0, in this file alone.
+
+    Raises `UserError` for anything else: HDF5 could also name other files of this machine to read from.
+    """
     path = require_file(path, REMEDY)
+    handle = None
     try:
         handle = h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(
-            f"{path} is not a whole HDF5 file ({str(error).split(',')[0]}); make it again with "
-            f"`python -m data_prep build`"
-        ) from error
+        problem = _problem(handle)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # libhdf5 has one for each kind of damage
+        first = " ".join(str(error).split())[:120]
+        problem = refusal(error) or f"is not a whole HDF5 file ({first})"
+    if problem is None and handle is not None:
+        return handle
+    if handle is not None:
+        handle.close()
+    raise UserError(f"{path}: {problem}; make it with `python -m data_prep build`")
+
+
+def _problem(handle: h5py.File) -> str | None:
+    """What is wrong with an image file, or None."""
     images = handle.get("cxr")
     if not isinstance(images, h5py.Dataset):
-        keys = ", ".join(handle) or "nothing"
-        handle.close()
-        raise UserError(f"{path} has no dataset `cxr` (it holds: {keys}); make it with `python -m data_prep build`")
-    if images.ndim != 3 or len(images) == 0 or images.dtype not in (np.uint8, np.float32, np.float64):
-        shape, dtype = images.shape, images.dtype
-        handle.close()
-        raise UserError(
-            f"{path}: `cxr` is {dtype} of shape {shape}, but images of shape (N, height, width), N > 0, "
-            f"uint8 or float32 are needed; make it with `python -m data_prep build`"
+        return f"there is no dataset `cxr` (but: {', '.join(handle)[:200] or 'nothing'})"
+    for name in ("cxr", "id"):
+        link, one = handle.get(name, getlink=True), handle.get(name)
+        stored_here = not isinstance(link, h5py.ExternalLink)
+        if isinstance(one, h5py.Dataset):
+            stored_here &= not one.external and not one.is_virtual and one.file.filename == handle.filename
+        if not stored_here:
+            return f"`{name}` is stored in another file, which is not read"
+    if images.ndim != 3 or 0 in images.shape or images.dtype not in (np.uint8, np.float32, np.float64):
+        return (
+            f"`cxr` is {images.dtype} of shape {images.shape}, but images of shape (N, height, width), N > 0, uint8 or "
+            f"float32 are needed"
         )
-    return handle
+    ids = handle.get("id")
+    if ids is not None and not (
+        isinstance(ids, h5py.Dataset) and ids.shape == images.shape[:1] and ids.dtype.kind in "SO"
+    ):
+        return "`id` is not one text per image"
+    return None
 
 
 def image_ids(handle: h5py.File) -> list[str] | None:
     """The row ids of an image file, or None for upstream's files, which have none."""
-    return [value.decode() for value in handle["id"][:]] if "id" in handle else None
+    if "id" not in handle:
+        return None
+    try:
+        return [value.decode() for value in handle["id"][:]]
+    except (OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{handle.filename}: `id` cannot be read ({' '.join(str(error).split())[:120]}); make the file again with "
+            f"`python -m data_prep build`"
+        ) from error
 
 
 def read_build(data_dir: str | os.PathLike) -> dict:
@@ -96,13 +124,28 @@ def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, tab
 
 
 def check_images(path: str | os.PathLike) -> None:
-    """Refuse an image file in which an image is of one grey value (black rows are images that failed to be read)."""
+    """Refuse an image file in which an image is of one grey value (black rows are images that failed to be read).
+
+    Floating-point values must be grey values too, 0 to 255.
+    """
     with open_images(path) as handle:
         images, ids = handle["cxr"], image_ids(handle)
-        constant = []
+        constant: list[int] = []
         for start in range(0, len(images), 64):
-            block = images[start : start + 64].reshape(len(images[start : start + 64]), -1)
-            constant.extend(start + np.flatnonzero(block.max(1) == block.min(1)))
+            try:
+                block = images[start : start + 64]
+            except (OSError, RuntimeError) as error:
+                raise UserError(
+                    f"{path}: the images from row {start + 1} on cannot be read ({' '.join(str(error).split())[:120]}); "
+                    f"build the file again with `python -m data_prep build`"
+                ) from error
+            low, high = (reduce(block.reshape(len(block), -1), axis=1) for reduce in (np.min, np.max))
+            if not ((low >= 0) & (high <= 255)).all():  # NaN too
+                raise UserError(
+                    f"{path}: grey values from {low.min():g} to {high.max():g} in the rows from {start + 1} on; 0 to 255 "
+                    f"is needed, not scaled or normalised images"
+                )
+            constant.extend(start + np.flatnonzero(high == low))
         if constant:
             first = ids[constant[0]] if ids else f"row {constant[0] + 1}"
             raise UserError(

@@ -2,16 +2,16 @@
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import shtab
-import yaml
 
 from chexzero.common.errors import EXIT_CODES, UserError
-from chexzero.common.files import require_file
+from chexzero.common.files import read_yaml
 
 PATHS = {"FILE", "DIR", "FOLDER"}
 #: Keys of a run's config.json that say how that run was started, which is not repeated.
@@ -28,12 +28,13 @@ def setting(
     choices: Collection[str] | None = None,
     parse: Callable[[str], Any] | None = None,
     least: float | None = None,
+    most: float | None = None,
     free: bool = False,
 ) -> Any:
     """A field of a configuration that is also the flag `--<name>`.
 
     Its type is the field's annotation, or what `parse` makes of the word; a bool is a flag without a value (with
-    `--no-<name>` where the default is True). least: the smallest value allowed. free: whether a run may go on with
+    `--no-<name>` where the default is True). least, most: the smallest and largest value allowed. free: whether a run may go on with
     another value.
     """
     return dataclasses.field(
@@ -45,6 +46,7 @@ def setting(
             "choices": choices,
             "parse": parse,
             "least": least,
+            "most": most,
             "free": free,
         },
     )
@@ -79,12 +81,17 @@ def _value_type(hint: Any) -> type:
 
 
 def from_namespace(config: type[Config], args: argparse.Namespace) -> Config:
-    """The configuration with the parsed values of its flags; a value below its least raises `UserError`."""
+    """The configuration with the parsed values of its flags; a value outside its bounds raises `UserError`."""
     fields = dataclasses.fields(config)  # type: ignore[arg-type]
     for one in fields:
-        value, least = getattr(args, one.name), one.metadata["least"]
+        value = getattr(args, one.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{one.name} {value} is not a finite number; choose another value")
+        least, most = one.metadata["least"], one.metadata["most"]
         if least is not None and value is not None and not value >= least:
             raise UserError(f"--{one.name} {value} must be at least {least}; choose another value")
+        if most is not None and value is not None and not value <= most:
+            raise UserError(f"--{one.name} {value} must be at most {most}; choose another value")
     return config(**{one.name: getattr(args, one.name) for one in fields})
 
 
@@ -119,12 +126,7 @@ def complete_paths(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
-    require_file(path, "name a YAML file with --config")
-    with open(path, encoding="utf-8") as handle:
-        try:
-            values = yaml.safe_load(handle) or {}
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    values = read_yaml(path, "correct it, or name another with --config") or {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one `flag: value` a line; correct it")
     if isinstance(values.get("settings"), dict):  # a run's config.json

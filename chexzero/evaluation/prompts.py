@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from chexzero.common.errors import UserError
-from chexzero.common.files import require_file
+from chexzero.common.files import read_yaml
 from chexzero.common.labels import LABELS, PAIR_TEMPLATE
 from chexzero.common.statistics import auroc
 
@@ -54,11 +53,7 @@ def read_alternatives(path: str | Path | None = None) -> list[Prompt]:
     if path is None:
         with as_file(files("chexzero.evaluation").joinpath("prompts.yaml")) as default:
             return read_alternatives(default)
-    path = require_file(path, "name a YAML file with --prompts")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    content = read_yaml(path, "name a YAML file with --prompts") or {}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold templates, synonyms and pairs; correct it")
     unknown = sorted(map(str, set(content) - {"templates", "synonyms", "pairs"}))

@@ -12,7 +12,7 @@ from typing import Any
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import require_file
-from chexzero.common.formats import DATA_FILES, REMEDY
+from chexzero.common.formats import DATA_FILES, REMEDY, check_images
 from chexzero.common.settings import add_settings, from_namespace, parse_with_config, setting
 from chexzero.model import PRECISIONS
 from chexzero.models.towers import TEXT_SIZES, TOWER_NAMES, vision_name
@@ -69,7 +69,7 @@ class TrainConfig:
     )
     log_interval: int = _upstream(10, "steps between rows of train_log.csv", metavar="STEPS", least=0, free=True)
     save_dir: str = _upstream("checkpoints/", "where the runs' folders are", metavar="DIR", free=True)
-    seed: int = _upstream(1234, "random seed for weights and batch order")
+    seed: int = _upstream(1234, "random seed for weights and batch order", least=0, most=2**32 - 1)
     optimizer: str = _upstream("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adam"))
     momentum: float = _upstream(0.9, "momentum of SGD", least=0)
     context_length: int = _upstream(77, "longer reports are cut", metavar="TOKENS", least=3)
@@ -91,10 +91,14 @@ class TrainConfig:
         metavar="FILE|NAME|random",
     )
     image_resolution: int | None = _model(
-        None, "side of the images the tower sees (default: the tower's own, 224 for most)", metavar="PIXELS"
+        None,
+        "side of the images the tower sees (default: the tower's own, 224 for most)",
+        metavar="PIXELS",
+        least=1,
+        most=4096,
     )
     drop_path: float = _model(
-        0.0, "stochastic depth in a DINOv3 tower while training (default: 0, off)", metavar="P", least=0
+        0.0, "stochastic depth in a DINOv3 tower while training (default: 0, off)", metavar="P", least=0, most=0.99
     )
     grad_checkpointing: bool = _model(False, "keep no activations inside the blocks: less memory, more time")
 
@@ -132,7 +136,7 @@ class TrainConfig:
     precision: str = _speed("fp32", "what the towers compute in", choices=PRECISIONS)
     grad_accum: int = _speed(1, "compute a batch in so many parts, each against all pairs of the batch", least=1)
     num_workers: int | None = _speed(
-        None, "processes that read (default: by the cores with a GPU, else 0)", least=0, free=True
+        None, "processes that read (default: by the cores with a GPU, else 0)", least=0, most=256, free=True
     )
     compile: bool = _speed(False, "torch.compile the towers")
     fused: bool = _speed(False, "fused kernels for --optimizer adam")
@@ -223,7 +227,9 @@ def check(config: TrainConfig) -> None:
         require_file(path, REMEDY)
     for path in (config.valid, config.valid_labels) if config.val_interval else ():
         require_file(path, f"{REMEDY}, or train without validation with --val_interval 0")
-    if not config.val_interval:
+    if config.val_interval:
+        check_images(config.valid or "")  # as every evaluation does
+    else:
         log.warning(
             "no validation: no checkpoint will be selected; name a validation set with --valid and --valid_labels"
         )

@@ -7,6 +7,7 @@ seed and a trial's number give the trial.
 import argparse
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -87,7 +88,7 @@ class Trial:
             return None
         if code not in wanted:
             return f"exit code {code} for {fault or limits}: {said[-600:]}"
-        if "Traceback" in said or said.count("error:") != (code == 2):
+        if "Traceback" in said or len(re.findall("^error: ", said, re.M)) != (code == 2):
             return f"not one sentence for {fault or limits}: {said[-600:]}"
         return "sound" if self.job.check(self.inputs, self.folder) else f"mixed or half after {fault or after}"
 
