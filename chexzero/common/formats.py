@@ -51,36 +51,37 @@ def open_images(path: str | os.PathLike) -> h5py.File:
         problem = _problem(handle)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # libhdf5 has one for each kind of damage
         first = " ".join(str(error).split())[:120]
-        problem = refusal(error) or f"is not a whole HDF5 file ({first})"
+        why = refusal(error)
+        problem = f"cannot be read ({why})" if why else f"is not a whole HDF5 file ({first})"
     if problem is None and handle is not None:
         return handle
     if handle is not None:
         handle.close()
-    raise UserError(f"{path}: {problem}; make it with `python -m data_prep build`")
+    raise UserError(f"{path} {problem}; make it with `python -m data_prep build`")
 
 
 def _problem(handle: h5py.File) -> str | None:
     """What is wrong with an image file, or None."""
     images = handle.get("cxr")
     if not isinstance(images, h5py.Dataset):
-        return f"there is no dataset `cxr` (but: {', '.join(handle)[:200] or 'nothing'})"
+        return f"has no dataset `cxr` (it holds: {', '.join(handle)[:200] or 'nothing'})"
     for name in ("cxr", "id"):
         link, one = handle.get(name, getlink=True), handle.get(name)
         stored_here = not isinstance(link, h5py.ExternalLink)
         if isinstance(one, h5py.Dataset):
             stored_here &= not one.external and not one.is_virtual and one.file.filename == handle.filename
         if not stored_here:
-            return f"`{name}` is stored in another file, which is not read"
+            return f"keeps `{name}` in another file, which is not read"
     if images.ndim != 3 or 0 in images.shape or images.dtype not in (np.uint8, np.float32, np.float64):
         return (
-            f"`cxr` is {images.dtype} of shape {images.shape}, but images of shape (N, height, width), N > 0, uint8 or "
+            f"has `cxr` as {images.dtype} of shape {images.shape}, but images of shape (N, height, width), N > 0, uint8 or "
             f"float32 are needed"
         )
     ids = handle.get("id")
     if ids is not None and not (
         isinstance(ids, h5py.Dataset) and ids.shape == images.shape[:1] and ids.dtype.kind in "SO"
     ):
-        return "`id` is not one text per image"
+        return "has an `id` that is not one text per image"
     return None
 
 
