@@ -101,6 +101,14 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
     report.add_argument(
         "--suite", nargs="+", default=[], choices=["chexpert", *SUITES], help="evaluations beside the 14 labels"
     )
+    report.add_argument(
+        "--sets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="evaluation sets by name (padchest, openi, ...): <data>/NAME.h5 and NAME_labels.csv, as "
+        "`python -m data_prep evaluation-set` writes them",
+    )
     folder = parser.add_argument_group("a folder of images instead of the evaluation")
     folder.add_argument(
         "--images", type=Path, metavar="FOLDER", help="images to predict: PNG, JPEG, DICOM, TIFF or BMP, by content"
@@ -130,20 +138,22 @@ def evaluate(settings: EvaluationSettings) -> Path:
     """The whole evaluation; returns the report's path."""
     # what needs torch is imported where it is used, so that --help and a wrong flag are answered at once
     from chexzero.evaluation.measure import data_folder, measure
+    from chexzero.evaluation.named_sets import read_named_set
     from chexzero.evaluation.test_set_ledger import record_test_read
     from chexzero.model import pick_device
-    from chexzero.report.assemble import read_others, write_results
+    from chexzero.report.assemble import read_others, score_sets, write_results
     from chexzero.report.summary import print_table
 
     settings = replace(settings, device=str(pick_device(settings.device)))
     choice = choose(settings)
     out = settings.out / choice.name
     others = read_others(settings, data_folder(settings, choice))
+    sets = [read_named_set(data_folder(settings, choice), name) for name in dict.fromkeys(settings.sets)]
     found = measure(settings, choice)
     reads = record_test_read(out / "test_reads.json", found.predictors, found.sets[1], settings.level)
     with replaced_together(out) as folder:
-        suites = run_suites(settings, choice, found.data_dir, folder)
-        write_results(settings, choice, found, others, reads, suites, folder)
+        more = [*score_sets(settings, choice, sets, folder), *run_suites(settings, choice, found.data_dir, folder)]
+        write_results(settings, choice, found, others, reads, more, folder)
     print_table(found.valid, found.test)
     print(f"report: {out / 'report.html'}")
     return out / "report.html"

@@ -16,7 +16,7 @@ from chexzero.evaluation.results import SetResult, evaluate_set
 from chexzero.evaluation.sets import EvaluationSet, read_set, units
 from chexzero.evaluation.settings import EvaluationSettings
 from chexzero.metrics import best_thresholds
-from chexzero.zero_shot import Predictor, check_predictions, ensemble
+from chexzero.zero_shot import Pair, Predictor, check_predictions, ensemble
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,30 @@ def measure(settings: EvaluationSettings, choice: Choice) -> Measured:
 def predict(
     checkpoints: Sequence[Path], sets: Sequence[EvaluationSet], prompts: Sequence[Prompt], settings: EvaluationSettings
 ) -> tuple[list[np.ndarray], list[Predictor]]:
-    """The ensemble's probabilities (N images, len(prompts)) of each set. One model is in memory at a time."""
-    pairs = [prompt.pair for prompt in prompts]
+    """The ensemble's probabilities (N images, len(prompts)) of each set, and the models that gave them."""
     names = [f"{prompt.label} ({prompt.name})" for prompt in prompts]
-    members: list[list[np.ndarray]] = [[] for _ in sets]
+    images = [(one.images, one.images_sha256) for one in sets]
+    return predict_files(checkpoints, images, [prompt.pair for prompt in prompts], settings, names)
+
+
+def predict_files(
+    checkpoints: Sequence[Path],
+    images: Sequence[tuple[Path, str]],
+    pairs: Sequence[Pair],
+    settings: EvaluationSettings,
+    names: Sequence[str] | None = None,
+) -> tuple[list[np.ndarray], list[Predictor]]:
+    """The ensemble's probabilities (N images, len(pairs)) of each file, checked. One model is in memory at a time.
+
+    images: each file and its SHA-256. names: of the pairs, for messages; default: the first text that asks.
+    """
+    names = names or [pair[0][0] for pair in pairs]
+    members: list[list[np.ndarray]] = [[] for _ in images]
     predictors = [predictor_of(checkpoint, settings) for checkpoint in checkpoints]
     for predictor in predictors:
-        for one, found in zip(sets, members, strict=True):
-            found.append(predictor.predict(one.images, pairs, images_sha256=one.images_sha256))
-            check_predictions(found[-1], f"{predictor.checkpoint} on {one.images}", names)
+        for (path, sha256), found in zip(images, members, strict=True):
+            found.append(predictor.predict(path, pairs, images_sha256=sha256))
+            check_predictions(found[-1], f"{predictor.checkpoint} on {path}", names)
         predictor.forget_model()
     return [ensemble(found) for found in members], predictors
 

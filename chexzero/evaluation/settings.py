@@ -34,6 +34,7 @@ class EvaluationSettings:
     thumbnails: bool = False
     full_paths: bool = False
     suite: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
     images: Path | None = None
     labels: tuple[str, ...] = ()
     batch_size: int = 64

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from chexzero.common.files import write_json, write_text
 from chexzero.common.labels import LABELS
 from chexzero.evaluation.calibration import platt
 from chexzero.evaluation.checkpoint_choice import Choice
-from chexzero.evaluation.measure import Measured, predict
+from chexzero.evaluation.measure import Measured, predict, predict_files
+from chexzero.evaluation.named_sets import IDENTITY, NamedSet, score_findings, summarise
 from chexzero.evaluation.prompts import upstream_prompts
 from chexzero.evaluation.readers import Reader, read_reader
 from chexzero.evaluation.results import SetResult, evaluate_set
@@ -17,6 +20,7 @@ from chexzero.evaluation.settings import EvaluationSettings
 from chexzero.report import charts, paper, provenance, readers, sanity, scores
 from chexzero.report.baseline import baseline_section, checkpoints_in
 from chexzero.report.cases import thumbnails_section
+from chexzero.report.named_sets import named_set_section, overview_section
 from chexzero.report.sections import Section
 from chexzero.report.summary import banner, facts, summary
 from chexzero.report.write import Report, frame_csv, shareable, write_report
@@ -50,13 +54,13 @@ def write_results(
     found: Measured,
     others: Others,
     reads: list[dict],
-    suites: Sequence[Section],
+    more: Sequence[Section],
     out: Path,
 ) -> None:
     """Write the report, its figures and tables, the predictions and `metrics.json` into `out`, an empty folder."""
     sections = [
         *main_sections(settings, choice, found, others, reads, out / "figures"),
-        *suites,
+        *more,
         *closing_sections(settings, choice, found, out / "figures"),
     ]
     for result in (found.valid, found.test):
@@ -138,6 +142,22 @@ def closing_sections(settings: EvaluationSettings, choice: Choice, found: Measur
         provenance.data_section(found.data_dir, found.sets),
         provenance.provenance_section(choice.run, settings.flags(), found.predictors, found.sets),
     ]
+
+
+def score_sets(settings: EvaluationSettings, choice: Choice, sets: Sequence[NamedSet], out: Path) -> list[Section]:
+    """A section per evaluation set by name, and one table over all; predictions go to `predictions_<name>.csv`."""
+    sections, results = [], []
+    for one in sets:
+        pairs = [one.protocol.prompts(finding) for finding in one.findings]
+        (probability,) = predict_files(choice.checkpoints, [(one.images, one.images_sha256)], pairs, settings)[0]
+        scores = score_findings(one.truth, probability)
+        summaries = summarise(one, scores)
+        results.append((one, summaries))
+        sections.append(named_set_section(one, scores, summaries, out / "figures"))
+        table = one.table[[name for name in IDENTITY if name in one.table]]
+        predicted = pd.DataFrame(probability, columns=one.findings, index=table.index)
+        write_text(out / f"predictions_{one.name}.csv", frame_csv(pd.concat([table, predicted], axis=1)))
+    return [overview_section(results), *sections] if sections else []
 
 
 def write_predictions(path: Path, result: SetResult) -> None:

@@ -37,7 +37,8 @@ def save(canvas: Canvas, folder: Path, name: str, caption: str, kinds: Sequence[
     return Figure(folder / f"{name}.png", caption)
 
 
-def _style(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
+def style(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Give axes their title, names and the small type of all charts."""
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)
@@ -51,7 +52,7 @@ def _grid(draw: Callable[[Axes, int], str | None], x: str, y: str) -> Canvas:
     canvas.subplots_adjust(left=0.06, right=0.99, bottom=0.07, top=0.96, wspace=0.08, hspace=0.16)
     cells = canvas.subplots(3, 5, sharex=True, sharey=True).ravel()
     for i, (label, axes) in enumerate(zip(LABELS, cells, strict=False)):
-        _style(axes, label)
+        style(axes, label)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         axes.set_box_aspect(1)
@@ -178,7 +179,7 @@ def beside_paper(test: SetResult, folder: Path) -> Figure:
     axes.axvline(0.5, color=MUTED, linewidth=0.7, linestyle=":")
     axes.set_yticks(range(len(LABELS)), list(reversed(LABELS)))
     axes.set_xlim(-0.01, 1.01)  # a mark at 1 stays whole
-    _style(axes, x="AUROC on the test set, with 95 % interval")
+    style(axes, x="AUROC on the test set, with 95 % interval")
     axes.tick_params(axis="y", labelsize=9)
     axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return save(
@@ -202,7 +203,7 @@ def differences(
             axes.plot(difference[i], y, "o", color=OURS, markersize=5)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yticks(range(len(labels)), list(reversed(labels)))
-    _style(axes, x="AUROC of this run − AUROC of the baseline, with 95 % interval")
+    style(axes, x="AUROC of this run − AUROC of the baseline, with 95 % interval")
     axes.tick_params(axis="y", labelsize=9)
     return save(canvas, folder, "baseline", "Difference in AUROC on the same test images, this run minus the baseline.")
 
@@ -225,7 +226,7 @@ def training_loss(run: RunFolder, folder: Path) -> Figure | None:
     )
     if "val_loss" in run.metrics and run.metrics["val_loss"].notna().any():
         axes.plot(run.metrics["step"], run.metrics["val_loss"], ".-", color=THEIRS, linewidth=1, label="validation")
-    _style(axes, x="step", y="contrastive loss")
+    style(axes, x="step", y="contrastive loss")
     axes.legend(fontsize=8, frameon=False)
     return save(canvas, folder, "training_loss", "Training loss over steps.")
 
@@ -264,7 +265,7 @@ def validation_curve(run: RunFolder, folder: Path) -> Figure | None:
             fillstyle="none",
             label=f"runner-up: step {rival['step']}",
         )
-    _style(axes, x="step", y="validation AUROC")
+    style(axes, x="step", y="validation AUROC")
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return save(
         canvas,

@@ -1,13 +1,13 @@
 """PadChest, the radiographs of the Hospital San Juan."""
 
 import argparse
-import ast
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Self
 
+from chexzero.preprocess_padchest import read_list
 from data_prep.releases.locate import Folder, Place, find_file, find_places, has_columns, release_root
 from data_prep.releases.release import Release
 from data_prep.releases.rows import BadRecord, Row, checked_path, read_records
@@ -115,18 +115,6 @@ class Padchest(Release):
 
 
 @lru_cache(maxsize=20_000)
-def read_list(cell: str) -> frozenset[str] | None:
-    """The names in a cell like `['cardiomegaly', ' pleural effusion', '']`, without blanks around them and in lower
-    case; None for a cell that is no list."""
-    try:
-        names = ast.literal_eval(cell.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return None
-    return frozenset(name.strip().lower() for name in names if name.strip())
-
-
 def _image_places(folder: Folder) -> list[Place]:
     """The folder of the numbered folders, and folders in which all images lie side by side."""
     numbered = any(re.fullmatch(r"\d{1,2}", name) for name in folder.folders)

@@ -20,12 +20,12 @@ MODULES = {
     "clip.py": "chexzero.clip",
     "simple_tokenizer.py": "chexzero.simple_tokenizer",
     "run_preprocess.py": None,
-    "preprocess_padchest.py": None,
+    "preprocess_padchest.py": "chexzero.preprocess_padchest",
 }
 
 _TOWERS = "open_clip's towers, with the same keys and logits"
 _TOKENIZER = "open_clip's tokenizer, which gives the same tokens"
-_PADCHEST = "its paths are fixed in the code; `chexzero.data_process` prepares any images"
+_PADCHEST = "`python -m data_prep evaluation-set padchest` does the steps one after the other, with paths as arguments"
 
 #: (upstream's file, name) -> why a function is changed or left out.
 REASONS = {
@@ -72,23 +72,22 @@ REASONS = {
         for name in ("default_bpe", "bytes_to_unicode", "get_pairs", "basic_clean", "whitespace_clean")
     },
     ("run_preprocess.py", "parse_args"): "`python -m data_prep mimic` and `chexpert-test` have its flags",
-    **{
-        ("preprocess_padchest.py", name): _PADCHEST
-        for name in (
-            "preprocess_data",
-            "extract_filenames",
-            "get_unique_labels",
-            "create_multi_hot_labels",
-            "get_paths",
-            "img_to_h5",
-            "write_h5",
-            "order_labels",
-        )
-    },
+    ("preprocess_padchest.py", "preprocess_data"): _PADCHEST,
+    ("preprocess_padchest.py", "write_h5"): "`img_to_h5` writes to the path that it is given",
 }
 
 #: What behaves otherwise under the same name: (where, upstream, here and why).
 BEHAVIOUR = [
+    (
+        "preprocess_padchest.extract_filenames",
+        "Two lines are taken off each end of the listing.",
+        "Lines that name a file (size, date, time, name) are taken, whatever stands around them.",
+    ),
+    (
+        "preprocess_padchest.img_to_h5",
+        "The number of images is fixed; float32.",
+        "As many as can be read; uint8. A file that cannot be read is named in a warning.",
+    ),
     (
         "data_process.img_to_hdf5",
         "An image that fails is caught and its row stays black.",
@@ -191,6 +190,32 @@ BEHAVIOUR = [
         "The row `mean` is the average of the resamples; without all five competition labels: KeyError.",
         "The row `mean` is the value on the set itself, which the paper reports (the radiologists' MCC is 0.530, the "
         "average of its resamples 0.528); `Mean` is over those of the five labels that are there.",
+    ),
+    (
+        "zero_shot.zeroshot_classifier and all prompts",
+        "A prompt of more than 77 tokens stops with an error.",
+        "It is cut to 77 tokens, and a warning names the first that is.",
+    ),
+    (
+        "zero_shot.run_experiment",
+        "Alternative names with `use_bootstrap=False` are scored against the columns of the labels in order.",
+        "Each name is scored against its own label's column, with and without the bootstrap.",
+    ),
+    (
+        "data_process.write_report_csv",
+        "A report that is not UTF-8 stops with UnicodeDecodeError.",
+        "Bytes that are not UTF-8 become the replacement character.",
+    ),
+    (
+        "metrics.get_best_p_vals",
+        "Extra columns of predictions or labels are ignored.",
+        "One column per label on both sides, as in `eval.evaluate`; else an error says how many there are.",
+    ),
+    (
+        "errors of all functions",
+        "KeyError, IndexError, FileNotFoundError and others, from wherever the mistake shows.",
+        "`common.errors.UserError`, a ValueError, whose one sentence names the file, the row and the remedy; "
+        "`clip.ClipError` is a RuntimeError, too.",
     ),
 ]
 

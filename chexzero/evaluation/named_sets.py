@@ -1,0 +1,205 @@
+"""Evaluation sets by name: `<NAME>.h5` and `<NAME>_labels.csv` scored as a protocol file describes.
+
+The CSV has `id, patient_id, study_id, view`, then one column per finding: 0, 1, or empty where it is not known; such
+images are left out of that finding's figures. The protocol (`<NAME>.yaml` beside the CSV, else one of those in
+`protocols/`, else one that asks for every column) says how findings are asked for, which columns are no findings, which
+means are taken, and whose published figures stand beside them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from chexzero.common.errors import UserError
+from chexzero.common.files import read_table, require_file, safe_name, sha256_of
+from chexzero.common.formats import check_images, check_rows, images_file, labels_file
+from chexzero.common.intervals import case_influence, mean_interval, newcombe_interval
+from chexzero.common.labels import PAIR_TEMPLATE
+from chexzero.common.statistics import Floats, auroc
+
+#: Columns of a label file that say which image a row is.
+IDENTITY = ("id", "patient_id", "study_id", "view")
+
+#: Areas at and above which findings are counted, as CheXzero counts them on PadChest.
+COUNTED_AT = (0.9, 0.7)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean over some of the columns, and the published figures for the same mean (`{model: {...}}`).
+
+    `all_columns` takes those in, too, that are no findings. `only`: these alone; `but`: not these; `more_than`: at
+    least one more positive image than this; `rarest`: so many with the fewest positive images.
+    """
+
+    title: str
+    all_columns: bool = False
+    only: Sequence[str] = ()
+    but: Sequence[str] = ()
+    more_than: int = 0
+    rarest: int | None = None
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a set is asked and scored. `templates` are the two sides' forms, `{}` standing for each of a finding's
+    words: its synonyms, else its column's name (in lower case if `lower_case`). `pairs` replaces both sides."""
+
+    title: str
+    protocol: str = "Every column is a finding; its name is asked for."
+    source: str = ""
+    lower_case: bool = False
+    templates: Mapping[str, Sequence[str]] = field(
+        default_factory=lambda: {"positive": [PAIR_TEMPLATE[0]], "negative": [PAIR_TEMPLATE[1]]}
+    )
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    pairs: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    no_findings: Sequence[str] = ()
+    summaries: Sequence[Summary] = ()
+
+    def prompts(self, finding: str) -> tuple[list[str], list[str]]:
+        """The texts of both sides, each averaged."""
+        if finding in self.pairs:
+            return list(self.pairs[finding]["positive"]), list(self.pairs[finding]["negative"])
+        words = self.synonyms.get(finding, [finding.lower() if self.lower_case else finding])
+        positive, negative = (
+            [form.replace("{}", word) for form in self.templates[side] for word in words]
+            for side in ("positive", "negative")
+        )
+        return positive, negative
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """Row i of `table` (strings), `truth` and the images are one image. truth: (N, L), 0, 1 or NaN for unknown."""
+
+    name: str
+    images: Path
+    labels: Path
+    table: pd.DataFrame
+    findings: list[str]
+    truth: Floats
+    protocol: Protocol
+    images_sha256: str
+
+
+@dataclass(frozen=True)
+class FindingScores:
+    """Of each column (L,): positive and known images, AUROC with Newcombe's 95 % interval; NaN without both classes.
+
+    `influence` (N, L): `case_influence`, 0 for images whose label is not known.
+    """
+
+    n_pos: Floats
+    n_known: Floats
+    auroc: Floats
+    lower: Floats
+    upper: Floats
+    influence: Floats
+
+
+@dataclass(frozen=True)
+class SummaryScore:
+    """A macro mean over the columns `used` (those of the summary that are defined), and the counts at `COUNTED_AT`."""
+
+    summary: Summary
+    used: list[int]
+    mean: float
+    lower: float
+    upper: float
+    counts: dict[float, int]
+
+
+def read_named_set(data_dir: Path, name: str) -> NamedSet:
+    """Read a set and its protocol. Raises `UserError` with the file, the row and the remedy."""
+    safe_name(name, "name of an evaluation set")
+    remedy = f"make it with `python -m data_prep evaluation-set {name}`, or name the folder that holds it with --data"
+    images, labels = (require_file(data_dir / file, remedy) for file in (images_file(name), labels_file(name)))
+    table = read_table(labels, ["id"], remedy=remedy)
+    findings = [str(column) for column in table.columns if column not in IDENTITY]
+    if not findings:
+        raise UserError(f"{labels} has no column but {', '.join(IDENTITY)}; add one 0/1 column per finding")
+    truth = np.column_stack([_labels(labels, table[finding]) for finding in findings])
+    check_rows(images, labels, table)
+    check_images(images)
+    protocol = read_protocol(data_dir, name)
+    return NamedSet(name, images, labels, table, findings, truth, protocol, sha256_of(images))
+
+
+def _labels(path: Path, column: "pd.Series[str]") -> Floats:
+    """0, 1, or NaN where the cell is empty."""
+    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    wrong = np.flatnonzero(column.notna().to_numpy() & ~np.isin(values, (0, 1)))
+    if len(wrong):
+        raise UserError(
+            f"{path}, row {wrong[0] + 1}, column {column.name}: {column.iloc[wrong[0]]!r} is not 0, 1 or empty "
+            f"({len(wrong)} such cells); decide the label, or leave the cell empty where it is not known"
+        )
+    return values
+
+
+def read_protocol(data_dir: Path, name: str) -> Protocol:
+    """`<data_dir>/<name>.yaml`, else the package's, else a protocol that asks for every column by its name."""
+    own = data_dir / f"{name}.yaml"
+    packaged = files("chexzero.evaluation").joinpath("protocols", f"{name}.yaml")
+    if not own.is_file() and not packaged.is_file():
+        return Protocol(name)
+    path, text = (own, own.read_text(encoding="utf-8")) if own.is_file() else (packaged, packaged.read_text("utf-8"))
+    try:
+        values = yaml.safe_load(text)
+        summaries = [Summary(**entry) for entry in values.pop("summaries", [])]
+        protocol = Protocol(**values, summaries=summaries)
+        texts = [protocol.prompts(name) for name in {*protocol.synonyms, *protocol.pairs, "x"}]
+        if not all(isinstance(text, str) and text.strip() for pair in texts for side in pair for text in side):
+            raise TypeError("templates, synonyms and pairs must be lists of texts")
+        if not all(side for pair in texts for side in pair):
+            raise TypeError("both sides of a pair of prompts need a text")
+    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no protocol of an evaluation set ({reason}); see docs/EVALUATION.md") from error
+    return protocol
+
+
+def score_findings(truth: Floats, probability: Floats) -> FindingScores:
+    """Areas of each column over the images whose label is known. truth: (N, L), 0, 1 or NaN. probability: (N, L)."""
+    known = np.isfinite(truth)
+    areas, influence = np.full(truth.shape[1], np.nan), np.zeros(truth.shape)
+    for j, rows in enumerate(known.T):
+        if rows.any():
+            areas[j] = auroc(truth[rows, j], probability[rows, j])[0]
+        if np.isfinite(areas[j]):
+            influence[rows, j] = case_influence(truth[rows, j], probability[rows, j])[:, 0]
+    n_pos, n_known = np.nansum(truth, axis=0), known.sum(0).astype(np.float64)
+    lower, upper = newcombe_interval(areas, n_pos, n_known - n_pos)
+    return FindingScores(n_pos, n_known, areas, lower, upper, influence)
+
+
+def summarise(data: NamedSet, scores: FindingScores) -> list[SummaryScore]:
+    """The mean over all findings first, then the protocol's other means."""
+    every = Summary("all findings")
+    return [_summarise(one, data, scores) for one in (every, *data.protocol.summaries)]
+
+
+def _summarise(summary: Summary, data: NamedSet, scores: FindingScores) -> SummaryScore:
+    columns = [
+        j
+        for j, name in enumerate(data.findings)
+        if (summary.all_columns or name not in data.protocol.no_findings)
+        and (not summary.only or name in summary.only)
+        and name not in summary.but
+        and scores.n_pos[j] > summary.more_than
+        and np.isfinite(scores.auroc[j])
+    ]
+    if summary.rarest is not None:
+        columns = sorted(columns, key=lambda j: scores.n_pos[j])[: summary.rarest]
+    areas = scores.auroc[columns]
+    ends = mean_interval(areas, scores.lower[columns], scores.upper[columns], scores.influence[:, columns])
+    counts = {at: int((areas >= at).sum()) for at in COUNTED_AT}
+    return SummaryScore(summary, columns, float(areas.mean()) if columns else float("nan"), *ends, counts)

@@ -1,0 +1,169 @@
+"""Evaluation sets by name: unknown labels, protocols of one's own, and the figures against scikit-learn."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from evaluation_run import draw, metrics_of, write_run
+from sklearn.metrics import roc_auc_score
+
+import run_zero_shot
+from chexzero.common.errors import UserError
+from chexzero.evaluation.named_sets import (
+    NamedSet,
+    Protocol,
+    Summary,
+    read_named_set,
+    read_protocol,
+    score_findings,
+    summarise,
+)
+
+ROOT = Path(__file__).parents[1]
+FINDINGS = ["edema", "fracture", "normal", "Pneumothorax, left"]
+
+
+def write_set(folder: Path, name: str = "little", n: int = 40, **changes: object) -> pd.DataFrame:
+    """`<name>.h5` and its labels: four columns, one with a comma in its name, a fifth of the cells empty."""
+    random = np.random.default_rng(3)
+    truth = (random.random((n, 4)) < 0.4).astype(int).astype(object)
+    truth[random.random((n, 4)) < 0.2] = ""
+    ids = [f"{name}/{i}" for i in range(n)]
+    table = pd.DataFrame({"id": ids, "patient_id": ids, "study_id": ids, "view": "frontal"})
+    table = pd.concat([table, pd.DataFrame(truth, columns=FINDINGS)], axis=1)
+    for column, values in changes.items():
+        table[column] = values
+    with h5py.File(folder / f"{name}.h5", "w") as handle:
+        handle["cxr"] = np.stack([draw(random.random(13) < 0.3, random) for _ in range(n)])
+        handle.create_dataset("id", data=ids, dtype=h5py.string_dtype())
+    table.to_csv(folder / f"{name}_labels.csv", index=False)
+    return table
+
+
+def set_of(truth: np.ndarray, protocol: Protocol) -> NamedSet:
+    names = [f"f{j}" for j in range(truth.shape[1])]
+    table = pd.DataFrame({"id": map(str, range(len(truth)))})
+    return NamedSet("one", Path("one.h5"), Path("one_labels.csv"), table, names, truth, protocol, "aa")
+
+
+def test_unknown_labels_are_left_out_and_areas_are_scikit_learns():
+    random = np.random.default_rng(0)
+    truth, scores = (random.random((60, 5)) < 0.3).astype(float), random.random((60, 5))
+    truth[random.random((60, 5)) < 0.3] = np.nan
+    truth[:, 4] = np.where(np.isnan(truth[:, 4]), np.nan, 0)  # no positive image
+    found = score_findings(truth, scores)
+    for j in range(4):
+        known = np.isfinite(truth[:, j])
+        assert found.auroc[j] == pytest.approx(roc_auc_score(truth[known, j], scores[known, j]), abs=1e-12)
+        assert found.lower[j] < found.auroc[j] < found.upper[j]
+        assert (found.n_pos[j], found.n_known[j]) == (truth[known, j].sum(), known.sum())
+        assert not found.influence[~known, j].any()
+    assert np.isnan([found.auroc[4], found.lower[4], found.upper[4]]).all()
+
+
+def test_summaries_choose_columns_by_name_and_count():
+    random = np.random.default_rng(1)
+    truth = (random.random((400, 6)) < [0.5, 0.3, 0.1, 0.05, 0.02, 0.4]).astype(float)
+    scores = np.clip(truth * 0.5 + random.random((400, 6)), 0, 2)
+    summaries = [
+        Summary("more", more_than=30),
+        Summary("rarest", all_columns=True, rarest=2),
+        Summary("only", only=["f0", "f1"], but=["f1"]),
+    ]
+    data = set_of(truth, Protocol("one", no_findings=["f5"], summaries=summaries))
+    found = score_findings(truth, scores)
+    every, more, rarest, only = summarise(data, found)
+    assert every.used == [0, 1, 2, 3, 4] and every.mean == pytest.approx(found.auroc[:5].mean())
+    assert more.used == [j for j in range(5) if found.n_pos[j] > 30]
+    assert sorted(rarest.used) == [3, 4] and only.used == [0]
+    assert every.counts == {at: int((found.auroc[:5] >= at).sum()) for at in (0.9, 0.7)}
+    assert every.lower < every.mean < every.upper
+
+
+def test_the_packages_protocols_can_be_read_and_name_their_sources(tmp_path):
+    folder = ROOT / "chexzero/evaluation/protocols"
+    names = [path.stem for path in folder.glob("*.yaml")]
+    assert {"padchest", "openi", "chestxray14", "rsna", "siim", "montgomery", "shenzhen", "chexpert"} <= set(names)
+    for name in names:
+        protocol = read_protocol(tmp_path, name)
+        assert protocol.source and protocol.summaries
+        for summary in protocol.summaries:
+            assert all(figures["where"] for figures in summary.published.values())
+    padchest = read_protocol(tmp_path, "padchest")
+    assert padchest.prompts("COPD signs") == (["copd signs"], ["no copd signs"])  # CheXzero's own wording
+    assert [one.title for one in padchest.summaries][2:] == [
+        "192 labels (the list without normal)",
+        "the 20 rarest of the 192",
+    ]
+
+
+def test_a_protocol_of_ones_own(tmp_path):
+    own = {
+        "title": "Little",
+        "synonyms": {"edema": ["edema", "fluid"]},
+        "pairs": {"normal": {"positive": ["normal chest"], "negative": ["abnormal chest"]}},
+        "templates": {"positive": ["there is {}"], "negative": ["there is no {}", "without {}"]},
+    }
+    (tmp_path / "little.yaml").write_text(yaml.safe_dump(own))
+    protocol = read_protocol(tmp_path, "little")
+    assert protocol.prompts("edema")[0] == ["there is edema", "there is fluid"]
+    assert len(protocol.prompts("edema")[1]) == 4 and protocol.prompts("normal")[1] == ["abnormal chest"]
+    assert protocol.prompts("mass {x}")[0] == ["there is mass {x}"]  # braces in a name are no field
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "title: [",
+        "- a",
+        "titel: x",
+        "title: x\nsummaries: [{name: x}]",
+        "title: x\npairs: {a: {positive: [b]}}",
+        "title: x\ntemplates: {positive: ['{}'], negative: []}",
+        "title: x\nsynonyms: {a: [1]}",
+    ],
+)
+def test_a_wrong_protocol_is_one_sentence(tmp_path, text):
+    (tmp_path / "little.yaml").write_text(text)
+    with pytest.raises(UserError, match="little.yaml is no protocol"):
+        read_protocol(tmp_path, "little")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"edema": 2}, "row 1, column edema: '2' is not 0, 1 or empty"),
+        ({"edema": "yes"}, "'yes' is not 0, 1 or empty"),
+        ({"id": [f"little/{i}" for i in range(40)][::-1]}, "row 0 of"),
+    ],
+)
+def test_wrong_labels_are_refused(tmp_path, change, message):
+    write_set(tmp_path, **change)
+    with pytest.raises(UserError, match=message):
+        read_named_set(tmp_path, "little")
+    with pytest.raises(UserError, match="evaluation-set other"):
+        read_named_set(tmp_path, "other")
+
+
+def test_the_command_scores_sets_beside_the_14_labels(tmp_path):
+    data, run = write_run(tmp_path)
+    table = write_set(data)
+    shutil.copy(data / "little.h5", data / "padchest.h5")
+    shutil.copy(data / "little_labels.csv", data / "padchest_labels.csv")
+    flags = ["--run", str(run), "--out", str(tmp_path / "results"), "--n_bootstrap", "20", "--device", "cpu"]
+    path = run_zero_shot.evaluate(run_zero_shot.parse_args([*flags, "--sets", "little", "padchest"]))
+    found = metrics_of(path.parent)["sections"]
+    predicted = pd.read_csv(path.parent / "predictions_little.csv")
+    for name in FINDINGS:
+        known = table[name].ne("").to_numpy()
+        truth, area = table[name][known].astype(int), found["set_little"]["findings"][name]
+        assert area["auroc"] == pytest.approx(roc_auc_score(truth, predicted[name][known]), abs=1e-9)
+        assert (area["n"], area["n_pos"]) == (known.sum(), truth.sum())
+    assert found["sets"]["padchest"]["findings"] == 3 and found["sets"]["little"]["findings"] == 4
+    page = path.read_text()
+    assert "PadChest, physicians’ labels" in page and "RadZero" in page and "Pneumothorax, left" in page
+    assert (path.parent / "figures/set_little.pdf").is_file()
