@@ -35,7 +35,9 @@ class Trial:
         self.kind, self.name, self.job, self.number = kind, name, JOBS[name], number
         self.random = random.Random(f"{seed} {kind} {name} {number}")
         self.inputs, self.folder = out / "inputs", out / "trials" / f"{kind}-{name}-{number}".replace(", ", "-")
-        self.operations = int((self.inputs / "reference" / name).with_suffix(".operations").read_text())
+        prepare(self.inputs, name)
+        about = json.loads((self.inputs / "reference" / f"{name}.json").read_text())
+        self.operations, self.seconds = about["operations"], about["seconds"]
 
     def disturbed(self) -> Iterator[str]:
         """Yield how each disturbance ended: `sound`, or what is wrong. Undisturbed, the job then ends as it should."""
@@ -65,7 +67,7 @@ class Trial:
         if self.kind == "kill":
             fault = Fault(at, signal.SIGKILL)
             if self.random.random() < 0.4:
-                fault, after = None, self.random.uniform(0.05, self._seconds())
+                fault, after = None, self.random.uniform(0.05, self.seconds)
             wanted = [-signal.SIGKILL]
         elif self.kind == "signal":
             number = self.random.choice([signal.SIGINT, signal.SIGTERM])
@@ -92,23 +94,10 @@ class Trial:
             return f"not one sentence for {fault or limits}: {said[-600:]}"
         return "sound" if self.job.check(self.inputs, self.folder) else f"mixed or half after {fault or after}"
 
-    def _seconds(self) -> float:
-        """How long the job takes undisturbed, at most."""
-        path = (self.inputs / "reference" / self.name).with_suffix(".seconds")
-        if not path.exists():
-            folder = self.folder.with_suffix(".timed")
-            self.job.begin(self.inputs, folder)
-            begun = time.perf_counter()
-            run(self.job, self.inputs, folder)
-            path.write_text(str(time.perf_counter() - begun))
-            shutil.rmtree(folder)
-        return float(path.read_text())
-
 
 def campaign(out: Path, wanted: dict[str, dict[str, int]], seed: int, seconds: float) -> None:
     """Run trials until there are as many disturbances as wanted, or the time is up."""
     out.mkdir(parents=True, exist_ok=True)
-    prepare(out / "inputs")
     record, end = out / "trials.jsonl", time.monotonic() + seconds
     while time.monotonic() < end:
         done = read(record)

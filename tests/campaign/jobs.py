@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,8 @@ BUILD_SIZES = ["--train", "12", "--valid", "14", "--test", "14", "--workers", "1
 class Job:
     """`arguments(inputs, folder)` of `module`'s main; `result(folder)` is equal for equal results.
 
-    begin: makes a new `folder`. check: whether what a kill left is sound. processes: ranks of a training.
+    begin: makes a new `folder`. check: whether what a kill left is sound. needs: what it reads, of `INPUTS` and `ONCE`.
+    processes: ranks of a training.
     """
 
     module: str
@@ -74,8 +76,8 @@ class Job:
     result: Callable[[Path], object]
     begin: Callable[[Path, Path], object] = lambda inputs, folder: folder.mkdir()
     check: Callable[[Path, Path], bool] = lambda inputs, folder: True
+    needs: tuple[str, ...] = ()
     processes: int = 1
-    stopped: int = 130  # exit code after SIGINT; SIGTERM gives 75 in trainings
 
 
 def train_arguments(inputs: Path, folder: Path) -> list[str]:
@@ -166,11 +168,20 @@ def is_whole_export(inputs: Path, folder: Path) -> bool:
 
 
 JOBS = {
-    "train": Job("run_train", lambda *of: [*train_arguments(*of), "--tensorboard"], trained),
-    "train, 2 ranks": Job("run_train", train_arguments, trained, processes=2),
-    "build": Job("data_prep.__main__", build_arguments, tree),
-    "evaluate": Job("run_zero_shot", evaluate_arguments, evaluated, begin_evaluation, is_one_evaluation),
-    "export": Job("chexzero.export.__main__", export_arguments, tree, check=is_whole_export),
+    "train": Job("run_train", lambda *of: [*train_arguments(*of), "--tensorboard"], trained, needs=("corpus",)),
+    "train, 2 ranks": Job("run_train", train_arguments, trained, needs=("corpus",), processes=2),
+    "build": Job("data_prep.__main__", build_arguments, tree, needs=("releases",)),
+    "evaluate": Job(
+        "run_zero_shot",
+        evaluate_arguments,
+        evaluated,
+        begin_evaluation,
+        is_one_evaluation,
+        ("evaluated", "image_level"),
+    ),
+    "export": Job(
+        "chexzero.export.__main__", export_arguments, tree, check=is_whole_export, needs=("evaluated", "image_level")
+    ),
     "demo": Job("data_prep.__main__", lambda inputs, folder: ["demo", "--out", str(folder), *DEMO_SIZES], tree),
 }
 
@@ -242,25 +253,35 @@ def _child(
         os.write(os.open(folder.with_suffix(".counted"), os.O_WRONLY | os.O_CREAT), str(injector.count).encode())
 
 
-def prepare(inputs: Path) -> None:
-    """Make the data, the models and the undisturbed results that all trials share; once."""
-    if (inputs / "done").exists():
-        return
-    shutil.rmtree(inputs, ignore_errors=True)
-    (inputs / "reference").mkdir(parents=True)
-    write_corpus(inputs / "corpus", train=50)
-    (inputs / "evaluated").mkdir()
-    write_run(inputs / "evaluated")
-    demo = Job("data_prep.__main__", lambda _, folder: ["demo", "--out", str(folder), *BUILD_SIZES], tree)
-    image = Job("run_zero_shot", lambda *of: evaluate_arguments(*of, level="image"), evaluated)
-    for job, folder in (
-        (demo, inputs / "releases"),
-        (image, inputs / "image_level"),
-        *((job, inputs / "reference" / name) for name, job in JOBS.items()),
-    ):
-        job.begin(inputs, folder)
-        code, said, count = run(job, inputs, folder)
-        if code:
-            raise SystemExit(f"{job.module} fails undisturbed, with exit code {code}:\n{said}")
-        folder.with_suffix(".operations").write_text(str(count))
-    (inputs / "done").touch()
+def prepare(inputs: Path, name: str) -> None:
+    """Make the data, the models and the undisturbed result that a job's trials share; once."""
+    for need in (*JOBS[name].needs, f"reference/{name}"):
+        target = inputs / need
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = inputs / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if need in INPUTS:
+            INPUTS[need](inputs, unfinished)
+        else:
+            job = JOBS[name] if need.startswith("reference/") else ONCE[need]
+            job.begin(inputs, unfinished)
+            begun = time.perf_counter()
+            code, said, count = run(job, inputs, unfinished)
+            if code:
+                raise SystemExit(f"{job.module} fails undisturbed, with exit code {code}:\n{said}")
+            about = {"operations": count, "seconds": time.perf_counter() - begun}
+            target.with_name(f"{target.name}.json").write_text(json.dumps(about))
+        unfinished.rename(target)
+
+
+#: What the jobs read: made by a function, or by a job that is run once.
+INPUTS: dict[str, Callable[[Path, Path], object]] = {
+    "corpus": lambda inputs, folder: write_corpus(folder, train=50),
+    "evaluated": lambda inputs, folder: (folder.mkdir(), write_run(folder)),
+}
+ONCE = {
+    "releases": Job("data_prep.__main__", lambda _, folder: ["demo", "--out", str(folder), *BUILD_SIZES], tree),
+    "image_level": Job("run_zero_shot", lambda *of: evaluate_arguments(*of, level="image"), evaluated),
+}
