@@ -8,7 +8,7 @@ features = tower(images)   # normalised float (B, 3, 224, 224) to (B, 768)
 from dinov3_adapter.convert import to_huggingface
 from dinov3_adapter.errors import AdapterError, WeightsError
 from dinov3_adapter.registry import SIZES, Size
-from dinov3_adapter.tower import VisionTower, build_vision_tower, tower_from_state_dict
+from dinov3_adapter.tower import VisionTower, build_timm_tower, build_vision_tower, tower_from_state_dict
 
 __all__ = [
     "SIZES",
@@ -16,6 +16,7 @@ __all__ = [
     "Size",
     "VisionTower",
     "WeightsError",
+    "build_timm_tower",
     "build_vision_tower",
     "to_huggingface",
     "tower_from_state_dict",

@@ -11,8 +11,6 @@ from torch import nn
 
 from dinov3_adapter.errors import AdapterError
 
-PATCH_SIZE = 16
-
 
 @dataclass(frozen=True)
 class Size:

@@ -1,57 +1,75 @@
-"""The vision tower: a DINOv3 trunk, its CLS token, and a linear projection into the text encoder's space."""
+"""The vision tower: a DINOv3 or another timm trunk, and a linear projection into the text encoder's space."""
 
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import timm
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
 from dinov3_adapter import weights as weight_files
 from dinov3_adapter.errors import AdapterError, WeightsError
-from dinov3_adapter.registry import PATCH_SIZE, Size, build_trunk, draw_weights, find_size
+from dinov3_adapter.registry import build_trunk, draw_weights, find_size
 
 
 class VisionTower(nn.Module):
-    """DINOv3 as the `visual` of a CLIP.
+    """A timm model as the `visual` of a CLIP: trunk, pooled feature, projection.
 
-    Takes normalised images (B, 3, H, W), float, sides multiples of 16 (`imaging.normalise.prepare` makes them with the
-    `image_resolution` that the tower was trained at); returns features (B, embed_dim), not normalised, or the CLS
-    feature itself (B, width) where `embed_dim` is None.
+    Takes normalised images (B, 3, H, W), float (for DINOv3 the sides may be any multiples of 16); returns features
+    (B, embed_dim), not normalised, or the pooled feature itself (B, width) where `embed_dim` is None.
 
     State dict: `trunk.*` (timm's names), `head.proj.weight` (embed_dim, width), and `image_resolution`, a number
-    kept with the weights so that a bare state dict says how its images are to be prepared.
+    kept with the weights so that a bare state dict says how its images are to be prepared. `architecture` is timm's
+    name as UTF-8 bytes; a DINOv3 tower has none, because its shapes say which it is.
     """
 
     def __init__(
-        self, size: Size, *, image_resolution: int = 224, embed_dim: int | None = None, drop_path: float = 0.0
+        self,
+        trunk: nn.Module,
+        *,
+        image_resolution: int = 224,
+        embed_dim: int | None = None,
+        architecture: str | None = None,
     ):
         super().__init__()
-        if image_resolution <= 0 or image_resolution % PATCH_SIZE:
+        self.patch_size = _patch_size(trunk)
+        if image_resolution <= 0 or image_resolution % self.patch_size:
             raise AdapterError(
-                f"the image resolution {image_resolution} is not a multiple of {PATCH_SIZE}; choose "
-                f"for instance 224, 320 or 448"
+                f"the image resolution {image_resolution} is not a multiple of {self.patch_size}; choose "
+                f"for instance {self.patch_size * 14}, {self.patch_size * 20} or {self.patch_size * 28}"
             )
         self.embed_dim = embed_dim
-        self.trunk = build_trunk(size, drop_path=drop_path)
-        self.head = nn.Identity()
+        self.trunk = trunk
+        self.head: nn.Module = nn.Identity()
         if embed_dim is not None:
-            self.head = nn.Sequential(OrderedDict(proj=nn.Linear(size.width, embed_dim, bias=False)))
-            nn.init.normal_(self.head.proj.weight, std=size.width**-0.5)  # as CLIP draws its own projections
+            self.head = nn.Sequential(OrderedDict(proj=nn.Linear(trunk.num_features, embed_dim, bias=False)))
+            # as CLIP draws its own projections
+            nn.init.normal_(self.head.proj.weight, std=trunk.num_features**-0.5)
         self.register_buffer("image_resolution", torch.tensor(image_resolution))
+        if architecture is not None:
+            name = torch.tensor(list(architecture.encode()), dtype=torch.uint8)
+            self.register_buffer("architecture", name)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) to (B, embed_dim), or (B, width) without a projection."""
-        if images.shape[-2] % PATCH_SIZE or images.shape[-1] % PATCH_SIZE:
+        if images.shape[-2] % self.patch_size or images.shape[-1] % self.patch_size:
             raise AdapterError(
                 f"images of {images.shape[-2]} x {images.shape[-1]} pixels do not divide into patches "
-                f"of {PATCH_SIZE}; resize them to {int(self.image_resolution)}"
+                f"of {self.patch_size}; resize them to {int(self.image_resolution)}"
             )
         return self.head(self.trunk(images))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only each block's input for the backward pass and compute the rest again: less memory, more time."""
         self.trunk.set_grad_checkpointing(enable)
+
+
+def _patch_size(trunk: nn.Module) -> int:
+    """Side of a patch in pixels; 1 for a tower that does not cut the image into patches."""
+    patch = getattr(getattr(trunk, "patch_embed", None), "patch_size", 1)
+    return patch if isinstance(patch, int) else patch[0]
 
 
 def build_vision_tower(
@@ -81,7 +99,7 @@ def build_vision_tower(
         weights = size.published[0] if size.published else weight_files.RANDOM
     is_random = not isinstance(weights, Mapping) and str(weights) == weight_files.RANDOM
     trunk, projection = ({}, None) if is_random else weight_files.read_weights(weights, name)
-    tower = VisionTower(size, image_resolution=image_resolution, embed_dim=embed_dim, drop_path=drop_path)
+    tower = VisionTower(build_trunk(size, drop_path=drop_path), image_resolution=image_resolution, embed_dim=embed_dim)
     tower.set_grad_checkpointing(grad_checkpointing)
     if is_random:
         draw_weights(tower.trunk)
@@ -103,20 +121,89 @@ def _load_projection(tower: VisionTower, projection: torch.Tensor | None, weight
     own.data.copy_(projection)
 
 
+def build_timm_tower(
+    architecture: str,
+    weights: Mapping[str, torch.Tensor] | str | None = None,
+    *,
+    image_resolution: int | None = None,
+    embed_dim: int | None = None,
+    drop_path: float = 0.0,
+) -> VisionTower:
+    """Build a tower of any model that timm has, pooled as timm pools it.
+
+    weights: a state dict with timm's names, or one of a checkpoint with such a tower (`visual.*`); "random"; or None
+    for those timm publishes. image_resolution: side of the images in pixels; None for timm's own. Position embeddings
+    are resampled to it. Returns the tower in float32, training mode; raises `AdapterError` (or `WeightsError`).
+    """
+    trunk = _timm_trunk(architecture, drop_path, pretrained=weights is None)
+    own = trunk.pretrained_cfg["input_size"][-1]
+    state = dict(weights) if isinstance(weights, Mapping) else {}
+    ours = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+    if ours:
+        stored = int(ours.get("image_resolution", own))
+        _set_resolution(trunk, stored)
+        state = {key.removeprefix("trunk."): value for key, value in ours.items() if key.startswith("trunk.")}
+    if state:
+        wanted = {key: value.shape for key, value in trunk.state_dict().items()}
+        found = {key: value.float() for key, value in state.items() if key in wanted or not _is_classifier(trunk, key)}
+        differences = weight_files.differences(found, wanted)
+        if differences:
+            raise WeightsError(f"{differences}; name weights of timm's {architecture}")
+        trunk.load_state_dict(found, strict=True)
+    resolution = image_resolution or own
+    _set_resolution(trunk, resolution)
+    tower = VisionTower(trunk, image_resolution=resolution, embed_dim=embed_dim, architecture=architecture)
+    _load_projection(tower, ours.get("head.proj.weight"), "the checkpoint")
+    return tower
+
+
+def _timm_trunk(architecture: str, drop_path: float, pretrained: bool) -> nn.Module:
+    if not timm.is_model(architecture.split(".")[0]):
+        near = ", ".join(timm.list_models(f"*{architecture[:12]}*")[:8])
+        raise AdapterError(f"timm has no model {architecture!r}{f' (it has {near}, ...)' if near else ''}; choose one")
+    options = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        return timm.create_model(architecture, pretrained=pretrained, num_classes=0, **options)
+    except (OSError, RuntimeError, HfHubHTTPError) as error:
+        raise WeightsError(
+            f"timm's {architecture} cannot be had ({weight_files.first_sentence(error)}); fetch its model.safetensors "
+            f"elsewhere and name it with --vision_weights FILE, or take --vision_weights random"
+        ) from error
+    except TypeError as error:
+        raise AdapterError(f"timm's {architecture} takes no drop_path; leave --drop_path out") from error
+
+
+def _is_classifier(trunk: nn.Module, key: str) -> bool:
+    """Whether a tensor belongs to the classifier that the published model has and a tower has not."""
+    return key.startswith(tuple(f"{name}." for name in _names(trunk.pretrained_cfg.get("classifier"))))
+
+
+def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _set_resolution(trunk: nn.Module, resolution: int) -> None:
+    patch = _patch_size(trunk)
+    if hasattr(trunk, "set_input_size") and resolution > 0 and resolution % patch == 0:
+        trunk.set_input_size(img_size=resolution)
+
+
 def tower_from_state_dict(state_dict: Mapping[str, torch.Tensor]) -> VisionTower:
     """Build the tower a state dict (`trunk.*`, `head.proj.weight`, `image_resolution`) describes; load it strictly.
 
-    The size is found from the shapes. Raises `WeightsError` where no size fits.
+    Its `architecture` names the timm model; without one it is a DINOv3, whose size is found from the shapes. Raises
+    `WeightsError` where there is no such model, or the tensors are not its.
     """
-    trunk = {key.removeprefix("trunk."): value for key, value in state_dict.items() if key.startswith("trunk.")}
-    name = weight_files.name_of(trunk)
     if "image_resolution" not in state_dict:
         raise WeightsError("the state dict lacks image_resolution; it was not written by this tower")
-    projection = state_dict.get("head.proj.weight")
-    tower = VisionTower(
-        find_size(name),
-        image_resolution=int(state_dict["image_resolution"]),
-        embed_dim=None if projection is None else len(projection),
-    )
+    resolution, projection = int(state_dict["image_resolution"]), state_dict.get("head.proj.weight")
+    embed_dim = None if projection is None else len(projection)
+    if "architecture" in state_dict:
+        name = bytes(state_dict["architecture"].tolist()).decode()
+        tower = build_timm_tower(name, "random", image_resolution=resolution, embed_dim=embed_dim)
+    else:
+        trunk = {key.removeprefix("trunk."): value for key, value in state_dict.items() if key.startswith("trunk.")}
+        size = find_size(weight_files.name_of(trunk))
+        tower = VisionTower(build_trunk(size), image_resolution=resolution, embed_dim=embed_dim)
     tower.load_state_dict(state_dict, strict=True)
     return tower

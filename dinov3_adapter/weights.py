@@ -62,13 +62,13 @@ def _fit(state: convert.State, name: str, source: Path | str) -> tuple[convert.S
     wanted = trunk_shapes(find_size(name))
     dropped, problems = convert.drop_unused(trunk, wanted)
     filled = convert.fill_biases(trunk, wanted)
-    differences = _differences(trunk, wanted)
-    if differences:
+    problem = differences(trunk, wanted)
+    if problem:
         other = next((other for other in SIZES if other != name and _fits(converted, other)), None)
         raise WeightsError(
             f"its weights are those of {other}; use --vision {other}"
             if other
-            else f"{differences}; name the weights of this size, or fetch the file again"
+            else f"{problem}; name the weights of this size, or fetch the file again"
         )
     if problems:
         raise WeightsError(f"{_some(problems)}; name a file of the published weights")
@@ -109,10 +109,11 @@ def _fits(trunk: Mapping[str, torch.Tensor], name: str) -> bool:
     trunk = dict(trunk)
     _, problems = convert.drop_unused(trunk, wanted)
     convert.fill_biases(trunk, wanted)
-    return not problems and not _differences(trunk, wanted)
+    return not problems and not differences(trunk, wanted)
 
 
-def _differences(trunk: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> str:
+def differences(trunk: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> str:
+    """How the tensors of a trunk differ from those wanted, in words; "" where they do not."""
     missing = [f"{key} {tuple(shape)}" for key, shape in wanted.items() if key not in trunk]
     unknown = [f"{key} {tuple(value.shape)}" for key, value in trunk.items() if key not in wanted]
     reshaped = [
@@ -164,7 +165,7 @@ def read_tensors(path: Path) -> convert.State:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise WeightsError(
-            f"{path} cannot be read as weights ({_first_sentence(error)}); it may be cut off: fetch "
+            f"{path} cannot be read as weights ({first_sentence(error)}); it may be cut off: fetch "
             f"it again, or name a .pth, .pt or .safetensors file"
         ) from error
     for wrapper in _WRAPPERS:
@@ -267,7 +268,7 @@ def _fetch(repository: str, revision: str | None, file: str) -> Path:
 
 
 def _how_to_get(repository: str, name: str, error: Exception) -> str:
-    why = "access is not granted yet" if isinstance(error, GatedRepoError) else _first_sentence(error)
+    why = "access is not granted yet" if isinstance(error, GatedRepoError) else first_sentence(error)
     meta_file = f" (or {SIZES[name].meta_file} from Meta)" if SIZES[name].meta_file else ""
     return (
         f"{repository}, the weights for --vision {name}, is no file or folder here and could not be downloaded "
@@ -278,7 +279,8 @@ def _how_to_get(repository: str, name: str, error: Exception) -> str:
     )
 
 
-def _first_sentence(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
+    """The first sentence of what a library says, at most 160 characters."""
     text = " ".join(str(error).split())
     return re.split(r"(?<=[a-z])\. |: https?://", text)[0][:160] or type(error).__name__
 

@@ -1,5 +1,6 @@
 """Several processes are one: the same loss and gradient, the same run, and one message when a rank dies."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -20,8 +21,8 @@ from chexzero.model import CLIP
 from chexzero.train import pair_loss
 from chexzero.training import distributed
 from chexzero.training.config import TrainConfig
-from chexzero.training.loss import ContrastiveLoss
-from chexzero.training.step import bare, for_training
+from chexzero.training.loss import LOSSES
+from chexzero.training.step import bare, begin_logits, for_training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,22 +32,24 @@ def corpus(tmp_path_factory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"), train=40)
 
 
-CASES = [(chunks, equal_text) for chunks in (1, 2) for equal_text in ("negative", "positive")]
+CASES = list(itertools.product((1, 2), ("negative", "positive"), ("clip", "siglip")))
 
 
 def gradients_of_rank(environment: dict[str, str], out: Path) -> None:
     """Loss and gradient of this rank's part of one batch, under DistributedDataParallel, for all cases."""
     os.environ |= environment
     device, found = distributed.start(), []
-    for chunks, equal_text in CASES:
+    for chunks, equal_text, loss_name in CASES:
         torch.manual_seed(3)
         clip = CLIP(16, 32, 2, 64, 16, 20, 200, 64, 1, 2)
         images = torch.randint(0, 256, (8, 48, 48), dtype=torch.uint8)
         texts = torch.randint(1, 199, (8, 20))
         texts[:, 12:], texts[:, 11] = 0, 199
         texts[6] = texts[1]  # one text on both ranks
-        model = for_training(clip, device, TrainConfig(grad_accum=chunks))
-        criterion = ContrastiveLoss(equal_text)
+        config = TrainConfig(grad_accum=chunks, loss=loss_name)
+        begin_logits(clip, config)
+        model = for_training(clip, device, config)
+        criterion = LOSSES[loss_name].criterion(equal_text)
         share = 8 // distributed.world_size()
         mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
         for _ in range(2):  # twice: DistributedDataParallel arranges its buckets anew after the first

@@ -28,6 +28,7 @@ from chexzero.models.checkpoints import load_model, read_state_dict
 from chexzero.models.key_names import from_hf_clip, to_hf_clip
 from chexzero.models.towers import TEXT_SIZES, TextSize, create_model
 from chexzero.runs.run_folder import RunFolder
+from dinov3_adapter import build_timm_tower, build_vision_tower
 
 TEXTS = ["pleural effusion", "No acute cardiopulmonary process.", "a 3.5 cm mass; rib fracture?"]
 
@@ -49,14 +50,16 @@ model = open_clip.create_model("local-dir:" + folder).eval()
 tokens = open_clip.get_tokenizer("local-dir:" + folder)(texts)
 with torch.no_grad():
     image = model.encode_image(torch.from_numpy(data["prepared"]), normalize=True)
-    logits = (model.logit_scale.exp() * image @ model.encode_text(tokens, normalize=True).T).numpy()
+    logits = model.logit_scale.exp() * image @ model.encode_text(tokens, normalize=True).T
+    logits = (logits + (0 if model.logit_bias is None else model.logit_bias)).numpy()
 """,
     "onnx": """
 import onnxruntime
 def tower(name, **inputs):
     return onnxruntime.InferenceSession(f"{folder}/{name}.onnx").run(None, inputs)[0]
-scale = json.load(open(folder + "/clip.json"))["logit_scale"]
-logits = scale * tower("vision", images=data["images"].astype(np.float32)) @ tower("text", tokens=data["tokens"]).T
+about = json.load(open(folder + "/clip.json"))
+cosines = tower("vision", images=data["images"].astype(np.float32)) @ tower("text", tokens=data["tokens"]).T
+logits = about["logit_scale"] * cosines + about["logit_bias"]
 """,
 }
 HEAD = "import json, sys, numpy as np, torch\nfolder, data, texts = sys.argv[1], np.load(sys.argv[2]), sys.argv[4:]\n"
@@ -66,10 +69,11 @@ TAIL = "\nassert 'chexzero' not in sys.modules\nnp.save(sys.argv[3], logits)\n"
 def small_model(kind: str, size: str = "dinov3_tiny") -> CLIP:
     torch.manual_seed(0)
     text = dict(context_length=77, vocab_size=49408, transformer_width=128, transformer_heads=2, transformer_layers=2)
-    if kind == "vit":
-        return CLIP(64, 224, 2, 128, 32, **text).eval()
-    from dinov3_adapter import build_vision_tower
-
+    if kind in ("vit", "siglip"):
+        return CLIP(64, 224, 2, 128, 32, **text, logit_bias=-9.5 if kind == "siglip" else None).eval()
+    if kind == "timm":
+        tower = build_timm_tower("vit_tiny_patch16_224", "random", embed_dim=64)
+        return CLIP(64, 224, 0, 0, None, **text, visual=tower).eval()
     tower = build_vision_tower(size, "random", image_resolution=96, embed_dim=64)
     for name, parameter in tower.named_parameters():
         if "bias" in name:  # biases begin at zero, where a mistake would not show
@@ -78,7 +82,15 @@ def small_model(kind: str, size: str = "dinov3_tiny") -> CLIP:
 
 
 @pytest.mark.timeout(900)  # a process of its own that imports a second library
-@pytest.mark.parametrize("kind, target", [*itertools.product(["vit", "dinov3"], LOADERS), ("narrow", "open_clip")])
+@pytest.mark.parametrize(
+    "kind, target",
+    [
+        *itertools.product(["vit", "dinov3"], LOADERS),
+        ("timm", "open_clip"),
+        ("siglip", "open_clip"),
+        ("siglip", "onnx"),
+    ],
+)
 def test_another_library_gives_our_logits(tmp_path, kind, target):
     if target == "onnx":
         pytest.importorskip("onnxruntime")
@@ -115,13 +127,12 @@ def test_another_library_gives_our_logits(tmp_path, kind, target):
     assert float(done.stdout.split("edema:")[1]) == pytest.approx(
         ChestCLIP(model).probabilities([tmp_path / "chest.png"], ["Edema"]).item(), abs=1e-5
     )
-    ours, again = model.state_dict(), read_state_dict(tmp_path / "out")
-    assert ours.keys() == again.keys()
-    same = torch.allclose if kind == "narrow" else torch.equal  # weights divided by three and multiplied again
-    assert all(same(ours[key], again[key]) for key in ours)
+    if target != "onnx":
+        ours, again = model.state_dict(), read_state_dict(tmp_path / "out")
+        assert ours.keys() == again.keys() and all(torch.equal(ours[key], again[key]) for key in ours)
 
 
-@pytest.mark.parametrize("target", ["hf", "open_clip"])
+@pytest.mark.parametrize("target", ["hf"])
 def test_training_goes_on_from_an_export(tmp_path, monkeypatch, target):
     monkeypatch.setitem(TEXT_SIZES, "small", TextSize(width=128, heads=2, layers=2, weights="random"))
     model = small_model("dinov3")
@@ -188,10 +199,12 @@ def test_what_a_target_cannot_carry_is_refused(tmp_path, monkeypatch):
     for target in ("hf", "open_clip"):
         with pytest.raises(UserError, match="onnx"):
             export(resnet, target, tmp_path / target)
-    odd = small_model("dinov3")
-    odd.visual.trunk.blocks[0].mlp.fc1 = torch.nn.Linear(64, 8)
-    with pytest.raises(UserError, match="--to hf"):
-        export(odd, "open_clip", tmp_path / "odd")
+    with pytest.raises(UserError, match="none has this tower's shapes; .*--to hf"):
+        export(small_model("dinov3"), "open_clip", tmp_path / "narrow")  # timm has no name for the demo's tower
+    with pytest.raises(UserError, match="another model of timm.*--to onnx"):
+        export(small_model("timm"), "hf", tmp_path / "timm")
+    with pytest.raises(UserError, match="no bias on the logits"):
+        export(small_model("siglip"), "hf", tmp_path / "siglip")
     pytest.importorskip("onnxscript")
     monkeypatch.setattr("chexzero.export.write.LARGEST_ONNX", 10_000)
     with pytest.raises(UserError, match="--to hf"):
@@ -249,19 +262,6 @@ def test_the_card_says_what_is_on_record_and_what_is_not(tmp_path, monkeypatch):
 def test_a_run_without_a_selection_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="run_train.py"):
         main(["--run", str(tmp_path), "--to", "hf", str(tmp_path / "out")])
-
-
-def test_missing_depth_is_filled_with_blocks_that_do_nothing(tmp_path):
-    """A tower that is shallower than timm's of its width is carried all the same, with the same features."""
-    import open_clip
-
-    model = small_model("dinov3", "dinov3_vits")
-    model.visual.trunk.blocks = model.visual.trunk.blocks[:2]
-    export(model, "open_clip", tmp_path / "out")
-    theirs = open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
-    pixels = prepare(torch.rand(2, 320, 320) * 255, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(theirs.encode_image(pixels), model.encode_image(pixels), rtol=1e-4, atol=1e-5)
 
 
 def test_a_poisoned_run_writes_no_markup_no_code_and_no_folder(tmp_path, monkeypatch):

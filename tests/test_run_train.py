@@ -326,6 +326,24 @@ def test_labels_with_one_class_are_left_out_and_named(tmp_path, caplog):
     assert (selection["step"], selection["metric"], selection["value"]) == (2, None, None)
 
 
+def test_the_sigmoid_loss_trains_its_bias_and_goes_on(corpus):
+    def run(name, steps):
+        more = ["--loss", "siglip", "--val_interval", 3, "--val_pairs", 6, "--log_interval", 1, "--resume", "auto"]
+        train(*flags(corpus, name, "--max_steps", steps, "--lr", 0.01, *more))
+        return corpus / "runs" / name
+
+    whole = run("siglip", 6)
+    run("siglip_halved", 3)
+    halved = run("siglip_halved", 6)
+    one, other = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, halved))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert torch.load(whole / "checkpoint_0.pt", weights_only=True)["logit_bias"] == -10
+    assert -10 < float(one["logit_bias"]) < -9.9 or float(one["logit_bias"]) < -10
+    assert float(load_model(whole / "checkpoint.pt").logit_bias) == float(one["logit_bias"])
+    losses = pd.read_csv(whole / "metrics.csv")["val_loss"]
+    assert losses[0] > 8 and losses.iloc[-1] < losses[0]  # each pair begins ten away from matching
+
+
 # --- what goes wrong ---
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from open_clip.loss import SigLipLoss
 from torch import nn
 from torch.nn import functional
 
@@ -14,8 +15,8 @@ from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
 from chexzero.train import pair_loss, train_batch
 from chexzero.training.config import TrainConfig
-from chexzero.training.loss import ContrastiveLoss, equal_pairs, text_codes
-from chexzero.training.step import Towers, Updates, bare, lr_factor
+from chexzero.training.loss import LOSSES, ContrastiveLoss, SigmoidLoss, equal_pairs, text_codes
+from chexzero.training.step import Towers, Updates, bare, begin_logits, lr_factor
 
 DEFAULTS = TrainConfig()
 
@@ -122,6 +123,33 @@ def test_equal_texts_as_positives(clip, batch):
     same = loss_of(model, images, texts[:1].repeat(6, 1), criterion)  # no negative: nothing to learn
     same.backward()
     assert same.item() == 0 and all(p.grad.isfinite().all() for p in clip.parameters())
+
+
+def test_the_sigmoid_loss_is_open_clips_in_any_number_of_parts(clip, batch):
+    images, texts = batch
+    begin_logits(clip, replace(DEFAULTS, loss="siglip"))
+    assert float(clip.logit_bias) == -10 and float(clip.logit_scale.exp()) == pytest.approx(10)
+    features = Towers(clip).encode(images, texts)
+    theirs = SigLipLoss()(*features, clip.logit_scale.exp(), clip.logit_bias)
+    wanted = gradients(clip, theirs)
+    for chunks in (1, 3):
+        loss = loss_of(Towers(clip, chunks=chunks), images, texts, LOSSES["siglip"].criterion())
+        assert loss.item() == pytest.approx(theirs.item(), abs=1e-6)
+        for name, gradient in gradients(clip, loss).items():
+            assert (gradient - wanted[name]).abs().max() <= 1e-5 * max(1, wanted[name].abs().max()), name
+    trained = nn.Parameter(torch.tensor(-3.0))
+    clip.logit_bias = trained
+    begin_logits(clip, replace(DEFAULTS, loss="siglip"))
+    assert clip.logit_bias is trained  # weights that were trained with this loss keep theirs
+
+
+def test_equal_texts_are_positives_of_the_sigmoid_loss():
+    logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
+    equal = torch.tensor([[True, True], [True, True]])
+    by_hand = sum(math.log1p(math.exp(-z)) for z in logits.flatten().tolist()) / 2
+    assert SigmoidLoss("positive")(logits, equal).item() == pytest.approx(by_hand)
+    own = math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log1p(math.exp(0.5)) + math.log1p(math.exp(-3))
+    assert SigmoidLoss()(logits, torch.arange(2)).item() == pytest.approx(own / 2)
 
 
 def test_equal_shares_of_one_softmax_would_be_upstreams_loss(clip, batch):

@@ -4,6 +4,7 @@ CLIP trains only the pooled feature, so a patch's cosine is a hint at what the m
 """
 
 import torch
+from torch import nn
 from torch.nn.functional import normalize
 
 
@@ -14,18 +15,35 @@ def patch_features(model, images: torch.Tensor) -> torch.Tensor:
     Every patch goes through the norm and the projection that the pooled token goes through.
     """
     visual = model.visual
-    if hasattr(visual, "trunk"):  # a DINOv3 tower
-        tokens = visual.trunk.forward_features(images)[:, visual.trunk.num_prefix_tokens :]
-        projected = visual.head.proj(tokens)
-    else:  # open_clip's VisionTransformer gives the patches after its last norm when asked
-        visual.output_tokens = True
-        try:
-            tokens = visual(images)[1]
-        finally:
-            visual.output_tokens = False
-        projected = tokens @ visual.proj
+    if hasattr(visual, "trunk"):  # a tower of timm
+        return normalize(
+            visual.head(_pooled_alone(visual.trunk, visual.trunk.forward_features(images))).float(), dim=-1
+        )
+    # open_clip's VisionTransformer gives the patches after its last norm when asked
+    visual.output_tokens = True
+    try:
+        tokens = visual(images)[1]
+    finally:
+        visual.output_tokens = False
+    projected = tokens @ visual.proj
     side = round(projected.shape[1] ** 0.5)
     return normalize(projected.float(), dim=-1).unflatten(1, (side, side))
+
+
+def _pooled_alone(trunk: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """The trunk's pooling of each place as if the image had no other: its last features -> (B, h, w, width)."""
+    if features.ndim == 4:  # a convolutional network, (B, C, h, w)
+        batch, _, height, width = features.shape
+        places = features.permute(0, 2, 3, 1).reshape(batch * height * width, -1, 1, 1)
+    else:
+        prefix = trunk.num_prefix_tokens
+        patches = features[:, prefix:]
+        batch, height = len(patches), round(patches.shape[1] ** 0.5)
+        width = patches.shape[1] // height
+        places = patches.reshape(batch * height * width, 1, -1)
+        if trunk.global_pool.startswith("avg"):  # which leaves the prefix out again
+            places = torch.cat([places.expand(-1, prefix, -1), places], dim=1)
+    return trunk.forward_head(places, pre_logits=True).reshape(batch, height, width, -1)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from chexzero.common.folders import is_unfinished
 from chexzero.common.formats import read_build
 from chexzero.common.labels import LABELS
 from chexzero.common.markup import escape_markdown, without_folders
+from chexzero.export.write import is_dinov3
 from chexzero.imaging.normalise import MEAN, STD
 from chexzero.model import CLIP
 from chexzero.runs.run_folder import RunFolder, is_number
@@ -61,7 +62,7 @@ def model_card(
     settings = {name: value for name, value in run.settings.items() if name not in NOT_THE_MODEL and value is not None}
     if not full_paths:
         settings, folder = without_folders(settings), Path(folder.name)
-    dinov3, metrics = hasattr(model.visual, "trunk"), _metrics(results, checkpoint)
+    dinov3, metrics = is_dinov3(model), _metrics(results, checkpoint)
     cases = "the first frontal view of a study" if metrics.get("level") == "image" else "a study with all its views"
     return environment.get_template("model_card.md").render(
         name=run.path.resolve().name,

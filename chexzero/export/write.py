@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,13 +20,15 @@ from chexzero.common.errors import UserError, refusal
 from chexzero.imaging.normalise import MEAN, STD, prepare
 from chexzero.model import CLIP, HEAD_WIDTH, count_blocks
 from chexzero.models import key_names
-from chexzero.models.other_libraries import ONNX_ABOUT
 from chexzero.simple_tokenizer import default_tokenizer
 
 log = logging.getLogger(__name__)
 
 STORED_SIZE = 320  # side of the images that data_prep stores
 OPSET = 18
+ONNX_ABOUT = "clip.json"
+#: Tensors of a tower that only this project's loader reads.
+OURS_ALONE = ("image_resolution", "architecture")
 LARGEST_ONNX = 2**31 - 2**24  # bytes of weights; protobuf ends at 2 GiB
 
 
@@ -33,6 +36,11 @@ def to_hf(model: CLIP, folder: Path) -> str:
     """Write a transformers folder; returns the sentence that says how to load it."""
     import transformers
 
+    if model.logit_bias is not None:
+        raise UserError(
+            "transformers' CLIP classes have no bias on the logits, which --loss siglip trains; export it with "
+            "`--to open_clip` or `--to onnx`"
+        )
     text = {key: value for key, value in model.state_dict().items() if not key.startswith("visual.")}
     text_config = transformers.CLIPTextConfig(
         vocab_size=model.vocab_size,
@@ -152,12 +160,11 @@ def to_open_clip(model: CLIP, folder: Path) -> str:
 
     width = len(model.ln_final.weight)
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    if is_dinov3(model):
-        state.pop("visual.image_resolution")
-        vision, times = _open_clip_dinov3(state, model.image_resolution)
+    if hasattr(model.visual, "trunk"):
+        vision = _open_clip_trunk(model)
+        state = {key: value for key, value in state.items() if key.removeprefix("visual.") not in OURS_ALONE}
     else:
         require_vision_transformer(model, "open_clip")
-        times = 1
         weight = state["visual.conv1.weight"]
         vision = dict(
             image_size=model.image_resolution,
@@ -186,49 +193,40 @@ def to_open_clip(model: CLIP, folder: Path) -> str:
             "fill_color": 0,
             "size": [model.image_resolution] * 2,
         },
-        key_names.REPEATED: times,
     }
+    if model.logit_bias is not None:
+        config["model_cfg"]["init_logit_bias"] = model.logit_bias.item()
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1))
     save_file(state, folder / "open_clip_model.safetensors")
     return f'open_clip.create_model("local-dir:{folder}")'
 
 
-def _open_clip_dinov3(state: dict[str, torch.Tensor], image_resolution: int) -> tuple[dict, int]:
-    """Find the timm architecture that open_clip can build by name, and fill `state` up to its width and depth.
-
-    Where timm's architecture is larger (the tower for demos is narrower and shallower), the function stays the same:
-    every channel and head is repeated, which leaves the layer norms' means and deviations as they are, and each
-    matrix takes the mean of the repeated ones; missing blocks get a layer scale of zero and so add nothing. Heads are
-    64 wide in all of them. Returns open_clip's settings and how often the channels are repeated.
-    """
-    import timm
+def _open_clip_trunk(model: CLIP) -> dict[str, Any]:
+    """Settings with which open_clip builds the model's timm tower, sure that all its tensors have the same shapes."""
+    from open_clip.timm_model import TimmModel
 
     from dinov3_adapter import SIZES
 
-    ours = {key: value for key, value in state.items() if key.startswith("visual.trunk.")}
-    width = ours["visual.trunk.norm.weight"].numel()
-    for architecture in dict.fromkeys(size.architecture for size in SIZES.values()):
+    visual = model.visual
+    names, pool = list(dict.fromkeys(size.architecture for size in SIZES.values())), "token"
+    if not is_dinov3(model):
+        names, pool = [bytes(visual.architecture.tolist()).decode()], ""
+    shapes = {key: value.shape for key, value in visual.state_dict().items() if key not in OURS_ALONE}
+    for name in names:
         with torch.device("meta"):
-            trunk = timm.create_model(architecture, num_classes=0)
-        wanted = {f"visual.trunk.{key}": value.shape for key, value in trunk.state_dict().items()}
-        times = trunk.embed_dim // width
-        missing = [key for key in wanted if key not in ours]
-        fits = all(key_names.widen(key, value, times).shape == wanted.get(key) for key, value in ours.items())
-        if fits and all(".blocks." in key for key in missing):
-            for key in (*ours, "visual.head.proj.weight"):
-                state[key] = key_names.widen(key, state[key], times)
-            state.update({key: torch.zeros(wanted[key]) for key in missing})
+            theirs = TimmModel(name, model.text_projection.shape[1], pool=pool)
+        if {key: value.shape for key, value in theirs.state_dict().items()} == shapes:
             return dict(
-                image_size=image_resolution,
-                timm_model_name=architecture,
+                image_size=model.image_resolution,
+                timm_model_name=name,
                 timm_model_pretrained=False,
-                timm_pool="token",
+                timm_pool=pool,
                 timm_proj="linear",
                 timm_proj_bias=False,
-            ), times
+            )
     raise UserError(
-        "open_clip builds vision towers by timm's registered names and none has this tower's shapes; "
-        "export with `--to hf` or `--to onnx`, which carry any DINOv3 tower"
+        "open_clip builds vision towers by timm's registered names, at timm's resolution, and none has this tower's "
+        f"shapes; export it with `--to onnx`{' or `--to hf`' if is_dinov3(model) else ''}"
     )
 
 
@@ -289,7 +287,7 @@ def to_onnx(model: CLIP, folder: Path) -> str:
             input_names=[given],
             output_names=[result],
             external_data=False,
-            optimize=False,  # onnxruntime optimises; here the weights keep their names
+            optimize=False,  # onnxruntime optimises
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
         for part in (program.model.graph, *program.model.graph.all_nodes()):
@@ -301,13 +299,13 @@ def to_onnx(model: CLIP, folder: Path) -> str:
     tokenizer.save(str(folder / "tokenizer.json"))
     about = {
         "logit_scale": model.logit_scale.exp().item(),
-        "log_logit_scale": model.logit_scale.item(),
+        "logit_bias": 0.0 if model.logit_bias is None else model.logit_bias.item(),
         "context_length": model.context_length,
         "image_resolution": model.image_resolution,
         "images": f"float32 (batch, {STORED_SIZE}, {STORED_SIZE}), grey, 0..255, as data_prep stores them",
         "tokens": f"int64 (batch, {model.context_length}), CLIP's byte-pair tokens padded with 0, which "
         "tokenizers.Tokenizer.from_file('tokenizer.json') gives",
-        "logits": "logit_scale * image_features @ text_features.T",
+        "logits": "logit_scale * image_features @ text_features.T + logit_bias",
     }
     (folder / ONNX_ABOUT).write_text(json.dumps(about, indent=1))
     return f'onnxruntime.InferenceSession("{folder}/vision.onnx") and the same of text.onnx (see {folder}/clip.json)'
@@ -317,16 +315,16 @@ WRITERS: dict[str, Callable[[CLIP, Path], str]] = {"hf": to_hf, "open_clip": to_
 
 
 def is_dinov3(model: CLIP) -> bool:
-    """Whether the vision tower is a DINOv3 of ours."""
-    return hasattr(model.visual, "trunk")
+    """Whether the vision tower is a DINOv3."""
+    return hasattr(model.visual, "trunk") and not hasattr(model.visual, "architecture")
 
 
 def require_vision_transformer(model: CLIP, target: str) -> None:
     """`UserError` for a tower the target's classes lack (OpenAI's ResNets)."""
     if not hasattr(model.visual, "conv1") or not hasattr(model.visual, "class_embedding"):
         raise UserError(
-            f"`--to {target}` has no place for this vision tower (a CLIP ResNet); export it with "
-            f"`--to onnx`, or train with `--vision vit_b_32` or a DINOv3"
+            f"`--to {target}` has no place for this vision tower (a CLIP ResNet or another model of timm); export "
+            f"it with `--to onnx`, or train with `--vision vit_b_32` or a DINOv3"
         )
 
 

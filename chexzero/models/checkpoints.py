@@ -67,6 +67,8 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> C
 def describe(state: Mapping[str, torch.Tensor]) -> str:
     """Say in a few words which model a state dict belongs to."""
     text = "with CLIP's text tower" if "text_projection" in state else "without a text tower"
+    if "visual.architecture" in state:
+        return f"a model with timm's {bytes(state['visual.architecture'].tolist()).decode(errors='replace')} {text}"
     if any(key.startswith("visual.trunk.") for key in state):
         blocks, width = count_blocks(state, "visual.trunk.blocks."), _length(state, "visual.trunk.cls_token", -1)
         return f"a DINOv3 model ({blocks} blocks, width {width}) {text}"

@@ -10,9 +10,6 @@ import torch
 
 State = dict[str, torch.Tensor]
 
-#: In an exported open_clip_config.json: how often `widen` repeated the vision tower's channels.
-REPEATED = "channels_repeated"
-
 #: Part of a transformer block here -> there; the fused `in_proj` is handled apart.
 BLOCK = {
     "attn.out_proj": "self_attn.out_proj",
@@ -93,30 +90,3 @@ def from_hf_clip(state: State) -> State:
         elif not (block or name.endswith("position_ids")):
             raise KeyError(f"{name} is no tensor of a CLIPModel")
     return result
-
-
-def widen(key: str, value: torch.Tensor, times: int) -> torch.Tensor:
-    """A weight of a tower (`visual.*`) for one whose channels are its own, `times` over; the function is the same."""
-    if key.endswith("qkv.weight"):
-        return torch.cat([part.repeat(times, times) / times for part in value.chunk(3)])
-    if key.endswith("patch_embed.proj.weight"):
-        return value.repeat(times, 1, 1, 1)
-    if key.endswith("head.proj.weight"):
-        return value.repeat(1, times) / times
-    if value.ndim == 2:
-        return value.repeat(times, times) / times
-    return value.repeat(*[1] * (value.ndim - 1), times)
-
-
-def narrow(key: str, value: torch.Tensor, times: int) -> torch.Tensor:
-    """What `widen` was given (to rounding)."""
-    rows, columns = len(value) // times, value.shape[-1] // times
-    if key.endswith("qkv.weight"):
-        return torch.cat([part[: rows // 3, :columns] * times for part in value.chunk(3)])
-    if key.endswith("patch_embed.proj.weight"):
-        return value[:rows]
-    if key.endswith("head.proj.weight"):
-        return value[:, :columns] * times
-    if value.ndim == 2:
-        return value[:rows, :columns] * times
-    return value[..., :columns]

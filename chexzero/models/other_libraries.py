@@ -2,27 +2,26 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json
 from chexzero.model import HEAD_WIDTH
-from chexzero.models.key_names import REPEATED, State, from_hf_clip, narrow
+from chexzero.models.key_names import State, from_hf_clip
 
 REMEDY = (
-    "name a folder of transformers (CLIPModel, VisionTextDualEncoderModel), of open_clip or of an ONNX "
-    "export, or a checkpoint file; a run's folder goes with --run"
+    "name a folder of transformers (CLIPModel, VisionTextDualEncoderModel) or of open_clip, or a checkpoint file; a "
+    "run's folder goes with --run"
 )
 
-OPEN_CLIP_CONFIG, HF_CONFIG, ONNX_ABOUT = "open_clip_config.json", "config.json", "clip.json"
-#: Ends of the names of a graph's constants that a model computes itself.
-COMPUTED = ("attn_mask", ".attn.k_bias", ".rope.periods")
+OPEN_CLIP_CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
 HF_KINDS = ("clip", "vision-text-dual-encoder")
 
 
 def is_model_folder(path: str | Path) -> bool:
-    """Whether a path is a folder that holds a whole CLIP of transformers or open_clip, or our ONNX export of one."""
+    """Whether a path is a folder that holds a whole CLIP of transformers or open_clip."""
     return _reader(Path(path)) is not None
 
 
@@ -30,7 +29,7 @@ def read_folder(folder: Path) -> State:
     """The state dict, under our names, of such a folder. Raises `UserError` for any other."""
     reader = _reader(folder)
     if reader is None:
-        raise UserError(f"{folder} holds no CLIP of transformers, open_clip or ONNX; {REMEDY}")
+        raise UserError(f"{folder} holds no CLIP of transformers or open_clip; {REMEDY}")
     try:
         return reader(folder)
     except UserError:
@@ -43,8 +42,6 @@ def read_folder(folder: Path) -> State:
 def _reader(folder: Path) -> Callable[[Path], State] | None:
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return _read_open_clip
-    if (folder / ONNX_ABOUT).is_file():
-        return _read_onnx
     return _read_hf if _hf_kind(folder) in HF_KINDS else None
 
 
@@ -70,8 +67,9 @@ def _heads(width: int) -> int:
 
 def _read_open_clip(folder: Path) -> State:
     settings = read_json(folder / OPEN_CLIP_CONFIG)
-    config, times = settings["model_cfg"], settings.get(REPEATED, 1)
+    config = settings["model_cfg"]
     vision, text = config["vision_cfg"], config["text_cfg"]
+    own_pool = "timm_pool" in vision and vision["timm_pool"] == "" and not _is_dinov3(vision)
     _require(
         folder,
         {
@@ -80,18 +78,20 @@ def _read_open_clip(folder: Path) -> State:
             "the width of a vision head": (vision.get("head_width", 64), HEAD_WIDTH),
             "no_causal_mask": (text.get("no_causal_mask", False), False),
             "pool_type": (vision.get("pool_type", "tok"), "tok"),
-            "timm_pool": (vision.get("timm_pool", "token"), "token"),
+            "timm_pool": (vision.get("timm_pool", "token"), "" if own_pool else "token"),
+            "the repetition of channels (a tower for demos)": (settings.get("channels_repeated", 1), 1),
         },
     )
     state = _open_clip_weights(folder)
-    if not any(key.startswith("visual.trunk.") for key in state):
-        return state
-    state = {
-        key: narrow(key, value, times) if times > 1 and key.startswith("visual.") else value
-        for key, value in state.items()
-        if not _in_empty_block(key, state)
-    }
-    return state | {"visual.image_resolution": torch.tensor(vision["image_size"])}
+    if any(key.startswith("visual.trunk.") for key in state):
+        state["visual.image_resolution"] = torch.tensor(vision["image_size"])
+        if own_pool:
+            state["visual.architecture"] = torch.tensor(list(vision["timm_model_name"].encode()), dtype=torch.uint8)
+    return state
+
+
+def _is_dinov3(vision: dict[str, Any]) -> bool:
+    return "dinov3" in vision.get("timm_model_name", "")
 
 
 def _open_clip_weights(folder: Path) -> State:
@@ -101,14 +101,6 @@ def _open_clip_weights(folder: Path) -> State:
 
         return load_file(safe)
     return torch.load(pickled, map_location="cpu", weights_only=True)
-
-
-def _in_empty_block(key: str, state: State) -> bool:
-    """Whether a key belongs to a block that the export added to fill timm's depth: its layer scales are zero."""
-    if not key.startswith("visual.trunk.blocks."):
-        return False
-    block = ".".join(key.split(".")[:4])
-    return not any(state[f"{block}.{scale}"].any() for scale in ("gamma_1", "gamma_2") if f"{block}.{scale}" in state)
 
 
 def _read_hf(folder: Path) -> State:
@@ -147,22 +139,4 @@ def _read_hf(folder: Path) -> State:
     state.update({f"visual.trunk.{key}": value for key, value in trunk.items()})
     state["visual.head.proj.weight"] = model.visual_projection.weight.detach()
     state["visual.image_resolution"] = torch.tensor(vision.image_size)
-    return state
-
-
-def _read_onnx(folder: Path) -> State:
-    try:
-        import onnx
-    except ImportError as error:
-        raise UserError(f"{folder} is an ONNX export; to read it, type `pip install onnx`") from error
-    state = {}
-    for name in ("vision.onnx", "text.onnx"):
-        for tensor in onnx.load(folder / name, load_external_data=False).graph.initializer:
-            key = tensor.name.removeprefix("model.")
-            if key != tensor.name and not key.endswith(COMPUTED):
-                state[key] = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-    about = read_json(folder / ONNX_ABOUT)
-    state["logit_scale"] = torch.tensor(about["log_logit_scale"])
-    if any(key.startswith("visual.trunk.") for key in state):
-        state["visual.image_resolution"] = torch.tensor(about["image_resolution"])
     return state

@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.model import resize_pos_embed
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from torch import nn
 
 import dinov3_adapter
 from chexzero.clip import weights_file
@@ -50,7 +52,8 @@ class TextSize:
 
 CLIP_VISION = {"vit_b_32": ClipVision("ViT-B/32", patch_size=32), "vit_b_16": ClipVision("ViT-B/16", patch_size=16)}
 VISION_CHOICES = [*CLIP_VISION, *dinov3_adapter.SIZES]
-TOWER_NAMES = ", ".join(VISION_CHOICES)
+TIMM_PREFIX = "timm:"
+TOWER_NAMES = ", ".join([*VISION_CHOICES, f"{TIMM_PREFIX}NAME for any model of timm"])
 TEXT_SIZES = {
     "chexzero": TextSize(width=512, heads=8, layers=12, weights=OPENAI),
     "tiny": TextSize(width=64, heads=1, layers=2, weights=RANDOM),
@@ -64,9 +67,9 @@ _TEXT_KEY = re.compile(r"transformer\.|token_embedding\.|positional_embedding$|l
 
 def vision_name(name: str) -> str:
     """Return `name` if it is a vision tower; else raise `UserError` with the names there are."""
-    if name not in VISION_CHOICES:
-        _lookup(CLIP_VISION, name, "vision tower")
-    return name
+    if name in VISION_CHOICES or name.startswith(TIMM_PREFIX):
+        return name
+    raise UserError(f"there is no vision tower {name!r}; choose one of {TOWER_NAMES}")
 
 
 def create_model(
@@ -84,7 +87,7 @@ def create_model(
 ) -> CLIP:
     """Put a model together: float32, on the CPU, in training mode.
 
-    vision: one of `VISION_CHOICES`. text_encoder: one of `TEXT_SIZES`.
+    vision: one of `VISION_CHOICES`, or "timm:" and the name of any model of timm. text_encoder: one of `TEXT_SIZES`.
     vision_weights, text_weights: a file or folder, a published name, "random", or None for what is published for
         the tower (OpenAI's CLIP, Meta's DINOv3; the tiny towers have nothing published and start at random). A
         vision tower that is asked to be random has by default a random text encoder beside it.
@@ -97,7 +100,9 @@ def create_model(
     """
     if random_init:
         vision_weights = text_weights = RANDOM
-    size = _lookup(TEXT_SIZES, text_encoder, "text encoder")
+    if text_encoder not in TEXT_SIZES:
+        raise UserError(f"there is no text encoder {text_encoder!r}; choose one of {', '.join(TEXT_SIZES)}")
+    size = TEXT_SIZES[text_encoder]
     text = dict(
         context_length=context_length,
         vocab_size=VOCABULARY_SIZE,
@@ -105,11 +110,13 @@ def create_model(
         transformer_heads=size.heads,
         transformer_layers=size.layers,
     )
-    if vision in dinov3_adapter.SIZES:
-        model = _dinov3_model(vision, vision_weights, embed_dim, image_resolution or DINOV3_RESOLUTION, drop_path, text)
+    vision_name(vision)
+    if vision not in CLIP_VISION:
+        visual = _tower(vision, vision_weights, embed_dim, image_resolution, drop_path)
+        model = CLIP(embed_dim, int(visual.image_resolution), 0, 0, None, **text, visual=visual)
         openai_name = CLIP_VISION["vit_b_32"].published
     else:
-        tower = _lookup(CLIP_VISION, vision, "vision tower")
+        tower = CLIP_VISION[vision]
         if drop_path:
             raise UserError(f"--drop_path is for the DINOv3 towers; leave it out with --vision {vision}")
         if random_init and vision == "vit_b_32":
@@ -131,36 +138,34 @@ def create_model(
         _load_text(model, state, text_weights, text_encoder)
         if together and "logit_scale" in state:
             model.logit_scale.data.copy_(state["logit_scale"])
+            if "logit_bias" in state:
+                model.logit_bias = nn.Parameter(state["logit_bias"].float())
     else:
         log.info("text encoder: random weights")
     model.set_grad_checkpointing(grad_checkpointing)
     return model
 
 
-def _lookup(table: Mapping, name: str, what: str):
-    if name not in table:
-        choices = VISION_CHOICES if table is CLIP_VISION else table
-        raise UserError(f"there is no {what} {name!r}; choose one of {', '.join(choices)}")
-    return table[name]
-
-
-def _dinov3_model(
-    name: str,
-    weights: str | os.PathLike | None,
-    embed_dim: int,
-    resolution: int,
-    drop_path: float,
-    text: dict[str, int],
-) -> CLIP:
+def _tower(
+    name: str, weights: str | os.PathLike | None, embed_dim: int, resolution: int | None, drop_path: float
+) -> dinov3_adapter.VisionTower:
+    """A tower of timm, DINOv3 or another."""
+    options: dict[str, Any] = {"embed_dim": embed_dim, "drop_path": drop_path}
+    is_timm, is_file = name.startswith(TIMM_PREFIX), weights is not None and Path(weights).exists()
     is_export = weights is not None and is_model_folder(weights)
-    tensors = read_state_dict(weights) if is_export else weights
+    tensors = read_state_dict(weights) if is_export or (is_timm and is_file) else weights
     try:
-        tower = dinov3_adapter.build_vision_tower(
-            name, tensors, image_resolution=resolution, embed_dim=embed_dim, drop_path=drop_path
+        if is_timm:
+            if isinstance(tensors, str | os.PathLike) and str(tensors) != RANDOM:
+                raise UserError(f"--vision_weights {weights} is no file; name one, or {RANDOM}")
+            return dinov3_adapter.build_timm_tower(
+                name.removeprefix(TIMM_PREFIX), tensors, image_resolution=resolution, **options
+            )
+        return dinov3_adapter.build_vision_tower(
+            name, tensors, image_resolution=resolution or DINOV3_RESOLUTION, **options
         )
     except dinov3_adapter.AdapterError as error:
-        raise UserError(f"{weights}: {error}" if is_export else str(error)) from error
-    return CLIP(embed_dim, resolution, 0, 0, None, **text, visual=tower)
+        raise UserError(f"{weights}: {error}" if is_export or (is_timm and is_file) else str(error)) from error
 
 
 def _clip_model(tower: ClipVision, embed_dim: int, resolution: int, text: dict[str, int]) -> CLIP:

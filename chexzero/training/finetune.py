@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
 from chexzero.common.errors import UserError
@@ -19,7 +20,10 @@ from chexzero.training.config import ALL, TrainConfig
 LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc\w+)"
 
 _BLOCK = re.compile(r"visual\.(?:trunk\.blocks|transformer\.resblocks)\.(\d+)\.")
-_FINAL_NORM = re.compile(r"visual\.(?:trunk\.norm|ln_post)\.")
+_EMBEDDING = re.compile(
+    r"visual\.(?:trunk\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)"
+    r"|class_embedding|positional_embedding|conv1|ln_pre)\b"
+)
 _PROJECTION = re.compile(r"visual\.(?:head\.proj\.weight|proj)$")
 
 log = logging.getLogger(__name__)
@@ -50,7 +54,7 @@ def _check(model: nn.Module, config: TrainConfig) -> None:
             raise UserError(f"--{flag} {rate:g} is no learning rate; give 0 or more")
     if not 0 < config.layer_decay <= 1:
         raise UserError(f"--layer_decay {config.layer_decay:g} is not in 0..1; give for instance 0.75, or 1 for none")
-    depth = _depth(model)
+    depth = max(_layers(model).values()) - 1
     if config.freeze_blocks != ALL and not 0 <= config.freeze_blocks <= depth:
         raise UserError(
             f"--freeze_blocks {config.freeze_blocks} does not fit a tower of {depth} blocks; give 0 to {depth}, or {ALL}"
@@ -61,8 +65,11 @@ def _check(model: nn.Module, config: TrainConfig) -> None:
         raise UserError(f"--freeze_steps {config.freeze_steps} is negative; give 0 or more")
     if config.lora_rank < 0:
         raise UserError(f"--lora_rank {config.lora_rank} is negative; give for instance 8, or 0 for none")
-    if config.lora_rank and not hasattr(model.visual, "trunk"):
-        raise UserError("--lora_rank is for the DINOv3 towers; choose one with --vision, or leave it out")
+    if config.lora_rank and not hasattr(getattr(model.visual, "trunk", None), "blocks"):
+        raise UserError(
+            "--lora_rank is for the DINOv3 towers and timm's vision transformers; choose one with --vision, or leave "
+            "it out"
+        )
 
 
 def _add_lora(trunk: nn.Module, rank: int, alpha: float) -> None:
@@ -71,8 +78,9 @@ def _add_lora(trunk: nn.Module, rank: int, alpha: float) -> None:
     except ImportError as error:
         raise UserError("--lora_rank needs the package peft; install it with `pip install peft`") from error
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS), trunk)
-    for block in trunk.blocks:  # else timm reads qkv.weight itself and passes the update by
-        block.attn.qkv_bias_separate = True
+    for block in trunk.blocks:  # else timm's DINOv3 reads qkv.weight itself and passes the update by
+        if hasattr(block.attn, "qkv_bias_separate"):
+            block.attn.qkv_bias_separate = True
 
 
 def merge_lora(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -96,22 +104,22 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
     With `--layer_decay` d, block i of n (from 0) learns at d ** (n - i) of the tower's rate, the embeddings at
     d ** (n + 1), the final norm at the rate itself. Parameters that never learn are left out.
     """
-    depth = _depth(model)
+    layers = _layers(model)
     groups: dict[float, list[nn.Parameter]] = {config.lr: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(_rate(name, depth, config), []).append(parameter)
+            groups.setdefault(_rate(name, layers, config), []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]
 
 
-def _rate(name: str, depth: int, config: TrainConfig) -> float:
+def _rate(name: str, layers: dict[str, int], config: TrainConfig) -> float:
     if name == "logit_scale":
         return config.lr
     if _PROJECTION.match(name):
         return _first(config.projection_lr, config.lr)
     if not name.startswith("visual."):
         return _first(config.text_lr, config.lr)
-    return _first(config.vision_lr, config.lr) * config.layer_decay ** (depth + 1 - _layer(name, depth))
+    return _first(config.vision_lr, config.lr) * config.layer_decay ** (max(layers.values()) - layers[name])
 
 
 def _first(rate: float | None, default: float) -> float:
@@ -132,21 +140,24 @@ def set_frozen(model: nn.Module, step: int, config: TrainConfig) -> None:
 
 def _frozen(model: nn.Module, blocks: int | str) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters of the embeddings and the first `blocks` blocks of the vision tower, or of all of the tower."""
-    depth = _depth(model)
-    last = depth + 1 if blocks == ALL else blocks
+    layers = _layers(model)
+    last = max(layers.values()) if blocks == ALL else int(blocks)
     for name, parameter in model.named_parameters():
-        is_tower = name.startswith("visual.") and not _PROJECTION.match(name)
-        if blocks and is_tower and _layer(name, depth) <= last:
+        if blocks and name in layers and layers[name] <= last:
             yield name, parameter
 
 
-def _layer(name: str, depth: int) -> int:
-    """0 for a tower's embeddings, i + 1 for its block i, depth + 1 for its final norm."""
-    block = _BLOCK.match(name)
-    if block:
-        return int(block[1]) + 1
-    return depth + 1 if _FINAL_NORM.match(name) else 0
+def _layers(model: nn.Module) -> dict[str, int]:
+    """The layer of each of the vision tower's parameters, the projection apart.
 
-
-def _depth(model: nn.Module) -> int:
-    return len({match[1] for name, _ in model.named_parameters() if (match := _BLOCK.match(name))})
+    0 for the embeddings, i + 1 for block i, and the number after the last block's for what follows the blocks. A
+    tower of timm without a single row of blocks (a convolutional network) is divided as timm divides it.
+    """
+    names = [name for name, _ in model.named_parameters() if name.startswith("visual.") and not _PROJECTION.match(name)]
+    trunk = getattr(model.visual, "trunk", None)
+    if trunk is not None and not hasattr(trunk, "blocks"):
+        numbers = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
+        return {name: numbers[name.removeprefix("visual.trunk.")] for name in names}
+    blocks = {name: int(match[1]) + 1 for name in names if (match := _BLOCK.match(name))}
+    after = max(blocks.values(), default=0) + 1
+    return {name: 0 if _EMBEDDING.match(name) else blocks.get(name, after) for name in names}
