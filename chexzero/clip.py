@@ -1,12 +1,11 @@
 """OpenAI CLIP's front door under upstream's names: published models by name, and the strict tokenizer."""
 
 import os
-import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from open_clip.pretrained import download_pretrained_from_url, get_pretrained_url
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
 from chexzero.common.errors import UserError
 from chexzero.model import CLIP
@@ -15,7 +14,7 @@ from chexzero.simple_tokenizer import END, START, default_tokenizer
 
 CONTEXT_LENGTH = 77
 
-#: Name of a published model -> its name in open_clip's table of addresses.
+#: Name of a published model -> open_clip's name of it.
 _MODELS = {
     "RN50": "RN50",
     "RN101": "RN101",
@@ -64,17 +63,25 @@ def trim_padding(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def weights_file(name: str, folder: str | os.PathLike | None = None) -> Path:
-    """Path of a published model's archive in `folder` (default `~/.cache/clip`), fetched and hash-checked."""
+    """Path of a published model's weights.
+
+    OpenAI's archive (`ViT-B-32.pt`) or `ViT-B-32.safetensors` in `folder` (default `~/.cache/clip`) is taken where it
+    is there; else the same weights come from the Hugging Face hub, through its cache.
+    """
     if name not in _MODELS:
         raise ClipError(f"the model {name!r} is not known; choose one of {', '.join(_MODELS)}, or name a file")
-    url = get_pretrained_url(_MODELS[name], "openai")
-    folder = Path(folder or Path.home() / ".cache" / "clip")
+    stem, folder = _MODELS[name], Path(folder or Path.home() / ".cache" / "clip")
+    own = next((path for ending in ("pt", "safetensors") if (path := folder / f"{stem}.{ending}").is_file()), None)
+    if own:
+        return own
+    config = get_pretrained_cfg(stem, "openai")
     try:
-        return Path(download_pretrained_from_url(url, cache_dir=str(folder)))
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        return Path(download_pretrained(config))
+    except OSError as error:
+        where = f"https://huggingface.co/{config['hf_hub'].rstrip('/')}"
         raise ClipError(
-            f"the weights of {name} are not in {folder} and cannot be downloaded ({error}); fetch {url} "
-            f"elsewhere and put it there as {Path(url).name}"
+            f"the weights of {name} are not in {folder} and cannot be downloaded; fetch open_clip_model.safetensors "
+            f"from {where} elsewhere and put it there as {stem}.safetensors"
         ) from error
 
 
@@ -86,8 +93,7 @@ def load(name: str, device: str | torch.device = _BEST_DEVICE, jit: bool = True)
 
     Returns the model (float32, eval mode, on `device`) and OpenAI's transform, which takes a PIL image to a float
     tensor (3, R, R) in CLIP's own colours; CheXzero prepares its radiographs with `imaging.normalise.prepare`
-    instead. `jit` is upstream's and changes nothing: code from a weight file is never run, with either value the
-    module is ours.
+    instead. `jit` is accepted for compatibility and ignored: only tensors are read from the file.
     """
     path = name if name not in _MODELS and Path(name).is_file() else weights_file(name)
     model = load_model(path, device)

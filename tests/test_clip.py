@@ -1,8 +1,5 @@
 """The front door: published names, files, the strict tokenizer."""
 
-import urllib.error
-import urllib.request
-
 import pytest
 import torch
 from PIL import Image
@@ -40,10 +37,20 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_weights_that_cannot_be_fetched_name_the_file_and_the_place(tmp_path, monkeypatch):
-    def offline(*args, **kwargs):
-        raise urllib.error.URLError("no network")
+    def offline(config):
+        raise FileNotFoundError("no network")
 
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    with pytest.raises(UserError, match="ViT-B/32 are not in .*fetch https://.* put it there as ViT-B-32.pt"):
+    monkeypatch.setattr(clip, "download_pretrained", offline)
+    with pytest.raises(UserError, match="ViT-B/32 are not in .*huggingface.co/timm/.* put it there as ViT-B-32.safe"):
         clip.weights_file("ViT-B/32", tmp_path)
-    assert not list(tmp_path.iterdir())
+    for ending in ("safetensors", "pt"):
+        (tmp_path / f"ViT-B-32.{ending}").write_bytes(b"")
+        assert clip.weights_file("ViT-B/32", tmp_path).name == f"ViT-B-32.{ending}"
+
+
+def test_weights_come_from_the_hub_where_the_folder_has_none(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", lambda **what: asked.append(what) or str(tmp_path))
+    assert clip.weights_file("ViT-B/32", tmp_path / "none") == tmp_path
+    assert asked[0]["repo_id"] == "timm/vit_base_patch32_clip_224.openai"
+    assert asked[0]["filename"] == "open_clip_model.safetensors"
