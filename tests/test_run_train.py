@@ -338,7 +338,7 @@ def test_the_sigmoid_loss_trains_its_bias_and_goes_on(corpus):
     one, other = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, halved))
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert torch.load(whole / "checkpoint_0.pt", weights_only=True)["logit_bias"] == -10
-    assert -10 < float(one["logit_bias"]) < -9.9 or float(one["logit_bias"]) < -10
+    assert float(one["logit_bias"]) > -10  # it rises from where every pair is called a negative
     assert float(load_model(whole / "checkpoint.pt").logit_bias) == float(one["logit_bias"])
     losses = pd.read_csv(whole / "metrics.csv")["val_loss"]
     assert losses[0] > 8 and losses.iloc[-1] < losses[0]  # each pair begins ten away from matching
