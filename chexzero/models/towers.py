@@ -67,7 +67,7 @@ _TEXT_KEY = re.compile(r"transformer\.|token_embedding\.|positional_embedding$|l
 
 def vision_name(name: str) -> str:
     """Return `name` if it is a vision tower; else raise `UserError` with the names there are."""
-    if name in VISION_CHOICES or name.startswith(TIMM_PREFIX):
+    if name in CLIP_VISION or name in dinov3_adapter.SIZES or name.startswith(TIMM_PREFIX):
         return name
     raise UserError(f"there is no vision tower {name!r}; choose one of {TOWER_NAMES}")
 
