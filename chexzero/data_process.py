@@ -194,11 +194,18 @@ def _in_parallel(function: Callable, items: Iterable) -> Iterator:
 
 
 def get_cxr_path_csv(out_filepath: str | os.PathLike, directory: str | os.PathLike) -> None:
-    """Write a CSV with the column `Path`: every `.jpg` below `directory`, sorted, so the same on every disk."""
+    """Write a CSV with the column `Path`: every JPEG below `directory`, sorted, so the same on every disk.
+
+    Links to folders are followed; hidden files (`._x.jpg`, which macOS leaves) are passed over.
+    """
     import pandas as pd
 
-    directory = Path(directory)
-    paths = sorted(str(path) for path in directory.rglob("*.jpg"))
+    paths = sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(directory, followlinks=True)
+        for name in names
+        if name.lower().endswith((".jpg", ".jpeg")) and not name.startswith(".")
+    )
     if not paths:
         raise UserError(f"{directory} holds no .jpg file; name the folder of the radiographs")
     with atomic_path(out_filepath) as temporary:

@@ -90,7 +90,7 @@ def prepare_block(task: Task) -> list[str]:
         block.images[i], block.bits[i], block.errors[i] = image.pixels, image.bits, ""
         block.notes[i] = image.note[:REASON_LENGTH]
         block.file_sha256[i] = np.frombuffer(image.file_sha256, np.uint8)
-        block.pixel_sha256[i] = np.frombuffer(hashlib.sha256(image.pixels).digest(), np.uint8)
+        block.pixel_sha256[i] = np.frombuffer(hashlib.sha256(image.pixels.data).digest(), np.uint8)
     with atomic_path(task.target) as temporary, open(temporary, "wb") as handle:
         np.savez(handle, **vars(block))
     return [str(error) for error in block.errors if error]

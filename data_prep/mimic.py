@@ -33,5 +33,5 @@ def run(args: argparse.Namespace) -> None:
     paths = get_cxr_paths_list(args.csv_out_path)
     # The reports first: they take seconds, and a folder that does not fit is found out before the images take hours.
     write_report_csv(paths, args.radiology_reports_path, args.mimic_impressions_path)
-    img_to_hdf5(paths, args.cxr_out_path)
+    img_to_hdf5(list(paths), args.cxr_out_path)
     print(f"{len(paths)} images in {args.cxr_out_path}, their impressions in {args.mimic_impressions_path}")

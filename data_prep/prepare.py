@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -87,7 +87,9 @@ def _tasks(work: Work, plan: Plan, pending: dict[str, set[int]]) -> Iterator[tup
                 yield role, blocks.Task(blocks.block_path(work.blocks(role), index), files, depth16, plan.image_size)
 
 
-def run_tasks(tasks: Iterable[tuple[str, blocks.Task]], workers: int) -> Iterator[tuple[str, blocks.Task, list[str]]]:
+def run_tasks(
+    tasks: Iterable[tuple[str, blocks.Task]], workers: int
+) -> Generator[tuple[str, blocks.Task, list[str]], None, None]:
     """Work on the tasks in `workers` processes; yields each with its errors when it is done."""
     tasks = iter(tasks)
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -118,10 +120,11 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
     threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
-    wait_for([multiprocessing.parent_process().sentinel])
+    if parent := multiprocessing.parent_process():
+        wait_for([parent.sentinel])
     os._exit(1)

@@ -50,7 +50,7 @@ class Counts:
 
     def by_role(self) -> dict[str, dict[str, dict[str, Any]]]:
         """role -> release/split -> counts."""
-        counts = {role: {} for role in ROLES}
+        counts: dict[str, dict[str, dict[str, Any]]] = {role: {} for role in ROLES}
         for (role, part), views in self.images.items():
             counts[role][part] = {
                 "in_tables": self.plan.counts["in_tables"].get(part, 0),
