@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from chexzero.common.errors import run_command
 from chexzero.common.folders import hold
+from chexzero.common.processes import processes_can_share
 from chexzero.runs.run_folder import open_folder
 from chexzero.train import load_clip, load_data, train_batch
 from chexzero.training import distributed, finetune
@@ -58,6 +59,7 @@ def model_pipeline(config: TrainConfig, verbose: int = 0) -> nn.Module:
 def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.Module, Updates]:
     device = distributed.start()
     torch.manual_seed(config.seed)
+    workers = default_workers() if config.num_workers is None else config.num_workers
     loader, _ = load_data(
         config.cxr_filepath,
         config.txt_filepath,
@@ -65,7 +67,7 @@ def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.M
         "impression",
         context_length=config.context_length,
         plan=partial(plan_batches, config),
-        num_workers=default_workers() if config.num_workers is None else config.num_workers,
+        num_workers=workers if workers and processes_can_share() else 0,
     )
     clip = load_clip(
         pretrained=not config.random_init,

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from chexzero.common.errors import UserError
+from chexzero.common.processes import processes_can_share
 from data_prep import blocks
 from data_prep.failures import Tally, row_blocks
 from data_prep.roles import ROLES
@@ -91,6 +92,9 @@ def run_tasks(
     tasks: Iterable[tuple[str, blocks.Task]], workers: int
 ) -> Generator[tuple[str, blocks.Task, list[str]], None, None]:
     """Work on the tasks in `workers` processes; yields each with its errors when it is done."""
+    if not processes_can_share():
+        yield from ((*task, blocks.prepare_block(task[1])) for task in tasks)
+        return
     tasks = iter(tasks)
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -282,3 +283,24 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_text("id,Edema,Edema\na,0,1\n")
     with pytest.raises(UserError, match="Edema 2 times"):
         read_table(tmp_path / "labels.csv", ["Edema"])
+
+
+WITHOUT_SHM = """
+import logging, sys
+from pathlib import Path
+logging.basicConfig()
+from data_prep import blocks
+from data_prep.prepare import run_tasks
+task = blocks.Task(Path(sys.argv[1]) / "0.npz", [("", "", "no file")], "stretch")
+print([(role, errors) for role, _, errors in run_tasks([("train", task)], 2)])
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs util-linux")
+def test_without_shared_memory_one_process_does_the_work(tmp_path):
+    mount = f"mount -t tmpfs -o ro none /dev/shm && {sys.executable} -c '{WITHOUT_SHM}' {tmp_path}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", mount], cwd=ROOT, capture_output=True, text=True)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("needs the right to mount")
+    assert "('train', ['no file'])" in done.stdout and "no worker processes" in done.stderr, done.stderr
+    assert (tmp_path / "0.npz").exists()

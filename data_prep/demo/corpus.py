@@ -25,6 +25,7 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, write_json, write_text
 from chexzero.common.folders import hold
 from chexzero.common.labels import LABELS
+from chexzero.common.processes import processes_can_share
 from data_prep.demo.cases import Study, sample_patient, sample_study
 from data_prep.demo.draw import draw_view, to_uint8, to_uint16
 from data_prep.demo.reports import Report, write_report
@@ -261,7 +262,7 @@ def _cores() -> int:
 
 def _draw_all(pictures: list[Picture], workers: int) -> None:
     bar = {"total": len(pictures), "desc": "drawing", "unit": " images", "mininterval": 1}
-    if workers == 1 or len(pictures) < FEW:
+    if workers == 1 or len(pictures) < FEW or not processes_can_share():
         for picture in tqdm(pictures, **bar):
             draw_picture(picture)
         return
