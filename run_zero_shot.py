@@ -38,7 +38,13 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
         help="these instead: files, or folders of exported models; several are an ensemble",
     )
     what.add_argument(
-        "--ensemble", nargs="+", metavar=("top", "K"), help="the K best checkpoints of the run by validation"
+        "--runs", type=Path, nargs="+", metavar="DIR", help="several runs, of a sweep say, whose best make an ensemble"
+    )
+    what.add_argument(
+        "--ensemble",
+        nargs="+",
+        metavar=("top", "K"),
+        help="the K best checkpoints of the run, or of all runs, by validation",
     )
     what.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of valid.h5, test.h5 and their labels (default: the run's)"

@@ -184,6 +184,31 @@ def test_ensemble_is_the_mean_of_the_probabilities(place):
     }
 
 
+def test_the_best_of_several_runs_are_one_ensemble(place, tmp_path):
+    first = place / "checkpoints" / "small"
+    second = tmp_path / "smaller"
+    shutil.copytree(first, second)
+    words = ["--runs", str(first), str(second), "--ensemble", "top", "3", "--device", "cpu", "--n_bootstrap", "50"]
+    settings = run_zero_shot.parse_args([*words, "--out", str(place / "results")])
+    choice = choose(settings)
+    assert choice.name == "small_top_3" and choice.data_dir() == place / "data"
+    best = [path.parent.name + "/" + path.name for path in choice.checkpoints]
+    assert (
+        best
+        == choice.selected["ensemble"]
+        == ["small/checkpoint_20.pt", "smaller/checkpoint_20.pt", "small/checkpoint_10.pt"]
+    )
+    found = measured(settings, choice).test.probability
+    each = [measure(place, "--checkpoint", str(path)).test.probability for path in choice.checkpoints]
+    np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("words", [["--runs", "a", "b"], ["--runs", "a", "--run", "b", "--ensemble", "top", "2"]])
+def test_several_runs_are_an_ensemble_and_nothing_else(words):
+    with pytest.raises(UserError, match="--runs takes the best"):
+        run_zero_shot.parse_args(words)
+
+
 def test_study_level_uses_all_views(place):
     image, largest = measure(place).test, measure(place, "--level", "study_max").test
     assert len(image) == len(largest) == 90

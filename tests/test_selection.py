@@ -1,13 +1,15 @@
 """Which checkpoint is selected, and why."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
+from chexzero.common.errors import UserError
 from chexzero.common.labels import COMPETITION_LABELS, LABELS
 from chexzero.runs import selection
-from chexzero.runs.run_folder import checkpoint_name, checkpoint_steps, remove_checkpoints
+from chexzero.runs.run_folder import best_checkpoints, checkpoint_name, checkpoint_steps, read_run, remove_checkpoints
 from chexzero.training.validation import bootstrap_interval, labels_with_both_classes, zero_shot_row
 
 ROWS = [
@@ -90,3 +92,42 @@ def test_the_row_and_the_interval_agree_with_their_definitions():
     means.sort()
     assert bootstrap_interval(labels, predictions, "mean_5", defined) == pytest.approx((means[24], means[974]))
     assert bootstrap_interval(labels, predictions, "val_loss", defined) == (None, None)
+
+
+def _run(path, values, metric="mean_13", labels="a" * 64):
+    """A run's folder whose steps 10, 20, ... have these validations and a checkpoint each."""
+    path.mkdir()
+    (path / "selection.json").write_text(json.dumps({"metric": metric}))
+    files = {"data/valid_labels.csv": {"sha256": labels}}
+    (path / "config.json").write_text(
+        json.dumps({"settings": {"valid_labels": "data/valid_labels.csv"}, "data": {"files": files}})
+    )
+    rows = [f"{10 * place + 10},{value}\n" for place, value in enumerate(values)]
+    (path / "metrics.csv").write_text(f"step,{metric}\n" + "".join(rows))
+    for place in range(len(values)):
+        (path / checkpoint_name(10 * place + 10)).touch()
+    return read_run(path)
+
+
+def test_the_best_checkpoints_of_several_runs_are_ranked_together(tmp_path):
+    one, other = _run(tmp_path / "one", [0.5, 0.9, 0.7]), _run(tmp_path / "other", [0.8, 0.7, 0.6])
+    found = best_checkpoints([one, other], 4)
+    assert [(run.path.name, step) for run, step in found] == [("one", 20), ("other", 10), ("other", 20), ("one", 30)]
+    (one.path / checkpoint_name(20)).unlink()  # not saved: not in the ranking
+    assert [(run.path.name, step) for run, step in best_checkpoints([one, other], 1)] == [("other", 10)]
+    losses = [_run(tmp_path / name, values, "val_loss") for name, values in (("low", [2.0, 1.0]), ("high", [3.0]))]
+    assert [(run.path.name, step) for run, step in best_checkpoints(losses, 3)] == [
+        ("low", 20),
+        ("low", 10),
+        ("high", 10),
+    ]
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path):
+    one = _run(tmp_path / "one", [0.5])
+    with pytest.raises(UserError, match="have 2 validated checkpoints, fewer than the 3"):
+        best_checkpoints([one, _run(tmp_path / "two", [0.6])], 3)
+    with pytest.raises(UserError, match="selected by mean_13 and .* by mean_5"):
+        best_checkpoints([one, _run(tmp_path / "other_metric", [0.5], "mean_5")], 1)
+    with pytest.raises(UserError, match="validated on other data"):
+        best_checkpoints([one, _run(tmp_path / "other_data", [0.5], labels="b" * 64)], 1)

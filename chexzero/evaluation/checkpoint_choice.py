@@ -1,5 +1,7 @@
 """Which checkpoints an evaluation is about, and why these."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,23 +9,31 @@ from typing import Any
 from chexzero.common.errors import UserError
 from chexzero.common.files import require_file, safe_name
 from chexzero.evaluation.settings import EvaluationSettings
-from chexzero.runs.run_folder import RunFolder, read_run, step_of
+from chexzero.runs.run_folder import RunFolder, best_checkpoints, read_run, step_of
 
 REMEDY = "name a run's folder with --run, or checkpoints with --checkpoint"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is evaluated: the checkpoints (several: an ensemble), the run they belong to, and why these."""
+    """What is evaluated: the checkpoints (several: an ensemble), the run (or runs) they belong to, and why these."""
 
     name: str
     run: RunFolder | None
     checkpoints: list[Path]
     selected: dict[str, Any]
+    runs: tuple[RunFolder, ...] = ()
+
+    def data_dir(self) -> Path | None:
+        """The folder whose validation set the run or runs used, if there is one on record."""
+        found = (run.data_dir() for run in ((self.run,) if self.run else self.runs))
+        return next((folder for folder in found if folder), None)
 
 
 def choose(settings: EvaluationSettings) -> Choice:
     """The run's selected checkpoint, the top K of its validations, or the checkpoints that were named."""
+    if settings.runs and settings.ensemble:
+        return best_of_runs([read_run(path) for path in dict.fromkeys(settings.runs)], settings.ensemble)
     run = read_run(settings.run) if settings.run else None
     if settings.checkpoint:
         checkpoints = sorted(_existing(path) for path in settings.checkpoint)
@@ -51,6 +61,20 @@ def choose(settings: EvaluationSettings) -> Choice:
             "ensemble": [path.name for path in checkpoints],
         }
     return Choice(safe_name(name, "name of the run"), run, checkpoints, selected)
+
+
+def best_of_runs(runs: Sequence[RunFolder], count: int) -> Choice:
+    """The ensemble of the `count` best checkpoints of all runs by validation, as CheXzero took ten of its search."""
+    best = best_checkpoints(runs, count)
+    names = [f"{run.path.resolve().name}/{run.checkpoint_of(step).name}" for run, step in best]
+    reason = (
+        f"Ensemble (mean of the probabilities) of the {count} checkpoints with the best {runs[0].ranking_metric} on "
+        f"validation, of {sum(len(run.ranking()) for run in runs)} saved by {len(runs)} runs: {', '.join(names)}."
+    )
+    shared = os.path.commonprefix([run.path.resolve().name for run in runs]).strip("._-") or "runs"
+    selected = {"checkpoint": names[0], "step": best[0][1], "reason": reason, "ensemble": names}
+    checkpoints = [run.checkpoint_of(step) for run, step in best]
+    return Choice(safe_name(f"{shared}_top_{count}", "name of the runs"), None, checkpoints, selected, tuple(runs))
 
 
 def _existing(path: Path) -> Path:

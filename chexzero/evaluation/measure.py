@@ -103,4 +103,4 @@ def predictor_of(checkpoint: Path, settings: EvaluationSettings) -> Predictor:
 
 def data_folder(settings: EvaluationSettings, choice: Choice) -> Path:
     """`--data`, else the folder whose validation set the run used, else `data`."""
-    return settings.data or (choice.run and choice.run.data_dir()) or Path("data")
+    return settings.data or choice.data_dir() or Path("data")

@@ -20,6 +20,7 @@ class EvaluationSettings:
     """
 
     run: Path | None = None
+    runs: tuple[Path, ...] = ()
     checkpoint: tuple[Path, ...] = ()
     ensemble: int | None = None
     data: Path | None = None
@@ -47,6 +48,8 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if self.checkpoint and self.ensemble:
             raise UserError("--checkpoint and --ensemble exclude each other; leave one out")
+        if self.runs and (self.run or self.checkpoint or not self.ensemble):
+            raise UserError("--runs takes the best checkpoints of several runs; add --ensemble top 10 and nothing else")
         if self.labels and not self.images:
             raise UserError("--labels belongs to --images FOLDER; add it, or leave --labels out")
 

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ WRITTEN = (
     "config.json",
     "selection.json",
     "failed_batch.csv",
+    "stopped.json",
     ".*.tmp",
     ".*.new",
     "tensorboard",
@@ -89,20 +90,28 @@ class RunFolder:
 
     def best_steps(self, count: int) -> list[int]:
         """The `count` saved steps that are best by the selection's metric, of equal ones the earlier."""
+        return [step for _, step in best_checkpoints([self], count)]
+
+    def ranking(self) -> list[tuple[float, int]]:
+        """The saved steps with the selection's metric, `(value, step)`, in the order of the steps."""
         metric = self.ranking_metric
         if metric not in self.metrics:
             raise UserError(
                 f"{self.path}/metrics.csv has no column {metric}, so its checkpoints cannot be ranked; "
                 f"name them with --checkpoint"
             )
-        saved = self.metrics[[(self.path / f"checkpoint_{int(step)}.pt").is_file() for step in self.metrics["step"]]]
-        ranked = saved.dropna(subset=[metric]).sort_values([metric, "step"], ascending=[metric == "val_loss", True])
-        if len(ranked) < count:
-            raise UserError(
-                f"{self.path} has {len(ranked)} validated checkpoints, fewer than the {count} wanted; "
-                f"ask for fewer with --ensemble"
-            )
-        return [int(step) for step in ranked["step"][:count]]
+        table = self.metrics.dropna(subset=[metric])
+        pairs = zip(table[metric].astype(float), table["step"].astype(int), strict=True)
+        return [(value, step) for value, step in pairs if (self.path / f"checkpoint_{step}.pt").is_file()]
+
+    def validated_on(self) -> dict[str, str]:
+        """SHA-256 of the validation set's files, by the setting that names them; of those on record."""
+        data = self.config.get("data")
+        files = data.get("files") if isinstance(data, dict) else None
+        entries = {name: (files or {}).get(self.settings.get(name)) for name in ("valid", "valid_labels")}
+        return {
+            name: entry["sha256"] for name, entry in entries.items() if isinstance(entry, dict) and entry.get("sha256")
+        }
 
     def recorded(self, step: int | None) -> dict[str, float]:
         """The validation row of a step: column -> value; {} where there is none."""
@@ -127,6 +136,31 @@ def read_run(path: str | Path) -> RunFolder:
     if not run.config and not run.selection and not list(path.glob("*.pt")):
         raise UserError(f"{path} holds no training run (no config.json, no selection.json, no checkpoint); {REMEDY}")
     return run
+
+
+def best_checkpoints(runs: Sequence[RunFolder], count: int) -> list[tuple[RunFolder, int]]:
+    """The `count` best checkpoints of some runs, each as its run and step: best first, of equal ones the earlier.
+
+    Raises `UserError` where there are fewer, or where the validations of the runs cannot be compared.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if run.ranking_metric != first.ranking_metric:
+            raise UserError(
+                f"{first.path} was selected by {first.ranking_metric} and {run.path} by {run.ranking_metric}, so their "
+                f"checkpoints cannot be ranked together; leave one out"
+            )
+        here, there = first.validated_on(), run.validated_on()
+        if any(here[name] != there[name] for name in here.keys() & there.keys()):
+            raise UserError(f"{run.path} was validated on other data than {first.path}; leave one of them out")
+    sign = 1 if first.ranking_metric == "val_loss" else -1
+    ranked = sorted((sign * value, step, place) for place, run in enumerate(runs) for value, step in run.ranking())
+    if len(ranked) < count:
+        raise UserError(
+            f"{', '.join(str(run.path) for run in runs)} {'has' if len(runs) == 1 else 'have'} {len(ranked)} validated "
+            f"checkpoints, fewer than the {count} wanted; ask for fewer with --ensemble"
+        )
+    return [(runs[place], step) for _, step, place in ranked[:count]]
 
 
 def step_of(checkpoint: Path) -> int | None:
