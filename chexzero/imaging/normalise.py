@@ -21,7 +21,7 @@ def prepare(images: torch.Tensor, resolution: int) -> torch.Tensor:
     """
     if images.ndim != 3:
         raise ValueError(f"images must have the shape (B, H, W), not {tuple(images.shape)}")
-    pixels = (images.to(torch.float32) - MEAN) / STD
+    pixels = images.to(torch.float32, copy=True).sub_(MEAN).div_(STD)  # in place: the copies cost more than the sums
     pixels = pixels.unsqueeze(1)
     if pixels.shape[-2:] != (resolution, resolution):
         pixels = functional.interpolate(
