@@ -119,7 +119,8 @@ def train(
             train_log(mean_loss, run.example_ct, epoch, progress)
         validation_due = run.validation_due()
         if validation_due or run.due(config.save_interval):
-            save(model, run.checkpoint_path())
+            with run.pace.spent("saving"):
+                save(model, run.checkpoint_path())
         if validation_due:
             run.validate()
         run.end_step()  # last.pt when due; exit code 75 after SIGTERM or SIGUSR1

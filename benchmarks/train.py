@@ -1,6 +1,7 @@
 """How fast training is: the loader alone, the model alone, both together, and a loop as upstream's is described.
 
     python -m benchmarks.train                       # on a GPU: DINOv3 ViT-B and CLIP ViT-B/32
+    python -m benchmarks.train --beside open_clip    # and open_clip's own loop, on the same pairs and model
     python -m benchmarks.train --vision dinov3_tiny --batch_size 16 --steps 3     # a try on a laptop
 
 Images and reports are random, weights too: speed does not depend on them. All loops of a model run one after the
@@ -15,15 +16,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
+import open_clip
 import pandas as pd
 import torch
+from open_clip import image_transform
+from open_clip.loss import ClipLoss
+from PIL import Image
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.audit import machine
 from chexzero.common.errors import run_command
@@ -35,6 +40,7 @@ from chexzero.train import CXRDataset, planned_loader, train_batch
 from chexzero.training.batches import Batches, default_workers
 from chexzero.training.config import TrainConfig
 from chexzero.training.loss import ContrastiveLoss
+from chexzero.training.pace import flops_per_pair, peak_memory, peak_tflops
 from chexzero.training.step import Towers, Updates, bare
 
 RESULTS = Path(__file__).parent / "results"
@@ -158,8 +164,9 @@ def measure(
     def train(data: dict) -> None:
         train_batch(data["img"], data["txt"], model, device, criterion, optimizer)
 
-    with FlopCounterMode(display=False) as counter:
-        train(on_device)
+    clip.set_grad_checkpointing(False)  # what is computed again does not count
+    flops = batch_size * flops_per_pair(clip)(on_device["txt"].shape[1])
+    clip.set_grad_checkpointing(args.grad_checkpointing)
     if args.compile:
         clip.visual.compile()
         clip.transformer.compile()
@@ -169,6 +176,8 @@ def measure(
     both_seconds = seconds_per_step(lambda: train(next(feed)), args.steps, device)
     loader_seconds = seconds_per_step(lambda: next(feed), args.steps, torch.device("cpu"))
     peak = peak_rate(device, precision)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    table_peak = peak_tflops(name, precision)
     result = {
         "vision": vision,
         "batch_size": batch_size,
@@ -181,12 +190,13 @@ def measure(
         "model_alone": batch_size / model_seconds,
         "loader_alone": batch_size / loader_seconds,
         "lost_to_data": max(0.0, 1 - model_seconds / both_seconds),
-        "tflop_per_step": counter.get_total_flops() / 1e12,
-        "share_of_peak": counter.get_total_flops() / model_seconds / peak,
-        "peak_tflops": peak / 1e12,
+        "tflop_per_step": flops / 1e12,
+        "tflops": flops / both_seconds / 1e12,
+        "share_of_peak": flops / both_seconds / 1e12 / table_peak if table_peak else None,
+        "share_of_product": flops / model_seconds / peak,
+        "product_tflops": peak / 1e12,
+        "memory_gib": peak_memory(device),
     }
-    if device.type == "cuda":
-        result["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return result
 
 
@@ -213,6 +223,100 @@ def measure_upstream(
         train_batch(data["img"], tokens, model, device, criterion, optimizer)
 
     return batch_size / seconds_per_step(step, steps, device)
+
+
+class OpenClipDataset(Dataset):
+    """The same pairs as open_clip feeds them: each image through its transform, each text through its tokenizer."""
+
+    def __init__(self, path: Path, texts: list[str], resolution: int):
+        self.images, self.texts = h5py.File(path, "r")["cxr"], texts
+        self.transform = image_transform(resolution, is_train=True, mean=(MEAN / 255,) * 3, std=(STD / 255,) * 3)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image = Image.fromarray(self.images[row]).convert("RGB")
+        return self.transform(image), open_clip.tokenize([self.texts[row]])[0]
+
+
+class OpenClipModel(nn.Module):
+    """Our model with the outputs that open_clip's loop takes."""
+
+    def __init__(self, clip: nn.Module):
+        super().__init__()
+        self.clip, self.logit_scale = clip, clip.logit_scale
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            "image_features": functional.normalize(self.clip.encode_image(images), dim=-1),
+            "text_features": functional.normalize(self.clip.encode_text(texts), dim=-1),
+            "logit_scale": self.logit_scale.exp(),
+        }
+
+
+class TimedBatches:
+    """So many batches for open_clip's loop; `begun` is when the third was asked for, the first two being warm-up."""
+
+    def __init__(self, loader: DataLoader, steps: int, device: torch.device):
+        self.feed, self.device = forever(loader), device
+        self.num_batches, self.num_samples, self.begun = steps + 2, (steps + 2) * (loader.batch_size or 1), 0.0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number in range(self.num_batches):
+            if number == 2:
+                synchronise(self.device)
+                self.begun = time.perf_counter()
+            yield next(self.feed)
+
+
+def measure_open_clip(
+    vision: str,
+    batch_size: int,
+    precision: str,
+    folder: Path,
+    texts: list[str],
+    device: torch.device,
+    args: argparse.Namespace,
+) -> float:
+    """Pairs per second of open_clip's own `train_one_epoch` with our model, on the same pairs."""
+    from open_clip_train.train import train_one_epoch
+
+    text_encoder = "tiny" if vision == "dinov3_tiny" else "chexzero"
+    clip = create_model(vision, text_encoder=text_encoder, vision_weights="random", text_weights="random")
+    clip.set_grad_checkpointing(args.grad_checkpointing)
+    model = OpenClipModel(clip.to(device))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    workers = default_workers() if args.num_workers is None else args.num_workers
+    loader = DataLoader(
+        OpenClipDataset(folder / "cxr.h5", texts, int(clip.image_resolution)),
+        batch_size=batch_size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        drop_last=True,
+    )
+    batches = TimedBatches(loader, args.steps, device)
+    settings = SimpleNamespace(
+        device=str(device),
+        precision={"fp32": "fp32", "bf16": "amp_bf16", "fp16": "amp"}[precision],
+        distill=False,
+        accum_freq=1,
+        skip_scheduler=True,
+        horovod=False,
+        grad_clip_norm=None,
+        rank=0,
+        local_rank=0,
+        world_size=1,
+        batch_size=batch_size,
+        log_every_n_steps=100,
+        wandb=False,
+    )
+    scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
+    data = {"train": SimpleNamespace(dataloader=batches, set_epoch=lambda epoch: None)}
+    train_one_epoch(model, data, ClipLoss(), 0, optimizer, scaler, None, None, settings)
+    synchronise(device)
+    return batch_size * args.steps / (time.perf_counter() - batches.begun)
 
 
 def tokenize_anew(texts: list[str], length: int = 77) -> torch.Tensor:
@@ -249,6 +353,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048, help="size of the random data")
     parser.add_argument("--num_workers", type=int)
     parser.add_argument("--largest", action="store_true", help="on a GPU: double the batch until it no longer fits")
+    parser.add_argument("--beside", choices=["open_clip"], help="measure open_clip's own training loop too")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--grad_checkpointing", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -270,6 +375,13 @@ def main() -> None:
             except torch.OutOfMemoryError:  # float32 takes twice the memory
                 theirs = None
             rows[0]["upstreams_loop"] = theirs
+            if args.beside and rows[0]["fits"]:
+                beside = measure_open_clip(vision, args.batch_size, args.precision, Path(folder), texts, device, args)
+                rows[0]["open_clips_loop"] = beside
+                print(
+                    f"open_clip's loop: {beside:.1f} pairs per second; ours {rows[0]['pairs_per_second']:.1f}, "
+                    f"{rows[0]['pairs_per_second'] / beside:.2f} times that"
+                )
             report["results"] += rows
     args.out.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^A-Za-z0-9]+", "_", on) + "_compiled" * args.compile

@@ -20,7 +20,7 @@ from training_corpus import flags, process, run_to_end, write_corpus
 from chexzero.common.errors import UserError
 from chexzero.training import resume
 from chexzero.training.config import TrainConfig
-from chexzero.training.logs import CsvLog
+from chexzero.training.logs import SPEED_COLUMNS, TRAIN_COLUMNS, CsvLog
 
 STEPS = [
     "--max_steps",
@@ -67,9 +67,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), path.name
     for name in ("metrics.csv", "train_log.csv"):
         tables = [
-            pd.read_csv(folder / name, dtype=str).drop(
-                columns=["seconds", "pairs_per_second", "data_wait"], errors="ignore"
-            )
+            pd.read_csv(folder / name, dtype=str).drop(columns=["seconds", *SPEED_COLUMNS], errors="ignore")
             for folder in (one, other)
         ]
         pd.testing.assert_frame_equal(*tables)
@@ -114,7 +112,7 @@ def test_a_signal_saves_and_asks_to_be_requeued(corpus, undisturbed, number, wor
     argv = flags(corpus, name, *STEPS, "--resume", "auto", "--num_workers", str(workers))
     run = process(argv)
     run.start()
-    log = CsvLog(corpus / "runs" / name / "train_log.csv", [])
+    log = CsvLog(corpus / "runs" / name / "train_log.csv", TRAIN_COLUMNS)
     while run.is_alive() and len(log.rows()) < 5:
         time.sleep(0.01)
     os.killpg(run.pid, number)

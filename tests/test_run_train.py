@@ -24,10 +24,10 @@ from chexzero.common.labels import COMPETITION_LABELS, LABELS
 from chexzero.imaging.normalise import prepare
 from chexzero.models.checkpoints import load_model
 from chexzero.training import logs
-from chexzero.training.logs import METRIC_COLUMNS, TRAIN_COLUMNS
+from chexzero.training.logs import METRIC_COLUMNS, SPEED_COLUMNS, TRAIN_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
-CLOCKED = ["seconds", "pairs_per_second", "data_wait"]  # columns that a clock fills
+CLOCKED = ["seconds", *SPEED_COLUMNS]  # columns that a clock fills
 
 
 @pytest.fixture(scope="module", autouse=True)

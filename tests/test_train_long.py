@@ -208,4 +208,4 @@ def test_the_benchmark_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(next(tmp_path.glob("train_*.json")).read_text())["results"][0]
-    assert result["pairs_per_second"] > 0 and 0 < result["share_of_peak"] < 2 and result["upstreams_loop"] > 0
+    assert result["pairs_per_second"] > 0 and 0 < result["share_of_product"] < 2 and result["upstreams_loop"] > 0

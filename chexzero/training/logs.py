@@ -23,6 +23,8 @@ from chexzero.common.versions import PACKAGES, git_revision, version
 from chexzero.training import distributed
 from chexzero.training.config import TrainConfig, import_wandb
 
+#: Columns that a clock or a gauge fills: equal runs differ in these alone.
+SPEED_COLUMNS = ["pairs_per_second", "data_wait", "tflops", "share_of_peak", "memory_gib", "validating", "saving"]
 TRAIN_COLUMNS = [
     "step",
     "epoch",
@@ -30,10 +32,10 @@ TRAIN_COLUMNS = [
     "loss",
     "lr",
     "logit_scale",
-    "pairs_per_second",
-    "data_wait",
+    *SPEED_COLUMNS[:2],
     "same_study_pairs",
     "same_text_pairs",
+    *SPEED_COLUMNS[2:],
 ]
 METRIC_COLUMNS = [
     "step",
@@ -53,10 +55,14 @@ HASHED_UP_TO = 4 * 2**30
 
 
 class CsvLog:
-    """A CSV with a row a step, appended to; cut back to a step when a run resumes there."""
+    """A CSV with a row per step, appended to; cut back to a step when a run resumes there.
 
-    def __init__(self, path: Path, columns: Sequence[str]):
+    `added`: those of `columns` that earlier versions did not write; a file without them is read too.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], added: Sequence[str] = ()):
         self.path, self.columns = path, list(columns)
+        self.before = [name for name in columns if name not in added]
 
     def begin(self) -> None:
         """Write the header alone."""
@@ -90,12 +96,13 @@ class CsvLog:
         except UnicodeDecodeError as error:
             raise UserError(f"{self.path} is not UTF-8 (byte {error.start}); {remedy}") from error
         lines = text[: text.rfind("\n") + 1].splitlines()
-        if lines[:1] != self._lines([]).splitlines():
+        header = next(csv.reader(lines[:1]), [])
+        if header not in (self.columns, self.before):
             raise UserError(f"{self.path} does not begin with the columns that a run writes; {remedy}")
         rows: list[dict[str, Any]] = []
         for number, cells in enumerate(csv.reader(lines[1:]), 2):
             try:
-                row = dict(zip(self.columns, map(_number, cells), strict=True))
+                row = dict(zip(header, map(_number, cells), strict=True))
                 if not isinstance(row["step"], int) or (rows and row["step"] <= rows[-1]["step"]):
                     raise ValueError("its step does not follow")
             except ValueError as error:

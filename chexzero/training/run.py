@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,17 @@ from chexzero.train import CXRDataset
 from chexzero.training import distributed, resume
 from chexzero.training.batches import Batches
 from chexzero.training.config import TrainConfig
-from chexzero.training.logs import METRIC_COLUMNS, TRAIN_COLUMNS, Boards, CsvLog, describe_data, describe_run
+from chexzero.training.logs import (
+    METRIC_COLUMNS,
+    SPEED_COLUMNS,
+    TRAIN_COLUMNS,
+    Boards,
+    CsvLog,
+    describe_data,
+    describe_run,
+)
 from chexzero.training.loss import equal_pairs
+from chexzero.training.pace import Pace, in_words
 from chexzero.training.step import Updates, bare
 from chexzero.training.validation import Validator
 
@@ -44,7 +53,6 @@ class Progress:
     batch: int = 0  # batches done in this epoch
     example_ct: int = 0
     losses: list[float] = field(default_factory=list)  # since the last row of train_log.csv, over all ranks
-    sizes: list[int] = field(default_factory=list)  # pairs in each of these steps
     equal: list[int] = field(default_factory=lambda: [0, 0])  # pairs of one study, of one text, in these steps
     losses_since_validation: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sum and number
     validated: int = -1  # the last step that was validated
@@ -63,7 +71,7 @@ class Run:
         self.progress, self.stop, self.stop_asked = Progress(), resume.StopSignal(), False
         self.stop.listen()
         self.plan: Batches = loader.sampler
-        self.train_log = CsvLog(self.folder / "train_log.csv", TRAIN_COLUMNS)
+        self.train_log = CsvLog(self.folder / "train_log.csv", TRAIN_COLUMNS, added=SPEED_COLUMNS[2:])
         self.metrics = CsvLog(self.folder / "metrics.csv", METRIC_COLUMNS)
         self.validator = (
             Validator(config, self.folder, self.dataset, self.plan.held_out, device) if config.val_interval else None
@@ -72,7 +80,7 @@ class Run:
             self.validator.announce()
         self.data = distributed.from_main(self._describe_data() if self.is_main else None)
         self._pending: tuple[int, np.ndarray, torch.Tensor] | None = None
-        self._waited = self._paused = 0.0  # seconds since the last row of train_log.csv: for data; outside training
+        self.pace = Pace(bare(model), config, device)
 
         state = distributed.from_main(resume.load_last(self.folder) if config.resume and self.is_main else None)
         self.is_new = state is None
@@ -109,19 +117,19 @@ class Run:
 
     def batches(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Yield `(epoch, batch)` from where the run stands to its end."""
-        self._log_begun, self._paused = time.perf_counter(), 0.0
+        self.pace.begin()
         at = self.progress
         self.plan.set_position(at.epoch, at.batch)
         while not self.finished:
             feed = iter(self.loader)
             while not self.finished:
-                asked = time.perf_counter()
-                data = next_batch(feed)
-                self._waited += time.perf_counter() - asked
+                with self.pace.spent("data"):
+                    data = next_batch(feed)
                 if data is None:
                     at.epoch, at.batch = at.epoch + 1, 0
                     self.plan.set_position(at.epoch, 0)
                     break
+                self.pace.step(len(self.plan.batches[at.batch]), data["txt"].shape[1])
                 yield at.epoch, data
 
     def record(self, loss: torch.Tensor) -> None:
@@ -157,8 +165,7 @@ class Run:
 
     def log(self) -> tuple[float, str]:
         """Write a row of `train_log.csv`; return the mean loss since the row before, and the progress in words."""
-        at, now = self.progress, time.perf_counter()
-        seconds = max(1e-9, now - self._log_begun - self._paused)
+        at, pace = self.progress, self.pace.row()
         steps = max(1, len(at.losses))
         row = {
             "step": at.step,
@@ -167,49 +174,49 @@ class Run:
             "loss": sum(at.losses) / steps,
             "lr": self.optimizer.lr,
             "logit_scale": float(bare(self.model).logit_scale.detach().exp()),
-            "pairs_per_second": sum(at.sizes) / seconds,
-            "data_wait": min(1.0, self._waited / seconds),
             "same_study_pairs": None if self.dataset.studies is None else at.equal[0] / steps,
             "same_text_pairs": at.equal[1] / steps,
+            **pace,
         }
-        left = timedelta(seconds=round(seconds / steps * (self.optimizer.total_steps - at.step)))
-        at.losses, at.sizes, at.equal = [], [], [0, 0]
-        self._waited, self._paused, self._log_begun = 0.0, 0.0, now
+        per_step = self.pace.training_seconds() / max(1, self.pace.steps)
+        left = timedelta(seconds=round(per_step * (self.optimizer.total_steps - at.step)))
+        at.losses, at.equal = [], [0, 0]
+        self.pace.begin()
         if self.is_main:
             self.train_log.append(row)
             self.boards.write("train", row)
-            self._bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['pairs_per_second']:.1f} pairs/s")
-        words = f"step {at.step} of {self.optimizer.total_steps}, {row['pairs_per_second']:.1f} pairs/s, {left} left"
+            self._bar.set_postfix_str(f"loss {row['loss']:.3f}, {in_words(pace)}")
+        words = f"step {at.step} of {self.optimizer.total_steps}, {in_words(pace)}, {left} left"
         return row["loss"], words
 
     def validate(self) -> None:
         """Validate on rank 0 while the others wait; write `metrics.csv` and `selection.json`; mind `--patience`."""
-        begun, at = time.perf_counter(), self.progress
-        if self.is_main:
-            total, number = at.losses_since_validation
-            row = self.validator.run(
-                bare(self.model),
-                {
-                    "step": at.step,
-                    "epoch": at.epoch,
-                    "samples": at.example_ct,
-                    "train_loss": total / number if number else None,
-                },
-            )
-            if row is None:
-                self._fail(f"the predictions after step {at.step} are not finite")
-            self.boards.write("valid", row)
-        at.exhausted = distributed.from_main(self.is_main and self.validator.exhausted())
-        if at.exhausted and self.is_main:
-            log.info(
-                "the last %d validations brought no better %s (by more than %g): the run ends at step %d",
-                self.config.patience,
-                self.validator.metric,
-                self.config.min_delta,
-                at.step,
-            )
-        at.validated, at.losses_since_validation = at.step, [0.0, 0.0]
-        self._paused += time.perf_counter() - begun
+        at = self.progress
+        with self.pace.spent("validating"):
+            if self.is_main:
+                total, number = at.losses_since_validation
+                row = self.validator.run(
+                    bare(self.model),
+                    {
+                        "step": at.step,
+                        "epoch": at.epoch,
+                        "samples": at.example_ct,
+                        "train_loss": total / number if number else None,
+                    },
+                )
+                if row is None:
+                    self._fail(f"the predictions after step {at.step} are not finite")
+                self.boards.write("valid", row)
+            at.exhausted = distributed.from_main(self.is_main and self.validator.exhausted())
+            if at.exhausted and self.is_main:
+                log.info(
+                    "the last %d validations brought no better %s (by more than %g): the run ends at step %d",
+                    self.config.patience,
+                    self.validator.metric,
+                    self.config.min_delta,
+                    at.step,
+                )
+            at.validated, at.losses_since_validation = at.step, [0.0, 0.0]
 
     def end_step(self) -> None:
         """Save `last.pt` when due; after SIGTERM or SIGUSR1 leave with the exit code that asks to be requeued."""
@@ -249,7 +256,6 @@ class Run:
             self._fail(f"the loss of step {step} is {loss}", rows)
         at = self.progress
         at.losses.append(loss)
-        at.sizes.append(len(rows))
         at.losses_since_validation = [at.losses_since_validation[0] + loss, at.losses_since_validation[1] + 1]
         self.stop_asked = self.stop_asked or told > 0
 
@@ -290,26 +296,25 @@ class Run:
 
     def save_last(self) -> None:
         """Write `last.pt`, with the random states of all ranks."""
-        begun = time.perf_counter()
-        self._settle()
-        self._require_finite_weights()
-        random = distributed.gather_objects(resume.random_state())
-        if self.is_main:
-            resume.save_last(
-                self.folder,
-                {
-                    "step": self.step,
-                    "progress": asdict(self.progress),
-                    "random": random,
-                    "interval": self.validator.interval if self.validator else None,
-                    "settings": self.config.as_dict(),
-                    "data": self.data,
-                    "logs": {one.path.name: one.text() for one in (self.train_log, self.metrics)},
-                    "model": bare(self.model).state_dict(),
-                    "updates": self.optimizer.state_dict(),
-                },
-            )
-        self._paused += time.perf_counter() - begun
+        with self.pace.spent("saving"):
+            self._settle()
+            self._require_finite_weights()
+            random = distributed.gather_objects(resume.random_state())
+            if self.is_main:
+                resume.save_last(
+                    self.folder,
+                    {
+                        "step": self.step,
+                        "progress": asdict(self.progress),
+                        "random": random,
+                        "interval": self.validator.interval if self.validator else None,
+                        "settings": self.config.as_dict(),
+                        "data": self.data,
+                        "logs": {one.path.name: one.text() for one in (self.train_log, self.metrics)},
+                        "model": bare(self.model).state_dict(),
+                        "updates": self.optimizer.state_dict(),
+                    },
+                )
 
     def _begin_files(self) -> None:
         if self.is_main:
@@ -321,13 +326,13 @@ class Run:
         resume.check_same(self.folder, state, self.config, self.data)
         bare(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["updates"])
-        self.progress = Progress(**state["progress"])
+        known = {one.name for one in fields(Progress)}  # states of earlier versions have more
+        self.progress = Progress(**{name: value for name, value in state["progress"].items() if name in known})
         if self.is_main:
             for one in (self.train_log, self.metrics):
                 if one.path.name in state.get("logs", {}):
                     one.put_back(state["logs"][one.path.name])  # whatever has become of the file
-                else:  # a state of an earlier version
-                    one.cut_after(self.step)
+                one.cut_after(self.step)  # what an earlier version wrote gets the columns of this one
             log.info("going on with %s after step %d", self.folder, self.step)
         distributed.wait_for_main()
         if self.validator:

@@ -20,6 +20,7 @@ from training_corpus import TINY, ranks, shrink, write_corpus
 
 from chexzero.common.errors import run_command
 from chexzero.common.folders import CONTENTS, is_unfinished
+from chexzero.training.logs import SPEED_COLUMNS
 from tests.campaign.faults import Fault, Injector
 
 #: Imported once, in the process that all others are forked from.
@@ -35,7 +36,7 @@ IMPORTED = [
     "torch.distributed.nn",
     "torch.utils.tensorboard",
 ]
-CLOCKED = ["seconds", "pairs_per_second", "data_wait"]
+CLOCKED = ["seconds", *SPEED_COLUMNS]
 STEPS = [
     "--max_steps",
     "14",

@@ -1,0 +1,164 @@
+"""How fast a run goes, and where its time goes: the columns of `train_log.csv` that say so."""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from chexzero.model import CLIP
+from chexzero.training import distributed
+from chexzero.training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+#: Peak of dense matrix products in TFLOP/s, from the makers' data sheets: part of the device's name -> precision. Of
+#: several parts that fit, the first counts. fp32 is without TF32, as torch multiplies unless told otherwise.
+PEAKS: dict[str, dict[str, float]] = {
+    "B200": {"bf16": 2250, "fp16": 2250, "fp32": 75},
+    "H100 PCIe": {"bf16": 756, "fp16": 756, "fp32": 51},
+    "H100 NVL": {"bf16": 835, "fp16": 835, "fp32": 60},
+    "H100": {"bf16": 989, "fp16": 989, "fp32": 67},
+    "H200": {"bf16": 989, "fp16": 989, "fp32": 67},
+    "GH200": {"bf16": 989, "fp16": 989, "fp32": 67},
+    "A100": {"bf16": 312, "fp16": 312, "fp32": 19.5},
+    "A40": {"bf16": 149.7, "fp16": 149.7, "fp32": 37.4},
+    "A30": {"bf16": 165, "fp16": 165, "fp32": 10.3},
+    "A10": {"bf16": 125, "fp16": 125, "fp32": 31.2},
+    "RTX A6000": {"bf16": 154.8, "fp16": 154.8, "fp32": 38.7},
+    "L40S": {"bf16": 362, "fp16": 362, "fp32": 91.6},
+    "L4": {"bf16": 121, "fp16": 121, "fp32": 30.3},
+    "RTX 4090": {"bf16": 165.2, "fp16": 165.2, "fp32": 82.6},
+    "RTX 3090": {"bf16": 71, "fp16": 71, "fp32": 35.6},
+    "V100": {"fp16": 125, "fp32": 15.7},
+    "T4": {"fp16": 65, "fp32": 8.1},
+}
+
+
+def peak_tflops(device_name: str, precision: str) -> float | None:
+    """The peak of a device in TFLOP/s, or None for one that `PEAKS` does not have."""
+    words = device_name.replace("-", " ")
+    found = (peaks for part, peaks in PEAKS.items() if f" {part} " in f" {words} ")
+    return next(found, {}).get(precision)
+
+
+def flops_per_pair(clip: CLIP) -> Callable[[int], float]:
+    """Count the operations that training on one pair takes; the result is a function of the text's length in tokens.
+
+    Forward and backward pass of both towers, a multiplication and an addition being two operations; what is frozen
+    takes no part in the backward pass, and what gradient checkpointing computes again does not count. Counted by
+    torch's counter on tensors without data: nothing is computed and no random number is drawn. The matrix products of
+    a transformer grow with the text's length, attention with its square, so three lengths give all others.
+    """
+    weights: dict[str, torch.Tensor] = {
+        name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in [*clip.named_parameters(), *clip.named_buffers()]
+    }
+    resolution = int(clip.image_resolution)
+    image = torch.empty(1, 3, resolution, resolution, device="meta")
+
+    def count(tokens: int) -> int:
+        text = torch.empty(1, tokens, dtype=torch.int64, device="meta")
+        with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+            logits, _ = functional_call(clip, weights, (image, text))
+            if logits.requires_grad:
+                logits.sum().backward()
+        return counter.get_total_flops()
+
+    lengths = [1, 2, 3]
+    curve = np.polynomial.Polynomial.fit(lengths, [count(length) for length in lengths], 2).convert()
+    return lambda tokens: float(curve(tokens))
+
+
+class Pace:
+    """What a run has done since the last row of `train_log.csv`, and where the time went.
+
+    Nothing of it outlives the process: after a resume the rates are those of the steps taken since.
+    """
+
+    def __init__(self, clip: CLIP, config: TrainConfig, device: torch.device):
+        self.device = device
+        self.flops_per_pair = _counted(clip, config)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        self.peak = peak_tflops(name, config.precision)
+        self.begin()
+
+    def begin(self) -> None:
+        """Start counting anew."""
+        self._begun = time.perf_counter()
+        self.steps, self.pairs, self.flops = 0, 0, 0.0
+        self.seconds = {"data": 0.0, "validating": 0.0, "saving": 0.0}
+
+    @contextmanager
+    def spent(self, on: str) -> Iterator[None]:
+        """Count the time in the block as spent on `data`, `validating` or `saving`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[on] += time.perf_counter() - begun
+
+    def step(self, pairs: int, tokens: int) -> None:
+        """Count a step on so many pairs (of all ranks), the texts padded to `tokens`."""
+        self.steps += 1
+        self.pairs += pairs
+        self.flops += pairs * self.flops_per_pair(tokens) if self.flops_per_pair else 0.0
+
+    def training_seconds(self) -> float:
+        """Time since the last row without validating and saving."""
+        passed = time.perf_counter() - self._begun
+        return max(1e-9, passed - self.seconds["validating"] - self.seconds["saving"])
+
+    def row(self) -> dict[str, Any]:
+        """The columns of `train_log.csv` that are about speed; None where a device or model has no figure."""
+        training = self.training_seconds()
+        passed = training + self.seconds["validating"] + self.seconds["saving"]
+        tflops = self.flops / training / 1e12 if self.flops_per_pair else None
+        peak = self.peak * distributed.world_size() if self.peak else None
+        return {
+            "pairs_per_second": self.pairs / training,
+            "data_wait": min(1.0, self.seconds["data"] / training),
+            "tflops": tflops,
+            "share_of_peak": tflops / peak if tflops is not None and peak else None,
+            "memory_gib": peak_memory(self.device),
+            "validating": self.seconds["validating"] / passed,
+            "saving": self.seconds["saving"] / passed,
+        }
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory held so far, in GiB: torch's on a GPU, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """The speed of a row for the progress bar: `812.0 pairs/s, 95.0 TFLOP/s (10 % of peak)`."""
+    text = f"{row['pairs_per_second']:.1f} pairs/s"
+    if row["tflops"] is not None:
+        text += f", {row['tflops']:.3g} TFLOP/s"
+    return text + (f" ({row['share_of_peak']:.0%} of peak)" if row["share_of_peak"] is not None else "")
+
+
+def _counted(clip: CLIP, config: TrainConfig) -> Callable[[int], float] | None:
+    clip.set_grad_checkpointing(False)
+    try:
+        return flops_per_pair(clip)
+    except (NotImplementedError, RuntimeError) as error:  # a tower that asks for the content of its tensors
+        log.warning("the operations of this model cannot be counted (%s); train_log.csv has none", _first_line(error))
+        return None
+    finally:
+        clip.set_grad_checkpointing(config.grad_checkpointing)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
