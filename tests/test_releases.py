@@ -224,7 +224,10 @@ def test_flattened_rexgradient(corpus, usual, tmp_path):
     assert len(rows) == len(usual["train"]) and not any(row.problem for row in rows)
 
 
-@pytest.mark.parametrize("layout", ["csv/ beside PNG/", "download/metadata", "CheXlocalize", "PNG_train and PNG_valid"])
+@pytest.mark.parametrize(
+    "layout",
+    ["csv/ beside PNG/", "download/metadata", "CheXlocalize", "PNG_train and PNG_valid", "folders on other disks"],
+)
 def test_layouts_under_one_data_root(layout, corpus, usual, tmp_path):
     LAYOUTS[layout](corpus)
     assert ids(plan_rows(["--data_root", str(corpus.root)], tmp_path / "data")) == ids(usual)

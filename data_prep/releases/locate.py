@@ -100,6 +100,7 @@ def find_file(
         named = [folder / name for folder, name in there if fnmatch.fnmatch(name, pattern)]
         found = [path for path in named if accept(path)] or (named if pattern == patterns[0] else [])
         found = [path for path in found if len(path.parts) == min(len(path.parts) for path in found)]
+        found = list({path.resolve(): path for path in reversed(found)}.values())[::-1]  # a link and what it names
         if len(found) > 1:
             raise UserError(f"{what}: both {found[0]} and {found[1]} could be meant; name one with {flag}")
         if found:
