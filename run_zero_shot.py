@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from chexzero.common.errors import UserError, run_command
-from chexzero.common.files import write_text
+from chexzero.common.errors import EXIT_ALARM, UserError, run_command
+from chexzero.common.files import read_json, sha256_of, write_text
 from chexzero.common.folders import replaced_together
 from chexzero.common.labels import LABELS
 from chexzero.common.settings import parse_with_config
@@ -101,6 +101,9 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
         help="resamples of the intervals (default: %(default)s)",
     )
     report.add_argument(
+        "--strict", action="store_true", help="end with exit code 3 where a check of the data or the model failed"
+    )
+    report.add_argument(
         "--full_paths", action="store_true", help="let the report name the folders of this machine (default: no)"
     )
     report.add_argument("--thumbnails", action="store_true", help="show the most confident cases: images of patients")
@@ -145,10 +148,10 @@ def evaluate(settings: EvaluationSettings) -> Path:
     # what needs torch is imported where it is used, so that --help and a wrong flag are answered at once
     from chexzero.evaluation.measure import data_folder, measure
     from chexzero.evaluation.named_sets import read_named_set
-    from chexzero.evaluation.test_set_ledger import record_test_read
+    from chexzero.evaluation.test_set_ledger import ledger_path, record_test_read
     from chexzero.model import pick_device
     from chexzero.report.assemble import read_others, score_sets, write_results
-    from chexzero.report.summary import print_table
+    from chexzero.report.summary import print_alarms, print_table
 
     settings = replace(settings, device=str(pick_device(settings.device)))
     choice = choose(settings)
@@ -156,11 +159,13 @@ def evaluate(settings: EvaluationSettings) -> Path:
     others = read_others(settings, data_folder(settings, choice))
     sets = [read_named_set(data_folder(settings, choice), name) for name in dict.fromkeys(settings.sets)]
     found = measure(settings, choice)
-    reads = record_test_read(out / "test_reads.json", found.predictors, found.sets[1], settings.level)
+    ledger = ledger_path(found.data_dir, settings.out)
+    reads = record_test_read(ledger, found.predictors, found.sets[1], settings.level, choice.name)
     with replaced_together(out) as folder:
         more = [*score_sets(settings, choice, sets, folder), *run_suites(settings, choice, found.data_dir, folder)]
-        write_results(settings, choice, found, others, reads, more, folder)
+        alarms = write_results(settings, choice, found, others, reads, more, folder)
     print_table(found.valid, found.test)
+    print_alarms(alarms)
     print(f"report: {out / 'report.html'}")
     return out / "report.html"
 
@@ -188,11 +193,13 @@ def run_suites(settings: EvaluationSettings, choice: Choice, data_dir: Path, out
 def predict_images(settings: EvaluationSettings) -> Path:
     """Probabilities for a folder of images, to `<out>/<name>/images_<folder>.csv`.
 
+    `images_<folder>_standing.csv` says where each value of the 14 labels stands among the validation images;
     `images_<folder>_left_out.csv` lists what was passed over or could not be read; another folder of the same last
     name gets a name of its own.
     """
     import pandas as pd
 
+    from chexzero.evaluation.standing import read_standing
     from chexzero.folder import images_result, predict_folder
     from chexzero.imaging.image_files import find_images
     from chexzero.model import pick_device
@@ -211,6 +218,18 @@ def predict_images(settings: EvaluationSettings) -> Path:
     write_text(path, frame_csv(table))
     write_text(path.with_name(f"{path.stem}_left_out.csv"), frame_csv(left_out))
     print(table.head(20).to_string(index=False, float_format="{:.4f}".format))
+    standing = read_standing(settings.out / choice.name, sha256_of(choice.checkpoints[0]))
+    stands = standing.table(table) if standing else pd.DataFrame()
+    if len(stands):
+        write_text(path.with_name(f"{path.stem}_standing.csv"), frame_csv(stands))
+        print(stands.head(20).to_string(index=False, float_format="{:.4f}".format))
+        print(
+            f"{path.stem}_standing.csv: percentile among the validation images, and side of the threshold chosen there"
+        )
+    else:
+        print(
+            "Where these values stand among validation images is not known; evaluate this checkpoint first, then again"
+        )
     print(f"{len(table)} images with {choice.checkpoints[0].name}: {path}")
     if len(left_out):
         print(f"{len(left_out)} files are left out; {path.stem}_left_out.csv says why")
@@ -218,9 +237,13 @@ def predict_images(settings: EvaluationSettings) -> Path:
     return path
 
 
-def main() -> None:
+def main() -> int:
     settings = parse_args()
-    (predict_images if settings.images else evaluate)(settings)
+    if settings.images:
+        predict_images(settings)
+        return 0
+    report = evaluate(settings)
+    return EXIT_ALARM if settings.strict and read_json(report.with_name("metrics.json"))["alarms"] else 0
 
 
 def cli() -> None:

@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from chexzero.common.errors import UserError
+from chexzero.common.files import sha256_of
 from chexzero.common.labels import LABELS, PAIR_TEMPLATE
+from chexzero.evaluation.standing import Standing, read_standing
 from chexzero.imaging.image_files import ImageFiles
 from chexzero.model import CLIP
 from chexzero.models.checkpoints import load_model
@@ -30,6 +33,7 @@ class ChestCLIP:
     """A loaded model (`model`, a `chexzero.model.CLIP`) that takes files and words. Files are PNG, JPEG or DICOM."""
 
     model: CLIP
+    checkpoint: Path | None = None
 
     def embed_images(self, paths: Paths, batch_size: int = 64) -> np.ndarray:
         """Features of image files: float32 (N, D), rows of length 1; `UserError` for one that cannot be read."""
@@ -49,6 +53,18 @@ class ChestCLIP:
         """Zero-shot probabilities (N, len(labels)) in 0..1, as CheXzero's; not calibrated, not for clinical use."""
         return predict_pairs(self.model, self.embed_images(paths, batch_size), label_pairs(labels, template))
 
+    def standing(self, results: str | os.PathLike) -> Standing:
+        """Where probabilities stand among the validation images, from `results/<run>` of `run_zero_shot.py`.
+
+        `.percentile("Edema", values)` is in 0..100. Raises `UserError` where the folder is no evaluation of these weights.
+        """
+        found = read_standing(Path(results), sha256_of(self.checkpoint)) if self.checkpoint else None
+        if found is None:
+            raise UserError(
+                f"{results} is no evaluation of these weights; run run_zero_shot.py with this checkpoint first"
+            )
+        return found
+
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> ChestCLIP:
     """Load a run's folder (its selected checkpoint), a checkpoint of any kind, or an exported folder.
@@ -57,4 +73,5 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> ChestCL
     """
     path = Path(path)
     is_run = any((path / name).is_file() for name in ("selection.json", "train_log.csv"))
-    return ChestCLIP(load_model(read_run(path).selected() if is_run else path, device))
+    checkpoint = read_run(path).selected() if is_run else path
+    return ChestCLIP(load_model(checkpoint, device), checkpoint)

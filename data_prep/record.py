@@ -6,6 +6,7 @@ from typing import Any
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, sha256_of
+from chexzero.common.versions import git_revision
 from data_prep.failures import LEFT_OUT_COLUMNS
 from data_prep.overlap.contract import Audit
 from data_prep.releases.rows import Row, read_records
@@ -70,6 +71,7 @@ def build_record(plan: Plan, counts: Counts, out: Path, rows: dict[str, int], au
     identity = plan.identity
     return {
         "command": "python -m data_prep build",
+        "code": git_revision(),
         "drawn": plan.drawn,
         "settings": identity["settings"] | {name: plan.finishing[name] for name in ("on_overlap", "max_failures")},
         "roles": identity["roles"],

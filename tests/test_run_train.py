@@ -20,9 +20,11 @@ from training_corpus import flags, shrink, write_corpus, write_validation
 import run_train
 from chexzero.clip import tokenize
 from chexzero.common.errors import UserError
+from chexzero.common.files import sha256_of
 from chexzero.common.labels import COMPETITION_LABELS, LABELS
 from chexzero.imaging.normalise import prepare
 from chexzero.models.checkpoints import load_model
+from chexzero.runs.run_folder import read_run
 from chexzero.training import logs
 from chexzero.training.logs import METRIC_COLUMNS, SPEED_COLUMNS, TRAIN_COLUMNS
 
@@ -234,6 +236,11 @@ def test_files_of_a_run(finished):
     assert selection["lower"] < selection["value"] < selection["upper"]
     assert selection["n_compared"] == 4 and selection["metric"] == "mean_5"
     assert selection["runner_up"]["value"] == metrics["mean_5"].nlargest(2).iloc[1]
+    assert selection["value_corrected"] is not None and "left of the value" in selection["reason"]
+    digest = sha256_of(finished / selection["checkpoint"])
+    assert selection["checkpoint_sha256"] == digest == read_run(finished).checkpoint_sha256[selection["checkpoint"]]
+    kept = sorted(path.name for path in (finished / "validation_predictions").iterdir())
+    assert kept == sorted(f"step_{step}.npy" for step in metrics["step"])
 
 
 def test_checkpoints_are_bare_and_measure_what_the_record_says(finished, corpus):

@@ -1,5 +1,6 @@
 """The evaluation command from a run's folder to its report, and what it refuses."""
 
+import html
 import json
 import shutil
 import subprocess
@@ -13,15 +14,19 @@ import pandas as pd
 import pytest
 from evaluation_run import change_labels, metrics_of, write_run
 
+import chexzero
 import run_zero_shot
-from chexzero.common.errors import UserError
-from chexzero.common.labels import FINDINGS, LABELS
+from chexzero import compare
+from chexzero.common.errors import EXIT_ALARM, UserError
+from chexzero.common.files import sha256_of
+from chexzero.common.labels import FINDINGS, LABELS, NO_FINDING
 from chexzero.common.statistics import auroc, bootstrap_auroc, percentile_interval
 from chexzero.evaluation.checkpoint_choice import choose
 from chexzero.evaluation.measure import measure as measured
+from chexzero.evaluation.standing import read_standing
 from chexzero.export.write import export
 from chexzero.models.checkpoints import load_model
-from chexzero.report.sanity import sanity_section
+from chexzero.report.sanity import label_checks, sanity_section
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -153,8 +158,8 @@ def test_second_evaluation_reads_predictions_from_the_cache(place, monkeypatch):
     monkeypatch.setattr("chexzero.zero_shot.load_model", lambda *_: pytest.fail("the model was loaded again"))
     first = metrics_of(place / "results" / "small")["test"]["mean_14"]
     assert measure(place).test.mean("mean_14").value == pytest.approx(first, abs=1e-12)
-    reads = json.loads((place / "results" / "small" / "test_reads.json").read_text())
-    assert [read["names"] for read in reads] == [["checkpoint_20.pt"]]
+    reads = json.loads((place / "data" / "test_reads.json").read_text())
+    assert [(read["names"], read["run"]) for read in reads] == [(["checkpoint_20.pt"], "small")]
 
 
 def test_cache_is_keyed_by_content_not_by_name(copy):
@@ -230,9 +235,72 @@ def test_permuted_labels_are_flagged(copy):
     change_labels(copy / "data", "test", permute)
     found = measure(copy)
     assert abs(found.test.mean("mean_13").value - 0.5) < 0.08
-    section = sanity_section(found.valid, found.test, [])
+    section = sanity_section(label_checks(found.valid, found.test))
     assert "test labels belong to the test images" in section.metrics["flagged"]
-    assert "LOOK HERE" in section.tables[0].rows[0]
+    assert any("LOOK HERE" in row for row in section.tables[0].rows)
+
+
+def test_alarms_stand_at_the_top_everywhere(copy, capsys, monkeypatch):
+    folder = copy / "results" / "small"
+    evaluate(copy, "--n_bootstrap", "20")
+    made_up = {"validation AUROC as training recorded it", "validation labels are as frequent as can be expected"}
+    assert set(metrics_of(folder)["alarms"]) == made_up  # the record and the missing Fracture of this drawn run
+    capsys.readouterr()
+    change_labels(copy / "data", "test", lambda table: table.assign(**{NO_FINDING: 1 - table[NO_FINDING]}))
+    words = ["--run", str(copy / "checkpoints" / "small"), "--out", str(copy / "results"), "--n_bootstrap", "20"]
+    codes = []
+    for more in ([], ["--strict"]):
+        monkeypatch.setattr(sys, "argv", ["run_zero_shot.py", *words, *more])
+        codes.append(run_zero_shot.main())
+    assert codes == [0, EXIT_ALARM] and EXIT_ALARM == 3
+    alarms = metrics_of(folder)["alarms"]
+    assert "every label's AUROC is alike on both sets" in alarms
+    page, printed = (folder / "report.html").read_text(), capsys.readouterr().out
+    for name in alarms:
+        shown = html.escape(name, quote=False).replace("'", "&#39;")
+        assert shown in page.partition("<h1>")[0] and shown in page.partition('class="summary"')[2].partition("</p>")[0]
+        assert f"LOOK HERE  {name}" in printed
+
+
+def test_runs_side_by_side(copy, capsys):
+    run = copy / "checkpoints" / "small"
+    words = [str(run), str(run / "checkpoint_10.pt"), str(run / "checkpoint_0.pt"), "--out", str(copy / "results")]
+    compare.main([*words, "--device", "cpu"])
+    folder = copy / "results" / "comparison"
+    found = json.loads((folder / "metrics.json").read_text())
+    whole = metrics_of(copy / "results" / "small")["test"]
+    assert found["models"]["small"]["means"]["mean_13"] == pytest.approx(whole["mean_13"], abs=1e-6)
+    worst = found["differences"]["checkpoint_0"]["Edema"]
+    assert worst["difference"] < 0 and worst["p"] <= worst["p_holm"]
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "Difference in AUROC to small" in page
+    assert len(json.loads((copy / "data" / "test_reads.json").read_text())) == 3
+    with pytest.raises(UserError, match="one run cannot be compared"):
+        compare.main([str(run)])
+    with pytest.raises(UserError, match="is named twice"):
+        compare.main([str(run), str(run), str(run)])
+
+
+def test_the_reporting_checklist(place):
+    folder = place / "results" / "small"
+    text, latex = (folder / "reporting.md").read_text(), (folder / "reporting.tex").read_text()
+    assert "the author's to write" in text and "Step 20 had the highest" in text
+    assert latex.count(r"\begin{longtable}") == latex.count(r"\end{longtable}") == 1
+    assert "Reporting checklist" in (folder / "report.html").read_text()
+
+
+def test_what_the_figures_came_from(place):
+    found = metrics_of(place / "results" / "small")
+    kept = found["provenance"]
+    assert kept["checkpoint_sha256"] == {
+        "checkpoint_20.pt": sha256_of(place / "checkpoints" / "small" / "checkpoint_20.pt")
+    }
+    assert kept["settings"]["n_bootstrap"] == 200 and kept["versions"]["code"] and kept["command"]
+    assert found["sections"]["overlap"]["holds_for_this_model"] is False
+    page = (place / "results" / "small" / "report.html").read_text()
+    assert "is unknown, because no overlap audit" in page
+    assert found["test"]["labels"]["Edema"]["newcombe_lower"] < found["test"]["labels"]["Edema"]["auroc"]
+    assert found["test"]["mean_counted"] is not None and "Fracture" not in found["valid"]["mean_counted_labels"]
 
 
 def blank(table):
@@ -295,6 +363,18 @@ def test_a_folder_of_images(place, tmp_path):
     table = pd.read_csv(written)
     assert table["image"].tolist() == ["0.png", "1.png", "2.png"]
     assert list(table) == ["image", "Pleural Effusion", "pneumothorax"]
+    stands = pd.read_csv(written.with_name("images_my_images_standing.csv"))
+    assert stands["finding"].tolist() == ["Pleural Effusion"] * 3
+    valid = pd.read_csv(place / "results" / "small" / "predictions_valid.csv")["Pleural Effusion"]
+    one, label = stands.iloc[0], metrics_of(place / "results" / "small")["test"]["labels"]["Pleural Effusion"]
+    assert one["percentile"] == pytest.approx(100 * (valid < one["probability"]).mean(), abs=1)
+    assert one["called"] == (one["probability"] >= label["threshold"]) and one["sensitivity"] == label["sensitivity"]
+    assert read_standing(place / "results" / "small", "other weights") is None
+    loaded = chexzero.load(place / "checkpoints" / "small")
+    found = loaded.standing(place / "results" / "small").percentile("Pleural Effusion", one["probability"])
+    assert found == pytest.approx(one["percentile"])
+    with pytest.raises(UserError, match="no evaluation of these weights"):
+        loaded.standing(place)
     whole = pd.read_csv(place / "results" / "small" / "predictions_test.csv")["Pleural Effusion"]
     np.testing.assert_allclose(table["Pleural Effusion"][0], whole[0], atol=1e-5)
 

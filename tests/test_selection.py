@@ -8,8 +8,10 @@ import pytest
 
 from chexzero.common.errors import UserError
 from chexzero.common.labels import COMPETITION_LABELS, LABELS
+from chexzero.common.statistics import auroc
 from chexzero.runs import selection
 from chexzero.runs.run_folder import best_checkpoints, checkpoint_name, checkpoint_steps, read_run, remove_checkpoints
+from chexzero.runs.selection_bias import SelectionBias, keep_predictions, kept_predictions
 from chexzero.training.validation import bootstrap_interval, labels_with_both_classes, zero_shot_row
 
 ROWS = [
@@ -37,6 +39,8 @@ def test_the_highest_is_selected_and_of_equals_the_earlier():
     lowest = selection.describe(ROWS, "val_loss", "val_loss", (None, None), 234)
     assert lowest["step"] == 300 and "lowest of 6" in lowest["reason"]
     first = selection.describe(ROWS[:1], "mean_5", "mean_5", (None, None), 234)
+    known = selection.describe(ROWS, "mean_5", "mean_5", (0.75, 0.85), 234, 0.786)
+    assert known["value_corrected"] == 0.786 and "0.786 is left" in known["reason"]
     assert first["runner_up"] is None and first["n_compared"] == 1
 
 
@@ -68,6 +72,33 @@ def test_a_metric_that_is_not_defined_falls_back():
     assert selection.usable_metric("mean_5", ["No Finding"]) == "mean_14"
     assert selection.usable_metric("mean_5", []) is None
     assert selection.usable_metric("val_loss", []) == "val_loss"
+
+
+def test_the_optimism_of_the_selection_is_taken_off():
+    """Twenty checkpoints of equal worth: the best of them is better by luck alone."""
+    rng = np.random.default_rng(0)
+    apart = []
+    for _ in range(12):
+        labels = np.zeros((120, 14))
+        labels[:, 0] = rng.permutation(np.arange(120) < 20)
+        bias, values = SelectionBias(labels, ["Atelectasis"], n_resamples=100), []
+        for step in range(20):
+            scores = rng.normal(size=labels.shape) + labels
+            values.append(auroc(labels[:, :1], scores[:, :1])[0])
+            bias.add(step, scores)
+        apart.append((max(values) - 0.7602, bias.corrected(range(20)) - 0.7602))  # the area of a shift by one
+    optimistic, corrected = np.mean(apart, axis=0)
+    assert optimistic > 0.06 and abs(corrected) < 0.03
+    assert bias.corrected([0]) is None and SelectionBias(labels, []).corrected([0, 1]) is None
+
+
+def test_predictions_are_kept_and_a_damaged_file_is_none(tmp_path):
+    predictions = np.random.default_rng(0).random((30, 14))
+    keep_predictions(tmp_path, 7, predictions)
+    np.testing.assert_allclose(kept_predictions(tmp_path, 7, 30), predictions, atol=1e-7)
+    assert kept_predictions(tmp_path, 7, 31) is None and kept_predictions(tmp_path, 8, 30) is None
+    (tmp_path / "validation_predictions" / "step_7.npy").write_bytes(b"x")
+    assert kept_predictions(tmp_path, 7, 30) is None
 
 
 def area(labels, scores):

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 
 EXIT_CODES = (
-    "exit codes: 0 done; 2 a wrong input, said in one sentence; 75 a training stopped by a signal "
+    "exit codes: 0 done; 2 a wrong input, said in one sentence; 3 a check failed and --strict was given; 75 a training stopped by a signal "
     "after saving:\nstart it again with --resume auto; 130 Ctrl-C; 1 anything else"
 )
 EXIT_USER_ERROR = 2
+EXIT_ALARM = 3
 EXIT_INTERRUPTED = 130
 
 #: What the operating system refuses -> what to do about it. None of these is a fault of the program.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
 
 from chexzero.common.errors import UserError
@@ -15,8 +15,9 @@ N_BINS = 10
 def platt(valid_truth: ArrayLike, valid_prob: ArrayLike, prob: ArrayLike) -> Floats:
     """Probabilities (N, L) put on the scale of the validation set's frequencies, label by label (Platt scaling).
 
-    A logistic regression of the validation labels on the standardised logit; it is monotone unless the label ranks
-    the wrong way round there. NaN columns where the validation set lacks a class.
+    An unpenalised logistic regression of the validation labels on the logit; it is monotone unless the label ranks the
+    wrong way round there. Where the logit separates the classes, maximum likelihood has no end: the targets are then
+    Platt's, (n_pos + 1) / (n_pos + 2) and 1 / (n_neg + 2). NaN columns where the validation set lacks a class.
     """
     truth, reference = check_arrays(valid_truth, valid_prob)
     found = np.full(np.shape(prob), np.nan)
@@ -24,9 +25,21 @@ def platt(valid_truth: ArrayLike, valid_prob: ArrayLike, prob: ArrayLike) -> Flo
         if 0 < truth[:, label].sum() < len(truth):
             logits, wanted = _logit(reference[:, label]), _logit(np.asarray(prob)[:, label])
             mean, spread = logits.mean(), logits.std() or 1.0
-            model = LogisticRegression().fit((logits[:, None] - mean) / spread, truth[:, label])
+            model = _fit((logits - mean) / spread, truth[:, label])
             found[:, label] = model.predict_proba((wanted[:, None] - mean) / spread)[:, 1]
     return found
+
+
+def _fit(values: Floats, truth: NDArray[np.bool_]) -> LogisticRegression:
+    """The maximum-likelihood fit; every case counts once with each class, weighted by its target."""
+    positive, negative = values[truth], values[~truth]
+    separated = positive.min() >= negative.max() or positive.max() <= negative.min()
+    n_pos, n_neg = len(positive), len(negative)
+    high, low = ((n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2)) if separated else (1.0, 0.0)
+    target = np.where(truth, high, low)
+    return LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(
+        np.concatenate([values, values])[:, None], np.repeat([1, 0], len(values)), np.concatenate([target, 1 - target])
+    )
 
 
 def _logit(probability: Floats) -> Floats:

@@ -32,6 +32,7 @@ class EvaluationSettings:
     supervised: tuple[Path, ...] = ()
     out: Path = Path("results")
     n_bootstrap: int = 1000
+    strict: bool = False
     thumbnails: bool = False
     full_paths: bool = False
     suite: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from chexzero.common.files import read_json
+from chexzero.common.files import read_json, sha256_of
 from chexzero.common.folders import is_unfinished
 from chexzero.common.formats import read_build
 from chexzero.common.labels import LABELS
@@ -15,6 +15,7 @@ from chexzero.common.markup import escape_markdown, without_folders
 from chexzero.export.write import is_dinov3
 from chexzero.imaging.normalise import MEAN, STD
 from chexzero.model import CLIP
+from chexzero.runs.evidence import training_claim
 from chexzero.runs.run_folder import RunFolder, is_number
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ def model_card(
 
     folder: where the export will lie. results: the folder with the `metrics.json` of this run's evaluation.
     """
-    build = read_build(Path(run.settings.get("cxr_filepath", "data/cxr.h5")).parent)
+    data_dir = Path(run.settings.get("cxr_filepath", "data/cxr.h5")).parent
+    build, digest = read_build(data_dir), sha256_of(checkpoint)
+    claim = training_claim(run, {checkpoint: digest}, data_dir, {})
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("chexzero.export"),
         undefined=jinja2.StrictUndefined,
@@ -62,7 +65,7 @@ def model_card(
     settings = {name: value for name, value in run.settings.items() if name not in NOT_THE_MODEL and value is not None}
     if not full_paths:
         settings, folder = without_folders(settings), Path(folder.name)
-    dinov3, metrics = is_dinov3(model), _metrics(results, checkpoint)
+    dinov3, metrics = is_dinov3(model), _metrics(results, checkpoint, digest)
     cases = "the first frontal view of a study" if metrics.get("level") == "image" else "a study with all its views"
     return environment.get_template("model_card.md").render(
         name=run.path.resolve().name,
@@ -81,6 +84,8 @@ def model_card(
         std=STD,
         counts=build.get("counts") or {},
         overlap=without_folders(build.get("overlap") or {}),
+        claim=without_folders(claim.text),
+        claim_known=claim.known,
         labels=LABELS,
         means=MEANS,
         checkpoint=checkpoint.name,
@@ -90,21 +95,38 @@ def model_card(
     )
 
 
-def _metrics(results: Path, checkpoint: Path) -> dict[str, Any]:
-    """The run's metrics, if they were measured with this checkpoint."""
+def _metrics(results: Path, checkpoint: Path, digest: str) -> dict[str, Any]:
+    """The run's metrics, if they were measured with this checkpoint, by SHA-256.
+
+    Evaluations of older versions may have recorded no hash; then the file's name must do.
+    """
     path = results / "metrics.json"
     if is_unfinished(results):
         log.warning("the model card will have no figures: the evaluation in %s was killed; run it again", results)
         return {}
     metrics = read_json(path) if path.is_file() else {}
     measured = Path(str(metrics.get("selected", {}).get("checkpoint", ""))).name
-    if measured == checkpoint.name and "ensemble" not in metrics["selected"]:
+    hashes = _measured_hashes(metrics)
+    alone = measured and "ensemble" not in metrics["selected"]
+    if alone and (digest in hashes if hashes else measured == checkpoint.name):
         return metrics
+    about = f"{path} is about {measured}, not {checkpoint.name}"
+    if measured == checkpoint.name:
+        about = f"{path} was measured with other weights of the name {measured}, by SHA-256"
     log.warning(
         "the model card will have no figures: %s; name the folder with --results",
-        f"{path} is about {measured}, not {checkpoint.name}" if measured else f"there is no {path}",
+        about if measured else f"there is no {path}",
     )
     return {}
+
+
+def _measured_hashes(metrics: dict[str, Any]) -> set[str]:
+    """SHA-256 of the checkpoints that an evaluation measured; older ones listed every file's hash by path."""
+    kept = metrics.get("provenance", {}).get("checkpoint_sha256")
+    if kept:
+        return set(kept.values())
+    listed = metrics.get("sections", {}).get("provenance", {}).get("sha256", {})
+    return {digest for path, digest in listed.items() if Path(path).suffix not in (".h5", ".csv")}
 
 
 def _escape(value: Any) -> Any:

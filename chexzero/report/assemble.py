@@ -8,6 +8,7 @@ import pandas as pd
 
 from chexzero.common.files import write_json, write_text
 from chexzero.common.labels import LABELS
+from chexzero.common.markup import without_folders
 from chexzero.evaluation.calibration import platt
 from chexzero.evaluation.checkpoint_choice import Choice
 from chexzero.evaluation.measure import Measured, predict, predict_files
@@ -17,13 +18,15 @@ from chexzero.evaluation.readers import Reader, read_reader
 from chexzero.evaluation.results import SetResult, evaluate_set
 from chexzero.evaluation.sets import read_set, units
 from chexzero.evaluation.settings import EvaluationSettings
-from chexzero.report import charts, paper, provenance, readers, sanity, scores
+from chexzero.report import charts, checklist, paper, provenance, readers, sanity, scores
 from chexzero.report.baseline import baseline_section, checkpoints_in
 from chexzero.report.cases import thumbnails_section
+from chexzero.report.image_checks import image_checks
 from chexzero.report.named_sets import named_set_section, overview_section
 from chexzero.report.sections import Section
 from chexzero.report.summary import banner, facts, summary
 from chexzero.report.write import Report, frame_csv, shareable, write_report
+from chexzero.runs.evidence import Claim, training_claim
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def read_others(settings: EvaluationSettings, data_dir: Path) -> Others:
     baseline = checkpoints_in(settings.baseline) if settings.baseline else []
     if not settings.radiologists and not settings.supervised:
         return Others([], [], baseline)
-    studies = units(read_set(data_dir, "test"), settings.level).table["study_id"]
+    studies = list(units(read_set(data_dir, "test"), settings.level).table["study_id"])
     return Others(
         [read_reader(path, studies, binary=True) for path in settings.radiologists],
         [read_reader(path, studies, binary=False) for path in settings.supervised],
@@ -56,19 +59,39 @@ def write_results(
     reads: list[dict],
     more: Sequence[Section],
     out: Path,
-) -> None:
-    """Write the report, its figures and tables, the predictions and `metrics.json` into `out`, an empty folder."""
+) -> list[sanity.Check]:
+    """Write the report, its figures and tables, the predictions and `metrics.json` into `out`, an empty folder.
+
+    Returns the checks that failed.
+    """
+    claim = training_claim(
+        choice.run,
+        {one.checkpoint: one.sha256 for one in found.predictors},
+        found.data_dir,
+        {one.images.name: one.images_sha256 for one in found.sets},
+    )
+    checks = run_checks(choice, found, claim)
+    alarms = sanity.alarms_of(checks)
+    kept = provenance.record(choice.run, settings.flags(), found.predictors, found.sets)
+    told = {check.name: check.detail for check in alarms}
+    if not settings.full_paths:
+        kept, told = without_folders(kept), without_folders(told)
     sections = [
-        *main_sections(settings, choice, found, others, reads, out / "figures"),
+        *main_sections(settings, choice, found, others, reads, checks, out / "figures"),
         *more,
-        *closing_sections(settings, choice, found, out / "figures"),
+        *closing_sections(settings, choice, found, claim, out / "figures"),
+        checklist.write_reporting(
+            checklist.Records(choice, found.build, claim, found.valid, found.test, alarms, kept),
+            out,
+            settings.full_paths,
+        ),
     ]
     for result in (found.valid, found.test):
         write_predictions(out / f"predictions_{result.name}.csv", result)
     report = Report(
         f"Zero-shot evaluation of {choice.name}",
-        summary(choice, found.valid, found.test, found.drawn),
-        banner(choice, found.drawn),
+        summary(choice, found.valid, found.test, found.drawn, alarms, claim),
+        banner(choice, found.drawn, alarms),
         facts(choice, found.valid, found.test, found.data_dir),
         sections,
     )
@@ -79,6 +102,8 @@ def write_results(
             "model_name": choice.name,
             "drawn": found.drawn,
             "selected": choice.selected,
+            "alarms": told,
+            "provenance": kept,
             "level": settings.level,
             "n_bootstrap": settings.n_bootstrap,
             "valid": found.valid.metrics(),
@@ -87,15 +112,35 @@ def write_results(
         },
     )
     write_report(report, out)
+    return alarms
+
+
+def run_checks(choice: Choice, found: Measured, claim: Claim) -> list[sanity.Check]:
+    """Every check of the data and the model that this evaluation allows."""
+    recorded = choice.run.recorded(choice.selected["step"]) if choice.run and len(choice.checkpoints) == 1 else {}
+    training = choice.run.settings.get("cxr_filepath") if choice.run else None
+    return [
+        *sanity.label_checks(found.valid, found.test),
+        *sanity.shared_cases(*found.sets),
+        *image_checks(found.sets[0], found.sets[1], Path(training) if isinstance(training, str) else None),
+        sanity.trained_elsewhere(claim),
+        sanity.as_built(found.build, found.sets),
+        sanity.as_recorded(recorded, found.by_image[0][:, : len(LABELS)], found.sets[0].truth),
+    ]
 
 
 def main_sections(
-    settings: EvaluationSettings, choice: Choice, found: Measured, others: Others, reads: list[dict], figures: Path
+    settings: EvaluationSettings,
+    choice: Choice,
+    found: Measured,
+    others: Others,
+    reads: list[dict],
+    checks: list[sanity.Check],
+    figures: Path,
 ) -> list[Section]:
     """The sections about the 14 labels, those that a reader wants first at the top."""
     run, valid, test = choice.run, found.valid, found.test
     curves = [draw(run, figures) for draw in (charts.validation_curve, charts.training_loss) if run]
-    recorded = run.recorded(choice.selected["step"]) if run and len(choice.checkpoints) == 1 else {}
     scaled = platt(valid.truth, valid.probability, test.probability)
     sections = [
         paper.paper_section(test, found.drawn, charts.beside_paper(test, figures)),
@@ -107,15 +152,7 @@ def main_sections(
         provenance.selection_section(
             run, choice.selected, [curve for curve in curves if curve], reads, valid, len(found.by_image[0])
         ),
-        sanity.sanity_section(
-            valid,
-            test,
-            [
-                *sanity.shared_cases(*found.sets),
-                sanity.as_built(found.build, found.sets),
-                sanity.as_recorded(recorded, found.by_image[0][:, : len(LABELS)], found.sets[0].truth),
-            ],
-        ),
+        sanity.sanity_section(checks),
     ]
     if others.baseline:
         (by_image,), _ = predict(others.baseline, found.sets[1:], upstream_prompts(), settings)
@@ -129,16 +166,18 @@ def main_sections(
         *sections,
         scores.operating_section(valid, test),
         scores.calibration_section(valid, test, scaled, charts.calibration(test, scaled, figures)),
-        scores.prompts_section(found.prompts, valid, test, *found.scores, settings.n_bootstrap),
+        scores.prompts_section(found.prompts, valid, test, found.scores[0], found.scores[1], settings.n_bootstrap),
     ]
 
 
-def closing_sections(settings: EvaluationSettings, choice: Choice, found: Measured, figures: Path) -> list[Section]:
+def closing_sections(
+    settings: EvaluationSettings, choice: Choice, found: Measured, claim: Claim, figures: Path
+) -> list[Section]:
     """Cases to look at, if they were asked for, and where everything comes from."""
     cases = [thumbnails_section(found.test, found.sets[1].images, figures)] if settings.thumbnails else []
     return [
         *cases,
-        provenance.overlap_section(found.data_dir),
+        provenance.overlap_section(found.data_dir, claim),
         provenance.data_section(found.data_dir, found.sets),
         provenance.provenance_section(choice.run, settings.flags(), found.predictors, found.sets),
     ]

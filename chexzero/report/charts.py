@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ DPI = 130
 
 
 #: Kind of file -> options; the PDF carries no date, so that equal input gives equal bytes.
-KINDS = {"png": {"dpi": DPI}, "pdf": {"metadata": {"CreationDate": None}}}
+KINDS: dict[str, dict[str, Any]] = {"png": {"dpi": DPI}, "pdf": {"metadata": {"CreationDate": None}}}
 
 
 def save(canvas: Canvas, folder: Path, name: str, caption: str, kinds: Sequence[str] = ("png", "pdf")) -> Figure:
@@ -149,6 +150,7 @@ def calibration(test: SetResult, scaled: np.ndarray, folder: Path) -> Figure:
                 linewidths=0,
             )
             axes.text(0.98, height, f"ECE {found.ece:.3f}", ha="right", fontsize=8, color=color)
+        return None
 
     return save(
         _grid(draw, "mean predicted probability", "fraction positive"),
@@ -192,9 +194,15 @@ def beside_paper(test: SetResult, folder: Path) -> Figure:
 
 
 def differences(
-    labels: Sequence[str], difference: np.ndarray, lower: np.ndarray, upper: np.ndarray, folder: Path
+    labels: Sequence[str],
+    difference: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    folder: Path,
+    name: str = "baseline",
+    of: tuple[str, str] = ("this run", "the baseline"),
 ) -> Figure:
-    """Paired differences ours − baseline with their intervals."""
+    """Paired differences of two models, the first minus the second, with their intervals."""
     canvas = Canvas(figsize=(7.5, 0.7 + 0.3 * len(labels)), layout="constrained")
     axes = canvas.subplots()
     for y, i in enumerate(reversed(range(len(labels)))):
@@ -203,9 +211,9 @@ def differences(
             axes.plot(difference[i], y, "o", color=OURS, markersize=5)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yticks(range(len(labels)), list(reversed(labels)))
-    style(axes, x="AUROC of this run − AUROC of the baseline, with 95 % interval")
+    style(axes, x=f"AUROC of {of[0]} − AUROC of {of[1]}, with 95 % interval")
     axes.tick_params(axis="y", labelsize=9)
-    return save(canvas, folder, "baseline", "Difference in AUROC on the same test images, this run minus the baseline.")
+    return save(canvas, folder, name, f"Difference in AUROC on the same test images, {of[0]} minus {of[1]}.")
 
 
 def training_loss(run: RunFolder, folder: Path) -> Figure | None:

@@ -43,6 +43,7 @@ def differences(ours: SetResult, theirs: SetResult) -> Differences:
     found = paired_areas(ours.truth, ours.probability, theirs.probability, weights)
     tested = np.append(ours.counted, [bool(c) and bool(ours.counted[c].all()) for c in members.values()])
     empty = np.append(np.zeros(len(LABELS), bool), [not columns for columns in members.values()])
-    found = Paired(*(np.where(empty, np.nan, values) for values in found[:3]), np.where(tested, found.p, np.nan))
+    difference, lower, upper = (np.where(empty, np.nan, values) for values in found[:3])
+    found = Paired(difference, lower, upper, np.where(tested, found.p, np.nan))
     corrected = np.append(holm(found.p[: len(LABELS)]), np.full(len(members), np.nan))
     return Differences([*LABELS, *MEAN_NAMES], found, corrected)

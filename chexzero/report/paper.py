@@ -18,7 +18,7 @@ def unpaired_interval(ours: tuple[float, float, float], theirs: tuple[float, flo
     A standard error is the width of an interval over 2 × 1.96. Both models read the same cases, so that the real error
     of the difference is smaller: the interval is too wide rather than too narrow.
     """
-    error = np.hypot(*((upper - lower) / (2 * Z95) for _, lower, upper in (ours, theirs)))
+    error = np.hypot(ours[2] - ours[1], theirs[2] - theirs[1]) / (2 * Z95)
     difference = ours[0] - theirs[0]
     return float(difference - Z95 * error), float(difference + Z95 * error)
 
@@ -30,7 +30,7 @@ def paper_section(test: SetResult, drawn: bool, figure: Figure) -> Section:
     rows, metrics = [], {}
     for i, label in enumerate(LABELS):
         theirs = paper["test_auroc"][label]
-        ours = (float(test.auroc[i]), *(float(end[i]) for end in test.newcombe))
+        ours = (float(test.auroc[i]), float(test.newcombe[0][i]), float(test.newcombe[1][i]))
         difference = ours[0] - theirs[0] if same else float("nan")
         ends = unpaired_interval(ours, theirs) if same else (float("nan"), float("nan"))
         rows.append(

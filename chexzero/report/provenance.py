@@ -1,20 +1,22 @@
 """The report's sections about where the numbers come from: run, data, overlap audit, versions and hashes."""
 
+import math
 import platform
+import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from chexzero.common.files import read_json
 from chexzero.common.formats import read_build
 from chexzero.common.statistics import mean_over_labels
+from chexzero.common.versions import git_revision, version
 from chexzero.evaluation.results import SetResult
 from chexzero.evaluation.sets import EvaluationSet
 from chexzero.report.format import interval
 from chexzero.report.sections import Figure, Section, Table
+from chexzero.runs.evidence import Claim, read_audit
 from chexzero.runs.run_folder import RunFolder, is_number
 from chexzero.runs.selection import METRICS, members
 from chexzero.zero_shot import Predictor
@@ -55,10 +57,9 @@ def selection_section(
     selection, text, tables = run.selection, [selected["reason"]], []
     metric = selection.get("metric")
     if metric and metric in run.metrics and is_number(selection.get("value")):
-        low, high = (selection.get(end) for end in ("lower", "upper"))
-        known = is_number(low) and is_number(high)
+        low, high = (_float(selection.get(end)) for end in ("lower", "upper"))
         values = run.metrics[["step", metric]].dropna().sort_values(metric, ascending=metric == "val_loss")
-        if known:
+        if math.isfinite(low) and math.isfinite(high):
             close = int(values[metric].between(low, high).sum())
             rest = (
                 f"{close - 1} of the others lie within its 95 % interval ({interval(low, high)}): the validation "
@@ -76,7 +77,7 @@ def selection_section(
         tables.append(Table(f"The best validations by {metric}", ["Step", metric, "Note"], rows))
     text.append(
         f"The test set is read by this command alone, and its predictions are kept, so that it is not read "
-        f"again for the same checkpoint. Evaluated on the test set under this name so far: {len(test_reads)} "
+        f"again for the same checkpoint. Evaluated on this test set so far, by any run: {len(test_reads)} "
         f"choice{'s' * (len(test_reads) != 1)} of checkpoints."
     )
     if len(test_reads) > 1:
@@ -86,10 +87,15 @@ def selection_section(
         )
         tables.append(
             Table(
-                "Evaluated on the test set under this name",
-                ["Date", "Checkpoints", "Level"],
+                "Evaluated on this test set",
+                ["Date", "Run", "Checkpoints", "Level"],
                 [
-                    [read.get("date"), ", ".join(map(str, read.get("names", []))), read.get("level")]
+                    [
+                        read.get("date"),
+                        read.get("run", ""),
+                        ", ".join(map(str, read.get("names", []))),
+                        read.get("level"),
+                    ]
                     for read in test_reads
                 ],
             )
@@ -102,6 +108,10 @@ def selection_section(
         list(figures),
         {"test_reads": len(test_reads)} | dict(selection),
     )
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def counted_otherwise(metric: str, value: float, valid: SetResult, n_images: int) -> list[str]:
@@ -186,23 +196,24 @@ def _views(table: pd.DataFrame) -> str:
     return ", ".join(f"{count} {view}" for view, count in table["view"].value_counts().items())
 
 
-def overlap_section(data_dir: Path) -> Section:
-    """The overlap audit's summary, or that there is none."""
+def overlap_section(data_dir: Path, claim: Claim) -> Section:
+    """What may be said of training and evaluation data, and the overlap audit's own summary."""
     report = data_dir / "overlap_report.json"
-    summary = read_build(data_dir).get("overlap")
-    if not summary and report.is_file():
-        found = read_json(report)
-        summary = found.get("summary", found) if isinstance(found, dict) else {}
-    if not isinstance(summary, Mapping) or not summary:
+    summary, _ = read_audit(data_dir)
+    if not summary:
         return Section(
             "overlap",
             "Overlap of training and evaluation data",
-            [
-                "No overlap audit is on record for these data. Whether an evaluation image or patient was trained on is "
-                "not known; run `python -m data_prep audit`."
-            ],
+            [f"No overlap audit is on record for these data. {claim.text}"],
         )
-    text = [str(summary["sentence"])] if summary.get("sentence") else []
+    text = [claim.text]
+    if claim.known:
+        text.append(
+            "The run's training images and the evaluated files have the SHA-256 that the audit covered. What the "
+            "initial weights were trained on before, if they were not random, is not covered."
+        )
+    elif summary.get("sentence"):
+        text.append(f"Of the data folder, not of this model, the audit says: {summary['sentence']}")
     text += [f"The whole audit is in {report.name} beside the data."] if report.is_file() else []
     rest = {key: value for key, value in summary.items() if key != "sentence"}
     return Section(
@@ -211,21 +222,34 @@ def overlap_section(data_dir: Path) -> Section:
         text,
         [key_table("Result of the overlap audit", rest)],
         [],
-        {"summary": dict(summary)},
+        {"summary": summary, "holds_for_this_model": claim.known, "reason": claim.reason},
     )
+
+
+def record(
+    run: RunFolder | None, settings: Mapping[str, Any], predictors: Sequence[Predictor], sets: Sequence[EvaluationSet]
+) -> dict[str, Any]:
+    """What `metrics.json` keeps of how its figures came about."""
+    hashes = {str(one.checkpoint): one.sha256 for one in predictors}
+    for one in sets:
+        hashes |= {str(one.images): one.images_sha256, str(one.labels): one.labels_sha256}
+    return {
+        "run_id": run.config.get("run_id") if run else None,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "settings": dict(settings),
+        "checkpoint_sha256": {one.checkpoint.name: one.sha256 for one in predictors},
+        "sha256": hashes,
+        "versions": {"python": platform.python_version(), "code": git_revision()}
+        | {name: version(name) for name in PACKAGES},
+    }
 
 
 def provenance_section(
     run: RunFolder | None, settings: Mapping[str, Any], predictors: Sequence[Predictor], sets: Sequence[EvaluationSet]
 ) -> Section:
     """Settings, versions and SHA-256 of everything that went in."""
-    from chexzero.common.versions import git_revision
-
-    hashes = {str(one.checkpoint): one.sha256 for one in predictors}
-    for one in sets:
-        hashes |= {str(one.images): one.images_sha256, str(one.labels): one.labels_sha256}
-    versions = {"python": platform.python_version(), "code": git_revision()}
-    versions |= {name: version(name) for name in PACKAGES}
+    kept = record(run, settings, predictors, sets)
+    hashes, versions = kept["sha256"], kept["versions"]
     tables = [
         Table("SHA-256", ["File", "SHA-256"], [list(item) for item in hashes.items()]),
         key_table("Settings of this evaluation", settings),
@@ -234,13 +258,6 @@ def provenance_section(
     if run and run.config:
         tables.append(key_table("The training run (config.json)", run.config))
     return Section("provenance", "Settings, versions, hashes", [], tables, [], {"sha256": hashes, "versions": versions})
-
-
-def version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def model_words(run: RunFolder | None) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from chexzero.common.intervals import holm
 from chexzero.common.labels import COMPETITION_LABELS, LABELS
 from chexzero.common.statistics import auroc, mean_over_labels, paired_difference, percentile_interval, resample_counts
 from chexzero.evaluation.readers import Reader, mean_rates
@@ -28,6 +29,7 @@ def radiologist_section(test: SetResult, readers: Sequence[Reader], n_bootstrap:
         a, b = np.column_stack([a, a.mean(1)]), np.column_stack([b, b.mean(1)])
         low, high = percentile_interval(a)
         diff_low, diff_high, p = paired_difference(a, b)
+        corrected = np.append(holm(p[:-1]), np.nan)
         values = np.append(ours, ours.mean()), np.append(others, others.mean())
         for i, label in enumerate([*COMPETITION_LABELS, "Mean of the five"]):
             rows.append(
@@ -40,6 +42,7 @@ def radiologist_section(test: SetResult, readers: Sequence[Reader], n_bootstrap:
                     signed(values[0][i] - values[1][i]),
                     signed_interval(diff_low[i], diff_high[i]),
                     p_text(p[i]),
+                    p_text(corrected[i]),
                 ]
             )
         metrics[f"mean_{name}"] = {"ours": number(values[0][-1]), "radiologists": number(values[1][-1])}
@@ -52,7 +55,17 @@ def radiologist_section(test: SetResult, readers: Sequence[Reader], n_bootstrap:
     ]
     table = Table(
         "Ours and the radiologists on the same test studies",
-        ["Measure", "Label", "Ours", "95 % interval", "Radiologists", "Difference", "95 % interval (difference)", "p"],
+        [
+            "Measure",
+            "Label",
+            "Ours",
+            "95 % interval",
+            "Radiologists",
+            "Difference",
+            "95 % interval (difference)",
+            "p",
+            "p (Holm)",
+        ],
         rows,
     )
     return Section("radiologists", "Beside radiologists", text, [table], [], metrics)

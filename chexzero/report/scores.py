@@ -158,7 +158,7 @@ def calibration_section(valid: SetResult, test: SetResult, scaled: np.ndarray, f
         [
             "The probabilities are upstream's: the softmax of two plain cosines, not scaled by the model's logit scale. "
             "They rank cases; they lie between 0.12 and 0.88 by construction and are not meant as the chance of disease. "
-            "Scaled on validation: a logistic regression (Platt) fitted to the validation set, label by label, and "
+            "Scaled on validation: an unpenalised logistic regression (Platt) fitted to the validation set, label by label, and "
             "applied to the test set; no other number here uses it."
         ],
         [table],

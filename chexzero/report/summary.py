@@ -1,5 +1,6 @@
 """What stands before the sections: the banner, the summary, the facts; and the table that the command prints."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from chexzero.common.labels import LABELS
@@ -7,15 +8,21 @@ from chexzero.evaluation.checkpoint_choice import Choice
 from chexzero.evaluation.results import Mean, SetResult, number
 from chexzero.report.format import interval, unit_name
 from chexzero.report.provenance import model_words
-from chexzero.report.published import reported_figures
+from chexzero.report.published import is_chexpert_test, reported_figures
+from chexzero.report.sanity import Check
 from chexzero.report.scores import MEAN_NAMES, positives
+from chexzero.runs.evidence import Claim
 
 
-def banner(choice: Choice, drawn: bool) -> list[str]:
-    """What must be read before any number."""
+def banner(choice: Choice, drawn: bool, alarms: Sequence[Check]) -> list[str]:
+    """What must be read before any number: checks that failed, then whether the data are drawn."""
+    failed = [f"{check.name}: FAILED. {check.detail}." for check in alarms]
+    if failed:
+        failed.insert(0, f"{_failed(alarms)}: no number below is to be trusted before they are explained.")
     if not drawn:
-        return []
+        return failed
     return [
+        *failed,
         "This corpus was drawn by a program. No number in this report is a clinical result.",
         f"The images are chest phantoms and the reports were composed; the model is "
         f"{model_words(choice.run)}, trained on them to show that the whole way works. CheXzero's "
@@ -23,21 +30,29 @@ def banner(choice: Choice, drawn: bool) -> list[str]:
     ]
 
 
-def summary(choice: Choice, valid: SetResult, test: SetResult, drawn: bool) -> list[str]:
-    """The one sentence, and how the checkpoint was selected."""
+def _failed(alarms: Sequence[Check]) -> str:
+    return f"{len(alarms)} check{'s' * (len(alarms) != 1)} of the data or the model failed"
+
+
+def summary(
+    choice: Choice, valid: SetResult, test: SetResult, drawn: bool, alarms: Sequence[Check], claim: Claim
+) -> list[str]:
+    """The one sentence, how the checkpoint was selected, and whether what it was trained on is known."""
     mean, findings = test.mean("mean_5"), test.mean("mean_13")
     paper = reported_figures()["chexzero"]["test_mean_auroc_5"]
     beside = (
         ""
-        if drawn or len(mean.used) < 5
+        if drawn or len(mean.used) < 5 or not is_chexpert_test(list(test.units.table["study_id"]), test.truth)
         else (f"; CheXzero's ensemble reported {paper:.3f} (difference {mean.value - paper:+.3f})")
     )
+    warning = f"{_failed(alarms)} ({', '.join(check.name for check in alarms)}). " if alarms else ""
     return [
-        f"On the {'drawn ' if drawn else ''}test set ({len(test)} {unit_name(test)}) the mean zero-shot AUROC is "
+        f"{warning}On the {'drawn ' if drawn else ''}test set ({len(test)} {unit_name(test)}) the mean zero-shot AUROC is "
         f"{say(mean)} over the {'five' if len(mean.used) == 5 else f'{len(mean.used)} defined of the five'} "
         f"competition labels{beside}, and {say(findings)} over {len(findings.used)} of the 13 findings. On the "
         f"validation set ({len(valid)}) it is {say(valid.mean('mean_5'))} and {say(valid.mean('mean_13'))}.",
         choice.selected["reason"],
+        claim.text,
     ]
 
 
@@ -54,6 +69,14 @@ def facts(choice: Choice, valid: SetResult, test: SetResult, data_dir: Path) -> 
         "Intervals": f"95 %, Newcombe's, which hold with few positive cases; those marked “as CheXzero” are the "
         f"percentiles of {len(test.samples)} resamples of the cases",
     }
+
+
+def print_alarms(alarms: Sequence[Check]) -> None:
+    """Say on standard output which checks failed."""
+    if alarms:
+        print(f"\n{_failed(alarms)}:")
+    for check in alarms:
+        print(f"  LOOK HERE  {check.name}: {check.detail}")
 
 
 def print_table(valid: SetResult, test: SetResult) -> None:

@@ -30,13 +30,23 @@ WRITTEN = (
     "selection.json",
     "failed_batch.csv",
     "stopped.json",
+    "validation_predictions",
     ".*.tmp",
     ".*.new",
     "tensorboard",
     "wandb",
 )
 #: What a run that was killed before its first `last.pt` may have left.
-BEGUN = ("checkpoint_0.pt", "metrics.csv", "train_log.csv", "config.json", "selection.json", "tensorboard", "wandb")
+BEGUN = (
+    "checkpoint_0.pt",
+    "metrics.csv",
+    "train_log.csv",
+    "config.json",
+    "selection.json",
+    "validation_predictions",
+    "tensorboard",
+    "wandb",
+)
 
 
 @dataclass
@@ -48,6 +58,7 @@ class RunFolder:
     selection: dict[str, Any] = field(default_factory=dict)
     metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
     train_log: pd.DataFrame = field(default_factory=pd.DataFrame)
+    checkpoint_sha256: dict[str, str] = field(default_factory=dict)  # by file name, as the run recorded it
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -132,6 +143,7 @@ def read_run(path: str | Path) -> RunFolder:
         _object(path / "selection.json"),
         _numbers(path / "metrics.csv", "step"),
         _numbers(path / "train_log.csv", "step"),
+        _checkpoint_hashes(path / "metrics.csv"),
     )
     if not run.config and not run.selection and not list(path.glob("*.pt")):
         raise UserError(f"{path} holds no training run (no config.json, no selection.json, no checkpoint); {REMEDY}")
@@ -191,6 +203,19 @@ def _numbers(path: Path, key: str) -> pd.DataFrame:
     table = read_table(path, [key], remedy=REMEDY).apply(pd.to_numeric, errors="coerce")
     table = table.dropna(subset=[key]).drop_duplicates(key, keep="last").sort_values(key).reset_index(drop=True)
     return table.assign(**{key: table[key].astype(int)})
+
+
+def _checkpoint_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of the checkpoints by file name; runs of older versions recorded none."""
+    table = read_table(path, ["step"], remedy=REMEDY) if path.exists() else pd.DataFrame()
+    if "checkpoint_sha256" not in table:
+        return {}
+    known = table.dropna(subset=["step", "checkpoint_sha256"])
+    return {
+        checkpoint_name(int(step)): str(digest).removeprefix("sha256:")
+        for step, digest in zip(known["step"], known["checkpoint_sha256"], strict=True)
+        if str(step).isdecimal()
+    }
 
 
 def is_number(value: object) -> bool:

@@ -66,19 +66,25 @@ def is_exhausted(rows: Sequence[Row], metric: str | None, patience: int, min_del
 
 
 def describe(
-    rows: Sequence[Row], metric: str | None, wanted: str, ends: Sequence[float | None], n_images: int
+    rows: Sequence[Row],
+    metric: str | None,
+    wanted: str,
+    ends: Sequence[float | None],
+    n_images: int,
+    corrected: float | None = None,
 ) -> dict[str, Any]:
     """The content of `selection.json`.
 
     ends: the metric's interval at the best step. wanted: the metric that was asked for, which may not be defined.
+    corrected: its value without the optimism of the selection, where it is known.
     """
     order = ranked(rows, metric)
     chosen = order[0] if order else rows[-1]
-    runner_up = {"step": order[1]["step"], "value": order[1][metric]} if len(order) > 1 else None
+    runner_up = {"step": order[1]["step"], "value": order[1][metric]} if metric and len(order) > 1 else None
     lower, upper = ends if order else (None, None)
     reason = (
-        _sentence(order, metric, wanted, (lower, upper), n_images)
-        if order
+        _sentence(order, metric, wanted, (lower, upper), n_images, corrected)
+        if metric and order
         else (
             f"The last validated checkpoint (step {chosen['step']}) was taken: no label of the validation set has both "
             f"classes, so the checkpoints could not be compared. The test set played no part."
@@ -87,17 +93,26 @@ def describe(
     return {
         "step": chosen["step"],
         "checkpoint": f"checkpoint_{chosen['step']}.pt",
+        "checkpoint_sha256": str(chosen.get("checkpoint_sha256") or "").removeprefix("sha256:") or None,
         "metric": metric if order else None,
-        "value": chosen[metric] if order else None,
+        "value": chosen[metric] if metric and order else None,
         "lower": lower,
         "upper": upper,
+        "value_corrected": corrected if order else None,
         "n_compared": len(order),
         "runner_up": runner_up,
         "reason": reason,
     }
 
 
-def _sentence(order: list[Row], metric: str, wanted: str, ends: tuple, n_images: int) -> str:
+def _sentence(
+    order: list[Row],
+    metric: str,
+    wanted: str,
+    ends: tuple[float | None, float | None],
+    n_images: int,
+    corrected: float | None,
+) -> str:
     chosen = order[0]
     name = _LONG_NAMES.get(metric, f"zero-shot AUROC for {metric.removesuffix('_auc')}")
     extreme, where = ("lowest", "") if metric == "val_loss" else ("highest", f" on the {n_images} validation images")
@@ -108,6 +123,11 @@ def _sentence(order: list[Row], metric: str, wanted: str, ends: tuple, n_images:
     )
     if len(order) > 1:
         text += f"; the runner-up was step {order[1]['step']} ({order[1][metric]:.3f})"
+    if corrected is not None:
+        text += (
+            f"; {corrected:.3f} is left of the value without the optimism of choosing the highest "
+            f"(bootstrap over the selection)"
+        )
     if metric != wanted:
         text += f"; {wanted} is not defined on this validation set, so {metric} was used"
     return text + ". The test set played no part."

@@ -48,6 +48,7 @@ METRIC_COLUMNS = [
     "mean_14",
     *(f"{label}_auc" for label in LABELS),
     "seconds",
+    "checkpoint_sha256",
 ]
 #: Files up to this size are hashed where no build.json gives their hash; a larger one would delay the start by
 #: minutes.
@@ -84,7 +85,7 @@ class CsvLog:
             ) from error
 
     def rows(self) -> list[dict[str, Any]]:
-        """The whole rows there are: whole numbers as int, others as float, an empty cell as None.
+        """The whole rows there are: whole numbers as int, others as float, a digest as text, an empty cell as None.
 
         Raises `UserError` for a file that this class has not written, or that was damaged since.
         """
@@ -227,9 +228,11 @@ def _recorded_hash(build: dict, name: str) -> str | None:
     return entry.get("sha256") if isinstance(entry, dict) else None
 
 
-def _number(cell: str | None) -> int | float | None:
+def _number(cell: str | None) -> int | float | str | None:
     if not cell:
         return None
+    if cell.startswith("sha256:"):
+        return cell
     try:
         return int(cell)
     except ValueError:

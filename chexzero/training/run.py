@@ -72,7 +72,7 @@ class Run:
         self.stop.listen()
         self.plan: Batches = loader.sampler
         self.train_log = CsvLog(self.folder / "train_log.csv", TRAIN_COLUMNS, added=SPEED_COLUMNS[2:])
-        self.metrics = CsvLog(self.folder / "metrics.csv", METRIC_COLUMNS)
+        self.metrics = CsvLog(self.folder / "metrics.csv", METRIC_COLUMNS, added=["checkpoint_sha256"])
         self.validator = (
             Validator(config, self.folder, self.dataset, self.plan.held_out, device) if config.val_interval else None
         )

@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from chexzero.common.files import write_json
+from chexzero.common.files import sha256_of, write_json
 from chexzero.common.formats import check_rows, open_images, read_labels
 from chexzero.common.labels import LABELS, MEANS
 from chexzero.common.statistics import auroc, bootstrap_auroc, mean_of_samples, mean_over_labels, percentile_interval
 from chexzero.model import CLIP
 from chexzero.runs import selection
-from chexzero.runs.run_folder import remove_checkpoints
+from chexzero.runs.run_folder import checkpoint_name, remove_checkpoints
+from chexzero.runs.selection_bias import SelectionBias, keep_predictions, kept_predictions
 from chexzero.train import CXRDataset, pair_loss
 from chexzero.training.config import TrainConfig
 from chexzero.training.logs import METRIC_COLUMNS, CsvLog
@@ -36,12 +37,14 @@ class Validator:
 
     def __init__(self, config: TrainConfig, folder: Path, dataset: CXRDataset, held_out: NDArray, device: torch.device):
         self.config, self.folder, self.dataset, self.held_out, self.device = config, folder, dataset, held_out, device
-        self.metrics = CsvLog(folder / "metrics.csv", METRIC_COLUMNS)
+        self.metrics = CsvLog(folder / "metrics.csv", METRIC_COLUMNS, added=["checkpoint_sha256"])
         self.interval: list = [None, None, None]  # the best step so far, and its metric's lower and upper end
         table, self.labels = read_labels(config.valid_labels)
         check_rows(config.valid, config.valid_labels, table)
         self.defined = labels_with_both_classes(self.labels)
         self.metric = selection.usable_metric(config.select_by, self.defined)
+        averaged = [name for name in selection.members(self.metric or "val_loss") if name in self.defined]
+        self.bias = SelectionBias(self.labels, averaged)
 
     def announce(self) -> None:
         """Say which labels cannot be measured on this set, and what that means for the selection."""
@@ -87,6 +90,9 @@ class Validator:
                 self.config.precision,
             )
         row["seconds"] = time.perf_counter() - begun
+        checkpoint = self.folder / checkpoint_name(row["step"])
+        row["checkpoint_sha256"] = f"sha256:{sha256_of(checkpoint)}" if checkpoint.is_file() else None
+        keep_predictions(self.folder, row["step"], predictions)
         self.metrics.append(row)
         self._select(row, predictions)
         return row
@@ -100,7 +106,9 @@ class Validator:
         best = selection.best(rows, self.metric)
         if best and best["step"] == row["step"]:
             self.interval = [best["step"], *bootstrap_interval(self.labels, predictions, self.metric, self.defined)]
-        content = selection.describe(rows, self.metric, self.config.select_by, self.interval[1:], len(self.labels))
+        content = selection.describe(
+            rows, self.metric, self.config.select_by, self.interval[1:], len(self.labels), self._corrected(rows)
+        )
         write_json(self.folder / "selection.json", content)
         if self.config.keep_top_k is not None:
             remove_checkpoints(self.folder, selection.steps_to_keep(rows, self.metric, self.config.keep_top_k))
@@ -113,6 +121,17 @@ class Validator:
             shown or "without a defined AUROC",
             content["step"],
         )
+
+    def _corrected(self, rows: list[dict[str, Any]]) -> float | None:
+        """The selected value without the optimism of the selection; None for the loss and for runs without record."""
+        steps = [row["step"] for row in rows]
+        for step in steps:
+            if step not in self.bias.inside:  # all of them after a resume
+                predictions = kept_predictions(self.folder, step, len(self.labels))
+                if predictions is None:
+                    return None
+                self.bias.add(step, predictions)
+        return self.bias.corrected(steps)
 
 
 def labels_with_both_classes(labels: NDArray) -> list[str]:

@@ -8,6 +8,7 @@ import jinja2
 import numpy as np
 
 from chexzero.common.files import write_json, write_text
+from chexzero.common.versions import git_revision
 from data_prep.overlap import disguise, equal_reports, near, nominate, verify
 from data_prep.overlap.cards import MAX_FOUND, Card, short_hash
 from data_prep.overlap.checks import IMAGE_KINDS, KINDS, NAMES, Check, ImageResults
@@ -72,6 +73,7 @@ def document(
     }
     return {
         "title": "Overlap of training, validation and test",
+        "code": git_revision(),
         "drawn": drawn,
         "finished": finished,
         "summary": summary,

@@ -1,0 +1,77 @@
+"""Where a probability stands: its percentile among the validation images, and its side of the threshold chosen there.
+
+Probabilities of this model lie near 0.5 and say little by themselves. What a value means is read from an evaluation of
+the same weights: `predictions_valid.csv` and `metrics.json` in its results folder.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from chexzero.common.files import read_json, read_table
+from chexzero.common.folders import is_unfinished
+from chexzero.common.statistics import Floats
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Validation probabilities by label (N,), and what `metrics.json` has per label for the test set."""
+
+    reference: dict[str, Floats]
+    measured: dict[str, dict[str, Any]]
+
+    def percentile(self, label: str, values: ArrayLike) -> Floats:
+        """Share of the validation images below each value (ties one half), in 0..100; NaN for an unknown label."""
+        wanted = np.asarray(values, dtype=np.float64)
+        if label not in self.reference:
+            return np.full(wanted.shape, np.nan)
+        known = np.sort(self.reference[label])
+        below = np.searchsorted(known, wanted, "left") + np.searchsorted(known, wanted, "right")
+        return 50.0 * below / len(known)
+
+    def table(self, probabilities: pd.DataFrame) -> pd.DataFrame:
+        """One row per image and known label of a table with `image` and one column per label.
+
+        `threshold` is the one chosen on validation, `called` whether the probability reaches it, `sensitivity` and
+        `specificity` those of the threshold on the test set; blank where the evaluation has none.
+        """
+        parts = []
+        for label in probabilities.columns.drop("image"):
+            if label not in self.reference:
+                continue
+            one, values = self.measured.get(label, {}), probabilities[label].to_numpy(dtype=np.float64)
+            threshold = one.get("threshold")
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "image": probabilities["image"],
+                        "finding": label,
+                        "probability": values,
+                        "percentile": self.percentile(label, values),
+                        "threshold": threshold,
+                        "called": None if threshold is None else values >= threshold,
+                        "sensitivity": one.get("sensitivity"),
+                        "specificity": one.get("specificity"),
+                    }
+                )
+            )
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def read_standing(results: Path, checkpoint_sha256: str) -> Standing | None:
+    """The standing from an evaluation's folder, or None where there is none of exactly these weights."""
+    path = results / "metrics.json"
+    if is_unfinished(results) or not path.is_file() or not (results / "predictions_valid.csv").is_file():
+        return None
+    metrics = read_json(path)
+    hashes = metrics.get("provenance", {}).get("checkpoint_sha256", {}) if isinstance(metrics, dict) else {}
+    if list(hashes.values()) != [checkpoint_sha256]:
+        return None
+    labels = metrics["test"]["labels"]
+    table = read_table(results / "predictions_valid.csv", list(labels), remedy="evaluate the run again")
+    reference = {label: pd.to_numeric(table[label]).to_numpy(dtype=np.float64) for label in labels}
+    return Standing(reference, labels)
