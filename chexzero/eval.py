@@ -8,7 +8,7 @@ computes all labels and resamples at once.
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -30,9 +30,8 @@ def compute_mean(
     with `is_df=False` a mapping from label to a number or a list whose first number is taken.
     """
     if is_df:
-        row = stats.iloc[0]
-        row.index = [str(name).removesuffix("_auc") for name in row.index]
-        stats = row
+        first = cast(pd.DataFrame, stats).iloc[0]
+        stats = {str(name).removesuffix("_auc"): value for name, value in first.items()}
     missing = [label for label in labels if label not in stats]
     if missing:
         raise UserError(f"the mean needs {', '.join(missing)}, which the statistics lack; evaluate these labels too")
@@ -155,7 +154,7 @@ def true_columns(
             f"predictions of shape {y_pred.shape} and labels of shape {y_true.shape} do not match; both "
             f"must be images x labels, with the same images"
         )
-    columns = range(y_true.shape[1])
+    columns = list(range(y_true.shape[1]))
     if label_idx_map is not None:
         missing = [label for label in cxr_labels if label not in label_idx_map]
         if missing:
@@ -166,7 +165,7 @@ def true_columns(
             f"{len(cxr_labels)} labels were named, but there are {y_pred.shape[1]} columns of "
             f"predictions and {len(columns)} of labels; pick the columns by name first"
         )
-    return y_true[:, list(columns)]
+    return y_true[:, columns]
 
 
 def _auc_names(labels: Sequence[str]) -> list[str]:

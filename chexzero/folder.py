@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -34,11 +35,12 @@ def folder_features(
     images = ImageFiles(images_in(folder))
     device = pick_device(device)
     tower = tower.to(device).eval()
+    resolution = int(cast(int, tower.image_resolution))  # a buffer, as it lies in the state dict
     features = []
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(images[start : start + batch_size]).to(device)
-            features.append(tower(prepare(batch, int(tower.image_resolution))).float().cpu())
+            features.append(tower(prepare(batch, resolution)).float().cpu())
     return [printable(path.relative_to(folder)) for path in images.paths], torch.cat(features).numpy()
 
 

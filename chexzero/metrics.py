@@ -80,9 +80,11 @@ def best_thresholds(
 ) -> Floats:
     """Threshold of each label as `get_best_p_vals` chooses it: (L,), NaN where a class is missing."""
     truth, scores = check_arrays(y_true, y_score)
-    both = truth.any(0) & ~truth.all(0)
     return np.array(
-        [_best_threshold(truth[:, i], scores[:, i], metric_func)[0] if both[i] else np.nan for i in range(len(both))]
+        [
+            _best_threshold(t, s, metric_func)[0] if t.any() and not t.all() else np.nan
+            for t, s in zip(truth.T, scores.T, strict=True)
+        ]
     )
 
 
@@ -186,13 +188,13 @@ def f1_mcc_bootstrap(
         samples = _rate(_AT[eval_func], y_pred, y_true, best_p_vals, cxr_labels, label_idx_map, n_samples)
         return samples, compute_cis(samples)
     y_pred, y_true = np.asarray(y_pred), np.asarray(y_true)
-    samples = []
+    rows = []
     for i in range(n_samples):
         drawn = np.repeat(np.arange(len(y_pred)), resample_counts(len(y_pred), 1, i)[:, 0].astype(int))
-        samples.append(
+        rows.append(
             eval_func(y_pred[drawn], y_true[drawn], best_p_vals, cxr_labels=cxr_labels, label_idx_map=label_idx_map)
         )
-    samples = pd.concat(samples, ignore_index=True)
+    samples = pd.concat(rows, ignore_index=True)
     return samples, compute_cis(samples)
 
 

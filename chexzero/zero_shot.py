@@ -10,8 +10,9 @@ import hashlib
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -178,7 +179,7 @@ def run_experiment(
         if softmax_eval:
             y_pred = predict_pairs(model, features, label_pairs(eval_labels, template))
         else:
-            weights = zeroshot_classifier(eval_labels, [template], model, context_length)
+            weights = zeroshot_classifier(eval_labels, [str(template)], model, context_length)
             y_pred = _scores(features, weights.cpu().numpy(), softmax_eval)
         score = bootstrap if use_bootstrap else evaluate
         results.append(score(y_pred, y_true, eval_labels, label_idx_map=index))
@@ -451,8 +452,9 @@ class Predictor:
     def _compute(self, cxr_filepath: str | os.PathLike, pairs: Sequence[Pair]) -> Floats:
         with open_images(cxr_filepath) as handle:
             log.info("%s: %d images of %s", self.checkpoint, len(handle["cxr"]), cxr_filepath)
-            how = {"batch_size": self.batch_size, "precision": self.precision, "progress": self.progress}
-            features = embed_images(self.model, handle["cxr"], **how)
+            features = embed_images(
+                self.model, handle["cxr"], batch_size=self.batch_size, precision=self.precision, progress=self.progress
+            )
         check_features(features, f"{self.checkpoint} on {cxr_filepath}")
         return predict_pairs(self.model, features, pairs)
 
@@ -537,13 +539,13 @@ def _read_ahead(images: Any, batch_size: int) -> Iterator[torch.Tensor]:
         return torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
 
     with ThreadPoolExecutor(max_workers=1) as reader:
-        starts = range(0, len(images), batch_size)
-        ahead = reader.submit(read, 0) if starts else None
-        for start in starts:
-            batch = ahead.result()
-            if start + batch_size < len(images):
-                ahead = reader.submit(read, start + batch_size)
-            yield batch
+        waiting: deque[Future[torch.Tensor]] = deque()
+        for start in range(0, len(images), batch_size):
+            waiting.append(reader.submit(read, start))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _warn_of_cut_prompts(model: CLIP, pairs: Sequence[Pair]) -> None:
@@ -568,7 +570,7 @@ def _scores(features: np.ndarray, weights: np.ndarray, softmax_eval: bool) -> np
             "the cosines of an image are equal for all labels, so they cannot be standardised; give at "
             "least two different labels"
         )
-    return sigmoid((cosines - cosines.mean(axis=1, keepdims=True)) / deviation)
+    return np.asarray(sigmoid((cosines - cosines.mean(axis=1, keepdims=True)) / deviation))
 
 
 def _check_templates(templates: Sequence[str | tuple[str, str]], softmax_eval: bool) -> None:

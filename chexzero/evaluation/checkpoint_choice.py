@@ -54,7 +54,7 @@ def choose(settings: EvaluationSettings) -> Choice:
         checkpoints, step = [run.selected()], run.selection.get("step")
         reason = str(run.selection.get("reason") or "The run's selection.json names it.")
     name = run.path.resolve().name if run else checkpoints[0].stem if len(checkpoints) == 1 else "ensemble"
-    selected = {"checkpoint": checkpoints[0].name, "step": step, "reason": reason}
+    selected: dict[str, Any] = {"checkpoint": checkpoints[0].name, "step": step, "reason": reason}
     if len(checkpoints) > 1:
         selected |= {
             "checkpoint": run.checkpoint_of(step).name if run and step is not None else checkpoints[0].name,

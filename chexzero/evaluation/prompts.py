@@ -53,13 +53,14 @@ def read_alternatives(path: str | Path | None = None) -> list[Prompt]:
     if path is None:
         with as_file(files("chexzero.evaluation").joinpath("prompts.yaml")) as default:
             return read_alternatives(default)
+    path = Path(path)
     content = read_yaml(path, "name a YAML file with --prompts") or {}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold templates, synonyms and pairs; correct it")
     unknown = sorted(map(str, set(content) - {"templates", "synonyms", "pairs"}))
     if unknown:
         raise UserError(f"{path} must hold templates, synonyms and pairs, not {', '.join(unknown)}; correct it")
-    by_label = {label: [] for label in LABELS}
+    by_label: dict[str, list[Prompt]] = {label: [] for label in LABELS}
     _add_pairs(by_label, path, content.get("pairs") or {})
     _add_templates(by_label, path, content.get("templates"), skip=set(content.get("pairs") or {}))
     for label, words in (content.get("synonyms") or {}).items():
@@ -83,7 +84,8 @@ def _texts(path: Path, what: str, value: object) -> tuple[str, ...]:
 def _sides(path: Path, what: str, value: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not isinstance(value, dict) or set(value) != {"positive", "negative"}:
         raise UserError(f"{path}: {what} must have `positive` and `negative`; correct it")
-    return tuple(_texts(path, f"{side} texts of {what}", value[side]) for side in ("positive", "negative"))
+    positive, negative = (_texts(path, f"{side} texts of {what}", value[side]) for side in ("positive", "negative"))
+    return positive, negative
 
 
 def _add_pairs(by_label: dict[str, list[Prompt]], path: Path, pairs: object) -> None:

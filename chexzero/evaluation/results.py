@@ -98,8 +98,8 @@ class SetResult:
         drawn = mean_of_samples(self.samples, used)
         lower, upper = percentile_interval(drawn)
         columns = [LABELS.index(label) for label in used]
-        ends = (end[columns] for end in self.newcombe)
-        interval = mean_interval(self.auroc[columns], *ends, self.influence[:, columns])
+        low, high = (end[columns] for end in self.newcombe)
+        interval = mean_interval(self.auroc[columns], low, high, self.influence[:, columns])
         return Mean(value, float(lower), float(upper), used, drawn, interval)
 
     def metrics(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class EvaluationSettings:
         if given.get("ensemble") is not None:
             given["ensemble"] = ensemble_size(given["ensemble"])
         own = {one.name for one in fields(cls)} - {"suites"}
-        known = {name: value for name, value in given.items() if name in own and value is not None}
+        known: dict[str, Any] = {name: value for name, value in given.items() if name in own and value is not None}
         return cls(**known, suites={name: value for name, value in vars(args).items() if name not in own})
 
     def flags(self) -> dict[str, Any]:

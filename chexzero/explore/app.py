@@ -28,6 +28,7 @@ from chexzero.explore.heatmap import patch_similarity
 from chexzero.imaging.decode import decode, prepare_pixels
 from chexzero.imaging.image_files import UNREADABLE, reason
 from chexzero.imaging.normalise import prepare
+from chexzero.model import CLIP
 from chexzero.models.checkpoints import load_model
 from chexzero.runs.run_folder import read_run
 from chexzero.zero_shot import embed_images, embed_texts, pair_probabilities
@@ -50,7 +51,7 @@ THREADS, CONNECTIONS, SILENCE = 4, 32, 30
 class Explorer:
     """A model and the reports it is compared with; one request at a time uses the model."""
 
-    model: torch.nn.Module
+    model: CLIP
     name: str
     drawn: bool
     reports: list[str]
@@ -73,7 +74,7 @@ class Explorer:
             )[0].numpy()
         n = len(labels)
         probabilities = pair_probabilities(features, texts[:n], texts[n:])[0]
-        nearest = np.argsort(-(self.report_features @ features[0]))[:N_NEAREST] if self.reports else []
+        nearest = np.argsort(-(self.report_features @ features[0]))[:N_NEAREST] if self.reports else np.array([], int)
         return {
             "image": _data_uri(image),
             "findings": [

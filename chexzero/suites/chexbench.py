@@ -140,7 +140,7 @@ def answer(
 def summary(questions: list[Question], credit: np.ndarray, blind: np.ndarray) -> dict[str, Any]:
     """Accuracy of one task with its interval, chance from the numbers of options, and accuracy without the image."""
     accuracy, lower, upper = metrics.clustered_interval(credit, [question.patient for question in questions])
-    chance = np.mean([1 / len(question.options) for question in questions])
+    chance = float(np.mean([1 / len(question.options) for question in questions]))
     return {
         "questions": len(questions),
         "images": len({question.image for question in questions}),

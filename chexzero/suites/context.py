@@ -76,7 +76,7 @@ class EvaluationContext:
             }
             if path.is_dir():
                 files = self._files(path)
-                chosen = ImageFiles(files if rows is None else [files[row] for row in rows])
+                chosen: Any = ImageFiles(files if rows is None else [files[row] for row in rows])
                 features = embed_images(self.model, chosen, **how)
             else:
                 with open_images(path) as handle:

@@ -295,14 +295,11 @@ def _per_label(result: Scored, findings: list[str]) -> dict[str, dict[str, Any]]
 def _means_table(means: dict[str, float], intervals: dict[str, tuple[float, float, float]]) -> Table:
     rows = []
     for name, value in means.items():
-        lower, upper, chance = intervals.get(name, (None, None, None))
-        rows.append(
-            [
-                MEANS[name],
-                metrics.number(value),
-                *(("", "") if chance is None else (interval(lower, upper), metrics.number(chance))),
-            ]
-        )
+        cells: list[Any] = ["", ""]
+        if name in intervals:
+            lower, upper, chance = intervals[name]
+            cells = [interval(lower, upper), metrics.number(chance)]
+        rows.append([MEANS[name], metrics.number(value), *cells])
     return Table(
         "Means over the findings; an interval where one is taken", ["metric", "value", "95 % interval", "chance"], rows
     )

@@ -31,19 +31,23 @@ def read_prompts(path: str | Path = PROMPTS) -> dict[str, Any]:
             )
     for sign in ("positive", "negative"):
         templates = prompts["templates"].get(sign) if isinstance(prompts["templates"], dict) else None
-        if not _is_texts(templates) or any(_fields(template) != [("", "", None)] for template in templates):
+        if (
+            templates is None
+            or not _is_texts(templates)
+            or any(_fields(template) != [("", "", None)] for template in templates)
+        ):
             raise UserError(f"{path}: templates.{sign} must be a list of texts with one {{}} each; correct it")
     for group in ("task2", "unseen", "critical"):
         if not isinstance(prompts[group] or [], list):
             raise UserError(f"{path}: {group} must be a list of findings; correct it")
-        unknown = [name for name in prompts[group] or [] if str(name) not in findings]
-        if unknown:
-            raise UserError(f"{path}: {group} names {unknown[0]!r}, which is not among the findings; correct it")
+        strange = [name for name in prompts[group] or [] if str(name) not in findings]
+        if strange:
+            raise UserError(f"{path}: {group} names {strange[0]!r}, which is not among the findings; correct it")
     if not isinstance(prompts["aliases"] or {}, dict):
         raise UserError(f"{path}: aliases must map other spellings to findings; correct it")
-    unknown = [f"{old}: {new}" for old, new in (prompts["aliases"] or {}).items() if str(new) not in findings]
-    if unknown:
-        raise UserError(f"{path}: the alias {unknown[0]!r} leads to no finding; correct it")
+    astray = [f"{old}: {new}" for old, new in (prompts["aliases"] or {}).items() if str(new) not in findings]
+    if astray:
+        raise UserError(f"{path}: the alias {astray[0]!r} leads to no finding; correct it")
     return prompts
 
 

@@ -33,7 +33,7 @@ class Question:
 class Maker:
     """Makes the questions of each task. ids, patients: one an image; per_task: the most questions of a task."""
 
-    def __init__(self, ids: Sequence[str], patients: Sequence[str], per_task: int, seed: int) -> None:
+    def __init__(self, ids: Iterable[str], patients: Iterable[str], per_task: int, seed: int) -> None:
         self.ids, self.patients, self.per_task, self.seed = list(ids), list(patients), per_task, seed
 
     def view(self, views: Sequence[str | None], wording: dict[str, str]) -> list[Question]:
@@ -165,7 +165,7 @@ def _question(path: str | Path, n: int, entry: Any) -> Question:
             f"{path}, question {n}: task, image and patient must be texts, options two or more different "
             f"texts, and answer the position of one; correct it"
         )
-    return Question(*(entry[name] for name in names), tuple(options), entry["answer"])
+    return Question(entry["task"], entry["image"], entry["patient"], tuple(options), entry["answer"])
 
 
 def _draw(rng: np.random.Generator, among: np.ndarray, size: int) -> np.ndarray:

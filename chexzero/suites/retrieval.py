@@ -37,7 +37,7 @@ def run(context: EvaluationContext) -> Section:
         chosen = np.random.default_rng(context.seed).choice(n_found, description["max_pairs"], replace=False)
         ids, texts = [ids[i] for i in chosen], [texts[i] for i in chosen]
     path = context.images_path(images)
-    there, _ = context.image_ids(images)
+    there = context.image_ids(images)[0] or []  # `read_reports` refused images without ids
     features = context.features_of(images, join(ids, "the reports", there, path))
     distinct, report = np.unique(texts, return_inverse=True)
     results = recall(features, context.text_features(distinct.tolist()), report, description["recall_at"])
@@ -92,7 +92,7 @@ def recall(images: np.ndarray, reports: np.ndarray, report: np.ndarray, ks: list
             lambda k: metrics.hit_chance(len(images), sizes, k),
         ),
     }
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for direction, (before, chance_at) in ways.items():
         results[direction] = {}
         for k in ks:

@@ -51,7 +51,8 @@ def run(context: EvaluationContext) -> Section:
         )
 
     def predict(features: np.ndarray) -> np.ndarray:
-        pairs = [tuple([form.format(label)] for form in PAIR_TEMPLATE) for label in data.labels]
+        positive, negative = PAIR_TEMPLATE
+        pairs = [([positive.format(label)], [negative.format(label)]) for label in data.labels]
         return context.probabilities(features, pairs)
 
     chosen_on, where = data, "these images, pooled over the groups"
@@ -104,7 +105,7 @@ def compare(
                 if drawn is not None:
                     samples[name] = drawn
             sizes = {name: measured[name]["images"] for name in samples}
-            reference = max(sizes, key=sizes.get, default=None)
+            reference = max(sizes, key=lambda name: sizes[name], default="")
             others = [name for name in samples if name != reference]
             gaps = {}
             for name in others:
@@ -118,7 +119,7 @@ def compare(
                     )
                     for metric in ("auroc", "f1")
                 }
-            results[attribute][label] = {"groups": measured, "reference": reference, "gaps": gaps}
+            results[attribute][label] = {"groups": measured, "reference": reference or None, "gaps": gaps}
     return results
 
 

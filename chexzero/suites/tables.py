@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,9 +74,9 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def join(wanted: Sequence[str], wanted_in: str | Path, there: Sequence[str], there_in: str | Path) -> np.ndarray:
+def join(wanted: Iterable[str], wanted_in: str | Path, there: Iterable[str], there_in: str | Path) -> np.ndarray:
     """For each id of `wanted` its position in `there`; `UserError` for ids that are missing or stand there twice."""
-    position = pd.Index(there)
+    wanted, position = list(wanted), pd.Index(list(there))
     if position.has_duplicates:
         double = position[position.duplicated()][0]
         raise UserError(f"{there_in} has the id {double!r} twice; leave one of the rows out")
@@ -109,7 +109,7 @@ class LabelledImages:
         """The images are embedded when this is first read: by then every table of the suite has been checked."""
         return self.context.features_of(self.images, self.rows)
 
-    def column(self, name: str, default: Sequence[str]) -> np.ndarray:
+    def column(self, name: str, default: Sequence[str] | np.ndarray) -> np.ndarray:
         """A column of the label table as strings, `default` where the table has none or a blank."""
         values = self.table[name] if name in self.table else pd.Series(default, dtype=object)
         return np.where(values.isna(), np.asarray(default, dtype=object), values.to_numpy()).astype(str)
