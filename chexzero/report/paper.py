@@ -54,7 +54,7 @@ def paper_section(test: SetResult, drawn: bool, figure: Figure) -> Section:
         }
     table = Table(
         f"AUROC on the test set ({len(test)} {unit_name(test)}), and CheXzero's ensemble of ten checkpoints as its "
-        f"public notebook recorded it (the paper's table rounds and orders otherwise)",
+        f"public notebook recorded it (not the paper's table)",
         [
             "Label",
             "Positive",
