@@ -1,10 +1,12 @@
 """All the numbers of one labelled set."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chexzero.common.intervals import case_influence, enough, mean_interval, newcombe_interval
 from chexzero.common.labels import COUNTED, LABELS, MEANS
@@ -18,6 +20,21 @@ from chexzero.metrics import Rates, rates_at
 def number(value: float) -> float | None:
     """A float for JSON: None where undefined."""
     return float(value) if np.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class LabelMetric:
+    """A number per label: truth and probabilities (N, L) to (L,), NaN where it is undefined."""
+
+    title: str
+    compute: Callable[[NDArray, NDArray], NDArray]
+
+
+#: What is computed per label beside the area. A row is a key of metrics.json and a column of the report's first table.
+LABEL_METRICS = {
+    "average_precision": LabelMetric("Average precision", average_precision),
+    "ece": LabelMetric("Calibration error", expected_calibration_error),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class Mean:
 class SetResult:
     """A set's truth and probabilities (N units, 14) and what follows from them, each (14,) in `LABELS` order.
 
-    `samples` (S, 14) are the bootstrap's areas, `lower` and `upper` upstream's percentiles of them; `newcombe` are the
+    `per_label` has the `LABEL_METRICS`. `samples` (S, 14) are the bootstrap's areas, `lower` and `upper` upstream's percentiles of them; `newcombe` are the
     intervals that hold with few positive cases. `at` are the thresholds that `rates` used (chosen on validation).
     """
 
@@ -50,8 +67,7 @@ class SetResult:
     lower: np.ndarray
     upper: np.ndarray
     samples: np.ndarray
-    average_precision: np.ndarray
-    ece: np.ndarray
+    per_label: dict[str, np.ndarray]
     at: np.ndarray
     rates: Rates
 
@@ -110,8 +126,7 @@ class SetResult:
             "upper": self.upper,
             "newcombe_lower": self.newcombe[0],
             "newcombe_upper": self.newcombe[1],
-            "average_precision": self.average_precision,
-            "ece": self.ece,
+            **self.per_label,
             "threshold": self.at,
             "f1": self.rates.f1,
             "mcc": self.rates.mcc,
@@ -154,8 +169,7 @@ def evaluate_set(
         np.where(undefined, np.nan, lower),
         np.where(undefined, np.nan, upper),
         samples,
-        average_precision(units.truth, probability),
-        expected_calibration_error(units.truth, probability),
+        {name: metric.compute(units.truth, probability) for name, metric in LABEL_METRICS.items()},
         np.asarray(at),
         rates_at(units.truth, probability, at),
     )

@@ -119,7 +119,7 @@ def precision_recall(valid: SetResult, test: SetResult, folder: Path) -> Figure:
         if not np.isfinite(test.auroc[i]):
             return _missing(test, i)
         axes.axhline(test.n_pos[i] / len(test), color=MUTED, linewidth=0.7, linestyle=":")
-        axes.text(0.98, 0.93, f"{test.average_precision[i]:.3f}", ha="right", fontsize=9, color=OURS)
+        axes.text(0.98, 0.93, f"{test.per_label['average_precision'][i]:.3f}", ha="right", fontsize=9, color=OURS)
         return None
 
     return save(

@@ -10,7 +10,7 @@ from chexzero.common.labels import COUNTED, LABELS, NO_FINDING
 from chexzero.common.statistics import auroc, bootstrap_auroc
 from chexzero.evaluation.calibration import reliability
 from chexzero.evaluation.prompts import UPSTREAM, Prompt, best_on_validation
-from chexzero.evaluation.results import SetResult, number
+from chexzero.evaluation.results import LABEL_METRICS, SetResult, number
 from chexzero.report.format import interval, signed, unit_name
 from chexzero.report.sections import Figure, Section, Table
 
@@ -23,17 +23,26 @@ MEAN_NAMES = {
 
 
 def areas_section(valid: SetResult, test: SetResult, figures: Sequence[Figure]) -> Section:
-    """AUROC and average precision with counts, on both sets."""
+    """AUROC with counts on both sets, and the `LABEL_METRICS` on the test set."""
     rows = [
-        [label, *_area_cells(valid, i), *_area_cells(test, i), number(test.average_precision[i])]
+        [
+            label,
+            *_area_cells(valid, i),
+            *_area_cells(test, i),
+            *(number(test.per_label[key][i]) for key in LABEL_METRICS),
+        ]
         for i, label in enumerate(LABELS)
     ]
     for key, title in MEAN_NAMES.items():
-        rows.append([title, *_mean_cells(valid, key), *_mean_cells(test, key), ""])
+        rows.append([title, *_mean_cells(valid, key), *_mean_cells(test, key), *([""] * len(LABEL_METRICS))])
     per_set = ("Positive", "AUROC", "95 % interval", "as CheXzero")
     table = Table(
         "Zero-shot AUROC with 95 % intervals",
-        ["Label", *(f"{name} ({one.title})" for one in (valid, test) for name in per_set), "Average precision (test)"],
+        [
+            "Label",
+            *(f"{name} ({one.title})" for one in (valid, test) for name in per_set),
+            *(f"{metric.title} (test)" for metric in LABEL_METRICS.values()),
+        ],
         rows,
     )
     text = [
@@ -132,8 +141,8 @@ def calibration_section(valid: SetResult, test: SetResult, scaled: np.ndarray, f
         rows.append(
             [
                 label,
-                number(valid.ece[i]),
-                number(test.ece[i]),
+                number(valid.per_label["ece"][i]),
+                number(test.per_label["ece"][i]),
                 after,
                 number(test.probability[:, i].mean()),
                 test.n_pos[i] / len(test),
