@@ -16,11 +16,11 @@ from evaluation_run import change_labels, metrics_of, write_run
 
 import chexzero
 import run_zero_shot
-from chexzero import compare
 from chexzero.common.errors import EXIT_ALARM, UserError
 from chexzero.common.files import sha256_of
 from chexzero.common.labels import FINDINGS, LABELS, NO_FINDING
 from chexzero.common.statistics import auroc, bootstrap_auroc, percentile_interval
+from chexzero.compare import __main__ as compare
 from chexzero.evaluation.checkpoint_choice import choose
 from chexzero.evaluation.measure import measure as measured
 from chexzero.evaluation.standing import read_standing

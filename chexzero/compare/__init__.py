@@ -1,0 +1,1 @@
+"""Several runs side by side on the same images: `python -m chexzero.compare RUN RUN ...`."""

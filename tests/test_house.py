@@ -1,0 +1,86 @@
+"""The arrows between rooms that must never be, and the size of the rooms (docs/DESIGN.md)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+UPSTREAM = ("train", "zero_shot", "eval", "metrics", "data_process", "model", "clip", "simple_tokenizer")
+PACKAGES = ("chexzero", "data_prep", "dinov3_adapter")
+
+#: (who, whom he must not import), both as prefixes of module names; "" is everything of ours
+FORBIDDEN = [
+    *((f"chexzero.{name}", f"chexzero.{room}") for name in UPSTREAM
+      for room in ("training", "evaluation", "report", "suites", "export")),
+    *(("chexzero.training", f"chexzero.{room}") for room in ("evaluation", "report", "suites")),
+    *(("chexzero.evaluation", f"chexzero.{room}") for room in ("report", "training")),
+    ("chexzero.report", "chexzero.training"),
+    ("dinov3_adapter", "chexzero"),
+    ("data_prep", "torch"),
+    ("data_prep", "dinov3_adapter"),
+    *((package, command) for package in PACKAGES for command in ("run_train", "run_zero_shot")),
+]  # fmt: skip
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports anywhere in it, `from a import b` as both `a` and `a.b`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def is_in(name: str, room: str) -> bool:
+    return name == room or name.startswith(f"{room}.")
+
+
+IMPORTS = {name: imported(path) for name, path in modules()}
+
+
+@pytest.mark.parametrize("who, whom", FORBIDDEN)
+def test_no_arrow_runs_back_up(who, whom):
+    broken = {name: sorted(one for one in found if is_in(one, whom))
+              for name, found in IMPORTS.items() if is_in(name, who)}  # fmt: skip
+    assert not {name: found for name, found in broken.items() if found}
+    assert broken, f"{who} is no module any more: correct the table"
+
+
+def test_the_common_room_imports_nothing_of_ours_but_itself():
+    for name, found in IMPORTS.items():
+        if is_in(name, "chexzero.common"):
+            assert not [one for one in found for package in PACKAGES
+                        if is_in(one, package) and not is_in(one, "chexzero.common")], name  # fmt: skip
+
+
+def test_the_commands_reach_upstreams_modules():
+    """What was proven equal to CheXzero is what runs."""
+    for command, wanted in (
+        ("run_train", {"train", "clip", "model", "simple_tokenizer"}),
+        ("run_zero_shot", set(UPSTREAM)),
+    ):
+        reached, waiting = set(), imported(ROOT / f"{command}.py")
+        while waiting:
+            name = waiting.pop()
+            if name in IMPORTS and name not in reached:
+                reached.add(name)
+                waiting |= IMPORTS[name]
+        assert {f"chexzero.{name}" for name in wanted} <= reached, command
+
+
+def test_no_room_is_a_heap():
+    folders: dict[Path, int] = {}
+    for _, path in modules():
+        folders[path.parent] = folders.get(path.parent, 0) + 1
+    assert folders.pop(ROOT / "chexzero") <= 14
+    assert {folder: count for folder, count in folders.items() if count > 17} == {}
