@@ -7,6 +7,7 @@ from typing import Any
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, sha256_of
 from chexzero.common.versions import git_revision
+from data_prep.context import count_longer
 from data_prep.failures import LEFT_OUT_COLUMNS
 from data_prep.overlap.contract import Audit
 from data_prep.releases.rows import Row, read_records
@@ -79,6 +80,7 @@ def build_record(plan: Plan, counts: Counts, out: Path, rows: dict[str, int], au
         "images": identity["images"],
         "libraries": identity["libraries"],
         "counts": counts.by_role(),
+        "longer_than_context": count_longer(out / "impressions.csv"),
         "warnings": plan.counts.get("warnings", []),
         "keep_out": plan.counts.get("keep_out", {}),
         "odd_ranges": len(counts.odd),
@@ -147,6 +149,10 @@ def summary(record: dict[str, Any], out: Path, splits: str) -> str:
     empty = sum(n["empty_reports"] for n in record["counts"]["train"].values())
     if empty and record["settings"]["empty_report"] != "drop":
         lines.append(f"{empty:,} training images have no {record['settings']['section']} text; they train with a space")
+    if record["longer_than_context"]:
+        lines.append(
+            f"{record['longer_than_context']:,} training reports are longer than the context and lose their end"
+        )
     lines += [
         f"kept out of training by {file}: {n['images']:,} images ({n['found']:,} of its {n['entries']:,} entries)"
         for file, n in record["keep_out"].items()
