@@ -1,12 +1,14 @@
-"""The overlap audit at full size: synthetic training signatures against 734 evaluation images.
+"""The overlap audit at full size, and beside its peers.
 
     python -m benchmarks.audit
     python -m benchmarks.audit --sizes 20000 40000 --out quick     # a quick look
+    python -m benchmarks.audit --sizes --images FOLDER             # the peers alone, on radiographs of your own
 
-The signatures are drawn from a normal distribution with the mean and covariance of thumbnails of drawn pictures that
-are about as alike as chests, and for every evaluation image the thumbnail of one disguised copy is put among them.
-Each size runs in a process of its own, whose highest resident memory is given. Also measured: thumbnails a second,
-second-stage pairs a second, and the comparison of ids, hashes and reports.
+Search: synthetic training signatures against 734 evaluation images. The words of each are drawn from those of drawn
+pictures and their neighbours in the vocabulary; for every evaluation image the signature of one disguised copy is put
+among them. Each size runs in a process of its own, whose highest resident memory is given. Also measured: signatures
+and second-stage pairs per second, the comparison of ids, hashes and reports, and recall, false alarms and time of the
+perceptual hashes of ImageHash, of SIFT pair by pair, and of the audit, on the same disguised copies.
 """
 
 import argparse
@@ -18,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -27,7 +30,8 @@ import pandas as pd
 
 from chexzero.common.errors import run_command
 from chexzero.common.files import write_json, write_text
-from data_prep.overlap import checks, disguise, nominate, signatures, verify
+from chexzero.imaging.image_files import ImageFiles, images_in
+from data_prep.overlap import checks, disguise, features, near, nominate, verify
 from data_prep.overlap.contract import Role
 
 EVALUATION = 734
@@ -37,17 +41,18 @@ SIZES = (50_000, 100_000, 200_000, 300_000, 400_000, 500_000)
 def main() -> None:
     args = parse_args()
     if args.child:
-        print(json.dumps(MEASURES[args.child[0]](*map(int, args.child[1:]), args)))
+        print(json.dumps(MEASURES[args.child[0]](int(args.child[1]), args)))
         return
-    result = {
+    result: dict[str, Any] = {
         "machine": machine(),
         "evaluation_images": EVALUATION,
         "workers": args.workers,
         "seed": args.seed,
         "first_stage": [child("search", size, args) for size in args.sizes],
         "records": [child("records", size, args) for size in args.sizes],
-        "thumbnails": child("thumbnails", 512, args),
-        "second_stage": child("pairs", 256, args),
+        "signatures": child("signatures", 128, args),
+        "second_stage": child("pairs", 64, args),
+        "peers": child("peers", args.peers, args),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "audit.json", result)
@@ -57,9 +62,11 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of training images")
+    parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), help="numbers of training images")
     parser.add_argument("--workers", type=int, default=2, help="threads (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=Path, help="folder of radiographs for the peers (default: drawn pictures)")
+    parser.add_argument("--peers", type=int, default=8, help="images that are disguised (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results", help="folder (default: %(default)s)"
     )
@@ -80,6 +87,7 @@ def child(measure: str, size: int, args: argparse.Namespace) -> dict:
         "--child",
         measure,
         str(size),
+        *(["--images", str(args.images)] if args.images else []),
     ]
     print(f"{measure} {size:,} ...", file=sys.stderr)
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -102,61 +110,61 @@ def pictures(n: int, seed: int) -> np.ndarray:
 
 
 def search(size: int, args: argparse.Namespace) -> dict:
-    """The first stage: coarse search over all signatures, fine search over the candidates."""
+    """The first stage: weights, shared words of all signatures, geometry of the candidates."""
     cv2.setNumThreads(1)
     images = pictures(EVALUATION, args.seed)
-    reliefs = np.stack([signatures.relief_map(image) for image in images])
     rng = np.random.default_rng(args.seed)
+    vocabulary, views = nominate.prepare(images, args.workers)
+    kinds = [disguise.DISGUISES[k % len(disguise.DISGUISES)] for k in range(EVALUATION)]
     copies = np.stack(
         [
-            signatures.thumbnail(
-                signatures.relief_map(disguise.disguised(image, disguise.KINDS[k % len(disguise.KINDS)], rng))
-            )
-            for k, image in enumerate(images)
+            nominate.signature(disguise.disguised(image, kind, rng, images[k - 1]), vocabulary)
+            for k, (image, kind) in enumerate(zip(images, kinds, strict=True))
         ]
     )
-    own = np.stack([signatures.thumbnail(relief) for relief in reliefs])
     places = rng.choice(size, EVALUATION, replace=False)
+    pool = np.concatenate([features.extract(picture, nominate.SIDE, nominate.WORDS).descriptors for picture in images])
+    neighbours = vocabulary.nearest(pool, 36)
+    del pool, images
     with tempfile.TemporaryFile() as file:
-        thumbs = draw_signatures(file, size, places, copies, own, rng)
+        signatures = draw_signatures(file, size, places, copies, neighbours, rng)
         load, before, wall, cpu = os.getloadavg()[0], peak(), time.perf_counter(), time.process_time()
-        nominations = nominate.nominate(reliefs, thumbs, args.workers)
+        weights = nominate.rarity(signatures, vocabulary.size)
+        nominations = nominate.nominate(views, weights, signatures, args.workers)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    found = sum(place in one.rows for place, one in zip(places, nominations, strict=True))
-    unrelated = np.concatenate([np.delete(nominate.fine_scores(reliefs[k], own)[0], k) for k in range(20)])
+    found = [place in one.rows for place, one in zip(places, nominations, strict=True)]
     return {
         "images": size,
-        "unrelated_median": float(np.median(unrelated)),
-        "unrelated_999": float(np.quantile(unrelated, 0.999)),
         "seconds": wall,
         "cpu_seconds": cpu,
         "load_average": load,
         "peak_mib": peak(),
         "peak_before_mib": before,
-        "disk_mib": size * signatures.THUMB_SIZE**2 / 2**20,
+        "disk_mib": size * nominate.SIGNATURE.itemsize / 2**20,
         "planted": EVALUATION,
-        "planted_nominated": found,
+        "planted_nominated": sum(found),
+        "missed": sorted({kind.name for kind, one in zip(kinds, found, strict=True) if not one}),
         "nominated": int(sum(len(one.rows) for one in nominations)),
     }
 
 
 def draw_signatures(
-    file: IO[bytes], size: int, places: np.ndarray, copies: np.ndarray, own: np.ndarray, rng: np.random.Generator
-) -> signatures.ThumbnailFile:
-    """Write `size` signatures like those of the pictures, the copies at their places."""
-    own = own.astype(np.float32)
-    mean = own.mean(axis=0)
-    _, scales, basis = np.linalg.svd(own - mean, full_matrices=False)
-    basis = basis * (scales / np.sqrt(len(own)))[:, None]
+    file: IO[bytes], size: int, places: np.ndarray, copies: np.ndarray, neighbours: np.ndarray, rng: np.random.Generator
+) -> nominate.SignatureFile:
+    """Write `size` signatures: each word is a random neighbour of a random feature's word; the copies at their places."""
     for start in range(0, size, 10_000):
         n = min(10_000, size - start)
-        block = mean + rng.standard_normal((n, len(basis)), dtype=np.float32) @ basis
-        block = np.clip(np.round(block), -127, 127).astype(np.int8)
+        block = np.zeros(n, nominate.SIGNATURE)
+        shape = (n, nominate.WORDS)
+        block["words"] = neighbours[
+            rng.integers(0, len(neighbours), shape), rng.integers(0, neighbours.shape[1], shape)
+        ]
+        block["places"] = rng.integers(0, 256, (*shape, 2))
         inside = (places >= start) & (places < start + n)
         block[places[inside] - start] = copies[inside]
-        file.write(block.data)
+        file.write(block.tobytes())
     file.flush()
-    return signatures.ThumbnailFile(file, size)
+    return nominate.SignatureFile(file, size)
 
 
 def records(size: int, args: argparse.Namespace) -> dict:
@@ -199,33 +207,133 @@ def rows(n: int, source: str, split: str, seed: int) -> pd.DataFrame:
     )
 
 
-def thumbnails(n: int, args: argparse.Namespace) -> dict:
-    """Images a second through the making of thumbnails."""
+def signatures(n: int, args: argparse.Namespace) -> dict:
+    """Images per second through the making of signatures."""
     cv2.setNumThreads(1)
     images = pictures(n, args.seed)
+    vocabulary, _ = nominate.prepare(images[:16], args.workers)
     with tempfile.TemporaryFile() as file:
         wall, cpu = time.perf_counter(), time.process_time()
-        signatures.write_thumbnails(images, file, args.workers)
+        nominate.write_signatures(images, vocabulary, file, args.workers)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"images": n, "per_second": n / wall, "per_cpu_second": n / cpu}
 
 
 def pairs(n: int, args: argparse.Namespace) -> dict:
-    """Pairs a CPU second through the second stage: unrelated ones, the usual case."""
+    """Pairs per CPU second through the second stage: unrelated ones, the usual case."""
     cv2.setNumThreads(1)
     images = pictures(n + 1, args.seed)
-    own = verify.prepare(images[0])
+    own = verify.prepare_poses(images[0])
     cpu = time.process_time()
-    scores = [result.score for image in images[1:] if (result := verify.compare(own, verify.prepare(image)))]
+    found = [verify.compare(own, verify.prepare(image)) for image in images[1:]]
     return {
         "pairs": n,
         "per_cpu_second": n / (time.process_time() - cpu),
-        "aligned": len(scores),
-        "highest_score": max(scores, default=None),
+        "called_near_equal": sum(one is not None and one.same for one in found),
     }
 
 
-MEASURES = {"search": search, "records": records, "thumbnails": thumbnails, "pairs": pairs}
+def peers(n: int, args: argparse.Namespace) -> dict:
+    """Recall on all disguises of `n` images, false alarms on strangers, and time, of the audit and its peers."""
+    cv2.setNumThreads(1)
+    pool = ImageFiles(images_in(args.images))[:] if args.images else pictures(4 * n, args.seed)
+    order = np.random.default_rng(args.seed).permutation(len(pool))
+    own, strangers = pool[order[:n]], pool[order[n : n + STRANGERS]]
+    copies = [
+        (k, kind, disguise.disguised(image, kind, np.random.default_rng([k, number]), own[k - 1]))
+        for k, image in enumerate(own)
+        for number, kind in enumerate(disguise.DISGUISES)
+    ]
+    results = {name: measure_peer(make, same, own, strangers, copies) for name, (make, same) in PEERS.items()}
+    results["this audit, both stages"] = measure_audit(own, strangers, copies, args.workers)
+    return {
+        "images": n,
+        "strangers": len(strangers),
+        "copies": len(copies),
+        "of": str(args.images or "drawn"),
+        **results,
+    }
+
+
+def measure_peer(make: Callable, same: Callable, own: np.ndarray, strangers: np.ndarray, copies: list) -> dict:
+    """Compare every copy with its original and every stranger with every image."""
+    cpu = time.process_time()
+    marks, others = [make(image) for image in own], [make(image) for image in strangers]
+    found = [same(marks[k], make(copy)) for k, _, copy in copies]
+    alarms = sum(same(mark, other) for mark in marks for other in others)
+    return _peer(found, copies, alarms, len(marks) * len(others), time.process_time() - cpu)
+
+
+def measure_audit(own: np.ndarray, strangers: np.ndarray, copies: list, workers: int) -> dict:
+    """The audit of the strangers as a training set, each copy one more training image of it."""
+    cpu = time.process_time()
+    search = near.Search.prepare(own, workers)
+    marks = np.stack([nominate.signature(image, search.vocabulary) for image in strangers])
+    search.weights = nominate.rarity(marks, search.vocabulary.size)
+    search.nominations = nominate.nominate(search.views, search.weights, marks, workers)
+    alarms = near.second_stage(own, search.nominations, lambda row: strangers[row], workers)
+    found = [near.plant(search, k, copy)[2] for k, _, copy in copies]
+    return _peer(found, copies, sum(one.same for one in alarms), len(own) * len(strangers), time.process_time() - cpu)
+
+
+def _peer(found: list, copies: list, alarms: int, pairs: int, seconds: float) -> dict:
+    missed: dict[str, int] = {}
+    for one, (_, kind, _) in zip(found, copies, strict=True):
+        missed[kind.kind] = missed.get(kind.kind, 0) + (not one)
+    return {
+        "recall": near.rate(sum(map(bool, found)), len(found)),
+        "false_alarms": near.rate(int(alarms), pairs),
+        "cpu_seconds": seconds,
+        "missed": {kind: count for kind, count in missed.items() if count},
+    }
+
+
+def perceptual_hash(side: int) -> Callable:
+    import imagehash
+    from PIL import Image
+
+    return lambda image: imagehash.phash(Image.fromarray(image), hash_size=side)
+
+
+def sift(image: np.ndarray) -> features.Features:
+    found, descriptors = cv2.SIFT.create(nfeatures=1000).detectAndCompute(image, None)
+    points = np.array([one.pt for one in found], np.float32).reshape(-1, 2)
+    return features.Features(points, np.zeros((0, 128), np.float32) if descriptors is None else descriptors)
+
+
+def sift_same(a: features.Features, b: features.Features) -> bool:
+    """OpenCV's tutorial: brute force, ratio 0.75, RANSAC, ten inliers."""
+    if min(len(a.points), len(b.points)) < 2:
+        return False
+    found = cv2.BFMatcher().knnMatch(a.descriptors, b.descriptors, k=2)
+    good = [first for first, second in found if first.distance < 0.75 * second.distance]
+    if len(good) < 10:
+        return False
+    here, there = a.points[[one.queryIdx for one in good]], b.points[[one.trainIdx for one in good]]
+    _, inside = cv2.estimateAffine2D(here, there, method=cv2.RANSAC, ransacReprojThreshold=4)
+    return inside is not None and int(inside.sum()) >= 10
+
+
+STRANGERS = 60
+#: name -> what is made of an image, and when two of them are the same
+PEERS: dict[str, tuple[Callable, Callable]] = {
+    "pHash, 64 bits (ImageHash), 10 or fewer differ": (
+        lambda image: perceptual_hash(8)(image),
+        lambda a, b: a - b <= 10,
+    ),
+    "pHash, 256 bits (ImageHash), 40 or fewer differ": (
+        lambda image: perceptual_hash(16)(image),
+        lambda a, b: a - b <= 40,
+    ),
+    "SIFT pair by pair (OpenCV), 10 inliers": (sift, sift_same),
+}
+MEASURES: dict[str, Callable[[int, argparse.Namespace], dict]] = {
+    "search": search,
+    "records": records,
+    "signatures": signatures,
+    "pairs": pairs,
+    "peers": peers,
+}
 
 
 def peak() -> float:
@@ -237,7 +345,7 @@ def machine() -> str:
     """Processor, cores and Python."""
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {signatures.workers_available()} cores, {platform.system()}, Python {platform.python_version()}"
+    return f"{name}, {features.workers_available()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 def _cpuinfo() -> list[str]:
@@ -274,18 +382,25 @@ def table(columns: dict[str, str], rows: list[dict]) -> list[str]:
 
 def markdown(result: dict) -> str:
     """The result as a page."""
-    first, thumbs, second = result["first_stage"][0], result["thumbnails"], result["second_stage"]
+    marks, second, peers = result["signatures"], result["second_stage"], result["peers"]
+    missed = sorted({name for row in result["first_stage"] for name in row["missed"]})
+    rows = [
+        f"| {name} | {percent(one['recall'])} | {percent(one['false_alarms'])} | {one['cpu_seconds']:.1f} | "
+        f"{', '.join(f'{kind} {count}' for kind, count in one['missed'].items()) or 'none'} |"
+        for name, one in peers.items()
+        if isinstance(one, dict)
+    ]
     return "\n".join(
         [
-            "# The overlap audit at full size",
+            "# The overlap audit at full size, and beside its peers",
             "",
             f"Machine: {result['machine']}; {result['workers']} threads. Made by `python -m benchmarks.audit`. Where the "
             f"load (processes running or waiting) before a search is above 1, others used the cores: CPU seconds over "
             f"threads is then the better measure.",
             "",
             f"First stage: synthetic training signatures against {result['evaluation_images']} evaluation images; one "
-            f"disguised copy of each is among them. Fine correlation of unrelated pictures: median "
-            f"{first['unrelated_median']:.2f}, 99.9 % {first['unrelated_999']:.2f}.",
+            f"disguised copy of each is among them. Disguises of which one was not nominated: "
+            f"{'; '.join(missed) or 'none'}.",
             "",
             *table(SEARCH_COLUMNS, result["first_stage"]),
             "",
@@ -293,11 +408,22 @@ def markdown(result: dict) -> str:
             "",
             *table(RECORD_COLUMNS, result["records"]),
             "",
-            f"Thumbnails: {thumbs['per_second']:.0f} images a second ({thumbs['per_cpu_second']:.0f} a CPU second). "
-            f"Second stage: {second['per_cpu_second']:.0f} pairs a CPU second.",
+            f"Signatures: {marks['per_second']:.0f} images per second ({marks['per_cpu_second']:.0f} per CPU second). "
+            f"Second stage: {second['per_cpu_second']:.0f} pairs per CPU second.",
+            "",
+            f"Peers: {peers['images']} images ({peers['of']}) in all {len(disguise.DISGUISES)} disguises of the "
+            f"published list, {peers['copies']} copies, and {peers['strangers']} strangers to each.",
+            "",
+            "| method | recall | false alarms | CPU seconds | copies missed, by kind |",
+            "|---|---|---|--:|---|",
+            *rows,
             "",
         ]
     )
+
+
+def percent(rate: dict) -> str:
+    return f"{rate['rate']:.2%} ({rate['hits']} of {rate['of']}; 95 %: {rate['lower_95']:.2%}–{rate['upper_95']:.2%})"
 
 
 if __name__ == "__main__":

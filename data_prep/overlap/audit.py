@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chexzero.common.errors import UserError
-from data_prep.overlap import cards, checks, finished, report, signatures
+from data_prep.overlap import cards, checks, finished, report
 from data_prep.overlap.contract import Audit, Role
+from data_prep.overlap.features import workers_available
 from data_prep.roles import ROLES
 from data_prep.work import require_writable
 
@@ -28,17 +29,20 @@ class AuditOptions:
 
     `copies` disguised copies are planted to measure the recall, and `unrelated` pairs are compared for the rate of
     false alarms. `finished`: the sets are complete and are not changed, whatever `on_overlap` says. `earlier`:
-    sentences on what was left out before. `drawn`: the corpus is drawn, no patient is in it.
+    sentences on what was left out before. `drawn`: the corpus is drawn, no patient is in it. `on_disagreement`: what
+    follows where path and table name different patients, `list` or `stop`. `files`: SHA-256 of the audited files.
     """
 
     on_overlap: str = "drop"
-    workers: int = field(default_factory=signatures.workers_available)
+    workers: int = field(default_factory=workers_available)
     seed: int = 1234
     copies: int = 450
     unrelated: int = 1000
     finished: bool = False
     drawn: bool = False
     earlier: list[str] = field(default_factory=list)
+    on_disagreement: str = "list"
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions | None = None) -> Audit:
@@ -47,7 +51,8 @@ def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions
     Training images of a patient of whom anything matches an evaluation set go into `drop_ids` (`on_overlap="drop"`).
     With `"stop"` any match raises `UserError` after the report is written; with `"keep"` it is only reported. A match
     between validation and test is reported and never dropped: both sets are fixed by their releases.
-    Memory: the evaluation sets' images, a block of training images, the rows; 1 KiB a training image on disk.
+    With `on_disagreement="stop"` a row whose path and table name different patients raises `UserError` as well.
+    Memory: the evaluation sets' images, a block of training images, the rows; 384 bytes per training image on disk.
     """
     options = options or AuditOptions()
     if options.on_overlap not in ACTIONS:
@@ -74,6 +79,7 @@ def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions
         drawn=options.drawn,
         earlier=options.earlier,
         seed=options.seed,
+        files=options.files,
     )
     report.write(
         out_dir,
@@ -89,6 +95,12 @@ def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions
         out_dir / "overlap_report.html",
         time.monotonic() - started,
     )
+    disagree = [image for fact in facts.values() for image in fact["ids_that_disagree"]]
+    if options.on_disagreement == "stop" and disagree:
+        raise UserError(
+            f"path and table name different patients in {len(disagree)} images, the first is {disagree[0]}; correct "
+            f"the table, or use --on_disagreement list to compare both"
+        )
     if options.on_overlap == "stop" and summary["found_all"]:
         raise UserError(
             f"the sets overlap ({summary['sentence']}) and --on_overlap is stop; read "
@@ -118,6 +130,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with the manifests: file hashes, patients of the table",
     )
     files.add_argument("--out", metavar="DIR", help="where the report goes; default: the --data folder")
+    files.add_argument("--images_only", action="store_true", help="compare the images of --train and --test alone")
+    files.add_argument("--train", metavar="PATH", help="with --images_only: folder of images, or HDF5 file")
+    files.add_argument("--test", metavar="PATH", help="with --images_only: folder of images, or HDF5 file")
     how = parser.add_argument_group("what follows, and how it runs")
     how.add_argument(
         "--on_overlap",
@@ -125,18 +140,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="drop",
         help="finished files are never changed: stop ends with exit code 2, drop and keep report",
     )
-    how.add_argument("--seed", type=int, default=1234, help="of the planted copies")
-    how.add_argument("--workers", type=int, default=signatures.workers_available(), metavar="N", help="threads")
+    how.add_argument(
+        "--on_disagreement",
+        choices=("list", "stop"),
+        default="list",
+        help="where an image's path and the release's table name different patients",
+    )
+    how.add_argument("--copies", type=int, default=450, metavar="N", help="disguised copies to measure the recall with")
+    how.add_argument("--seed", type=int, default=1234, help="random seed of the planted copies")
+    how.add_argument("--workers", type=int, default=workers_available(), metavar="N", help="threads")
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Audit finished files."""
+    """Audit finished files, or any two sets of images."""
     if args.workers < 1:
         raise UserError(f"--workers {args.workers} must be at least 1")
-    with finished.open_roles(Path(args.data), Path(args.splits)) as (roles, drawn, earlier):
-        options = AuditOptions(args.on_overlap, args.workers, args.seed, finished=True, drawn=drawn, earlier=earlier)
-        out_dir = require_writable(Path(args.out or args.data), "--out")
-        finished.keep_build_report(out_dir)
-        audit = run_audit(roles, out_dir, options)
+    if bool(args.train and args.test) != args.images_only or bool(args.train) != bool(args.test):
+        raise UserError("--images_only needs --train and --test, and they need it; name all three or none")
+    if args.images_only:
+        opened = finished.open_sets({"train": Path(args.train), "test": Path(args.test)})
+        out = args.out or "."
+    else:
+        opened = finished.open_roles(Path(args.data), Path(args.splits))
+        out = args.out or args.data
+    with opened as sets:
+        options = AuditOptions(
+            args.on_overlap,
+            args.workers,
+            args.seed,
+            copies=args.copies,
+            finished=True,
+            drawn=sets.drawn,
+            earlier=sets.earlier,
+            on_disagreement=args.on_disagreement,
+            files=sets.files,
+        )
+        out_dir = require_writable(Path(out), "--out")
+        if not args.images_only:
+            finished.keep_build_report(out_dir)
+        audit = run_audit(sets.roles, out_dir, options)
     print(audit.summary["sentence"])
     return None

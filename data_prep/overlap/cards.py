@@ -1,16 +1,20 @@
 """Pairs of pictures side by side, for a person to judge."""
 
 import base64
-import hashlib
+import hmac
+import secrets
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from chexzero.common.files import write_text
 from data_prep.overlap import near, verify
 from data_prep.overlap.checks import IMAGE_KINDS, NAMES, Check, ImageResults
 from data_prep.overlap.contract import Role
 
+KEY_FILE = "overlap_report.key"
 MAX_FOUND = 200
 MAX_REJECTED = 8
 
@@ -29,9 +33,21 @@ class Card:
     pictures: list[tuple[str, str]]
 
 
-def short_hash(image_id: str) -> str:
-    """Twelve hexadecimal digits that name an id without giving it away."""
-    return hashlib.sha256(image_id.encode()).hexdigest()[:12]
+def read_key(folder: Path) -> bytes:
+    """Read the secret that ids are hashed with in the report to be shared; made once, it stays with the data.
+
+    Ids are few and their form is known, so anyone could try them all against a hash without a secret.
+    """
+    path = folder / KEY_FILE
+    if not path.is_file():
+        write_text(path, secrets.token_hex(32) + "\n")
+        path.chmod(0o600)
+    return path.read_bytes().strip()
+
+
+def short_hash(image_id: str, key: bytes) -> str:
+    """Twelve hexadecimal digits (HMAC-SHA-256) that name an id to whoever holds the key, and to no one else."""
+    return hmac.new(key, image_id.encode(), "sha256").hexdigest()[:12]
 
 
 def found(roles: dict[str, Role], checks: list[Check], images: ImageResults) -> list[Card]:
@@ -63,18 +79,19 @@ def _card(
     roles: dict[str, Role], a_role: str, a_id: str, b_role: str, b_id: str, kinds: list[str], pair: near.Pair | None
 ) -> Card:
     a, b = _image(roles[a_role], a_id), _image(roles[b_role], b_id)
-    comparison = pair.comparison if pair else verify.compare(verify.prepare(b), verify.prepare(a), at_least=-1)
+    comparison = pair.comparison if pair else verify.compare(verify.prepare_poses(b), verify.prepare(a))
     if comparison is None:
         pictures = [(NAMES[b_role], _url(b)), (NAMES[a_role], _url(a))]
         return Card(a_role, a_id, b_role, b_id, kinds, None, "not aligned", pictures)
     moved = verify.aligned(a, comparison)
-    moved = 255 - moved if comparison.inverted else moved
     scale = np.sqrt(abs(np.linalg.det(comparison.matrix[:, :2])))
     angle = np.degrees(np.arctan2(comparison.matrix[1, 0], comparison.matrix[0, 0]))
     text = (
         f"size × {scale:.3f}, turned {abs(angle):.1f}°, stretched {comparison.stretch - 1:.1%}, overlap "
         + (f"{comparison.overlap:.0%}")
+        + (", mirrored" if comparison.mirrored else "")
         + (", inverted" if comparison.inverted else "")
+        + f", {comparison.inliers} features agree"
     )
     return Card(
         a_role,
@@ -94,7 +111,7 @@ def _card(
 
 def _image(role: Role, image_id: str) -> np.ndarray:
     row = int(np.flatnonzero(role.rows["id"].to_numpy() == image_id)[0])
-    return np.asarray(role.images[row : row + 1])[0].astype(np.uint8, copy=False)
+    return verify.at_size(np.asarray(role.images[row : row + 1])[0])
 
 
 def _difference(b: np.ndarray, moved: np.ndarray) -> np.ndarray:

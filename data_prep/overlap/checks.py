@@ -1,5 +1,6 @@
 """The comparisons of two roles, each with what it looked at and what it found."""
 
+import hashlib
 import logging
 import tempfile
 import time
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from data_prep.overlap import equal_reports, near, nominate, signatures
+from data_prep.overlap import near, near_reports, nominate, verify
 from data_prep.overlap.contract import Role
 from data_prep.overlap.identity import Match, disagreeing, hash_keys, patient_keys, shared, study_keys
 from data_prep.prepare import progress
@@ -25,8 +26,8 @@ KINDS = {
     "study": "Equal study ids",
     "bytes": "Equal image files (SHA-256)",
     "pixels": "Equal preprocessed images (SHA-256)",
-    "near": "Near-equal images (aligned, texture compared)",
-    "report": "Equal telling reports",
+    "near": "Near-equal images (local features, texture compared)",
+    "report": "Near-equal telling reports (word shingles)",
 }
 IMAGE_KINDS = ("bytes", "pixels", "near")
 NAMES = {"train": "training", "valid": "validation", "test": "test"}
@@ -63,7 +64,7 @@ def compare_records(roles: dict[str, Role]) -> list[Check]:
             check.matches = shared(kind, a, roles[a].rows, keys[a], b, roles[b].rows, keys[b])
             check.note = _missing(check)
             checks.append(check)
-    n_reports = {name: equal_reports.n_reports(role.rows) for name, role in roles.items()}
+    n_reports = {name: near_reports.n_reports(role.rows) for name, role in roles.items()}
     return checks + [
         _compare_reports(a, roles[a].rows, n_reports[a], b, roles[b].rows, n_reports[b])
         for a, b in combinations(roles, 2)
@@ -74,8 +75,8 @@ def _compare_reports(a: str, a_rows: pd.DataFrame, n_a: int, b: str, b_rows: pd.
     check = Check("report", a, b, n_a, n_b)
     check.note = _missing(check)
     if not check.note:
-        check.matches, common = equal_reports.equal_reports(a, a_rows, b, b_rows)
-        check.note = f"{common:,} more pairs of studies share a common report, which tells nothing"
+        check.matches, common = near_reports.near_reports(a, a_rows, b, b_rows)
+        check.note = f"{common:,} more pairs of studies share a report that tells nothing"
     return check
 
 
@@ -101,55 +102,53 @@ def compare_images(
 ) -> ImageResults:
     """Every training image against every evaluation image, validation against test, and the measurements.
 
-    In memory: the evaluation images, and blocks of the training images; their thumbnails lie under `work_dir`.
+    In memory: the evaluation images, and blocks of the training images; their signatures lie under `work_dir`.
     """
     results = ImageResults()
-    sides = [name for name in ("valid", "test") if name in roles]
+    sides: list[str] = [name for name in ("valid", "test") if name in roles]
     if not sides:
         return results
     cv2.setNumThreads(1)  # the threads are ours
-    images = np.concatenate([np.asarray(roles[name].images[:]).astype(np.uint8, copy=False) for name in sides])
+    images = np.stack([verify.at_size(image) for name in sides for image in np.asarray(roles[name].images[:])])
     ids = np.concatenate([roles[name].rows["id"].to_numpy() for name in sides])
     role_of = np.repeat(sides, [len(roles[name].rows) for name in sides])
-    reliefs = np.stack([signatures.relief_map(image) for image in images])
-    thumbs = np.stack([signatures.thumbnail(relief) for relief in reliefs])
-
-    floors = [nominate.NOTHING] * len(images)
+    sizes = {name: len(role.rows) for name, role in roles.items()}
+    search = near.Search.prepare(images, workers)
     if "train" in roles:
-        floors, pairs = _against_training(roles["train"], images, reliefs, work_dir, workers)
-        train_ids = roles["train"].rows["id"].to_numpy()
-        results.compared += len(train_ids) * len(images)
-        _collect(results, pairs, "train", train_ids, role_of, ids, {name: len(roles[name].rows) for name in roles})
+        pairs = _against_training(roles["train"], search, work_dir, workers)
+        results.compared += sizes["train"] * len(images)
+        _collect(results, pairs, "train", roles["train"].rows["id"].to_numpy(), role_of, ids, sizes)
     if len(sides) == 2:
-        pairs = _between(images, reliefs, thumbs, role_of, workers)
-        results.compared += int((role_of == "valid").sum() * (role_of == "test").sum())
-        _collect(results, pairs, "valid", ids, role_of, ids, {name: len(roles[name].rows) for name in roles})
+        results.compared += sizes["valid"] * sizes["test"]
+        _collect(results, _between(search, role_of, workers), "valid", ids, role_of, ids, sizes)
 
     log.info("audit: planting %d disguised copies, comparing %d unrelated pairs", copies, unrelated)
-    results.copies = near.planted_copies(images, reliefs, floors, copies, seed, workers)
-    related = _related(roles, sides, role_of)
-    results.unrelated = near.unrelated_pairs(images, thumbs, reliefs, related, unrelated, workers)
+    results.copies = near.planted_copies(search, copies, seed, workers)
+    results.unrelated = near.unrelated_pairs(search, _related(roles, sides, role_of), unrelated, workers)
     results.unrelated_ids = [(ids[pair.query], ids[pair.row]) for pair in results.unrelated]
     return results
 
 
-def _against_training(
-    train: Role, images: np.ndarray, reliefs: np.ndarray, work_dir: Path, workers: int
-) -> tuple[list[nominate.Nominations], list[near.Pair]]:
+def _against_training(train: Role, search: near.Search, work_dir: Path, workers: int) -> list[near.Pair]:
+    """Compare training images with all evaluation images; `search` keeps what a row had to reach."""
     with (
         tempfile.TemporaryFile(dir=work_dir) as file,
-        progress(len(train.rows), "audit: thumbnails") as bar,
+        progress(len(train.rows), "audit: signatures") as bar,
     ):  # a file without a name: a kill leaves nothing
-        thumbs = signatures.write_thumbnails(train.images, file, workers, bar.update)
+        signatures = nominate.write_signatures(train.images, search.vocabulary, file, workers, bar.update)
         bar.close()
         started = time.monotonic()
-        nominations = nominate.nominate(reliefs, thumbs, workers)
-    total = sum(len(found.rows) for found in nominations)
+        search.weights = nominate.rarity(signatures, search.vocabulary.size)
+        search.nominations = nominate.nominate(search.views, search.weights, signatures, workers)
+    total = sum(len(found.rows) for found in search.nominations)
     log.info(
-        "audit: %d of %d pairs nominated (%.0f s)", total, len(train.rows) * len(images), time.monotonic() - started
+        "audit: %d of %d pairs nominated (%.0f s)",
+        total,
+        len(train.rows) * len(search.images),
+        time.monotonic() - started,
     )
-    fetch = near.fetcher(train.images)
-    return nominations, near.second_stage(images, nominations, fetch, workers, _progress(len(images)))
+    report = _progress(len(search.images))
+    return near.second_stage(search.images, search.nominations, near.fetcher(train.images), workers, report)
 
 
 def _progress(total: int) -> Callable[[int], None]:
@@ -160,13 +159,13 @@ def _progress(total: int) -> Callable[[int], None]:
     return report
 
 
-def _between(
-    images: np.ndarray, reliefs: np.ndarray, thumbs: np.ndarray, role_of: np.ndarray, workers: int
-) -> list[near.Pair]:
-    """Test images against validation images; rows and queries count over both sets."""
+def _between(search: near.Search, role_of: np.ndarray, workers: int) -> list[near.Pair]:
+    """Compare test images with validation images; rows and queries count over both sets."""
     valid, test = np.flatnonzero(role_of == "valid"), np.flatnonzero(role_of == "test")
-    nominations = nominate.nominate(reliefs[test], thumbs[valid], workers)
-    pairs = near.second_stage(images[test], nominations, lambda row: images[valid[row]], workers)
+    signatures = np.stack([nominate.signature(search.images[row], search.vocabulary) for row in valid])
+    weights = nominate.rarity(signatures, search.vocabulary.size)
+    nominations = nominate.nominate([search.views[query] for query in test], weights, signatures, workers)
+    pairs = near.second_stage(search.images[test], nominations, lambda row: search.images[valid[row]], workers)
     return [near.Pair(int(test[p.query]), int(valid[p.row]), p.nominated, p.comparison) for p in pairs]
 
 
@@ -179,7 +178,7 @@ def _collect(
     ids: np.ndarray,
     sizes: dict[str, int],
 ) -> None:
-    others = [b for b in ("valid", "test") if b in sizes and b != a]
+    others: list[str] = [b for b in ("valid", "test") if b in sizes and b != a]
     checks = {b: Check("near", a, b, sizes[a], sizes[b]) for b in others}
     looked_at = dict.fromkeys(others, 0)
     for pair in pairs:
@@ -250,17 +249,29 @@ def in_both_splits(rows: pd.DataFrame) -> dict[str, int]:
     return {str(source): int((group > 1).sum()) for source, group in splits.groupby(level="source")}
 
 
+def hashes_of(rows: pd.DataFrame) -> pd.Series:
+    """The hashes of the preprocessed images, "" where there is none."""
+    return rows["pixel_sha256"].fillna("") if "pixel_sha256" in rows else pd.Series("", index=rows.index)
+
+
 def facts(role: Role) -> dict[str, Any]:
     """What the audit was given of a role, counted."""
     rows = role.rows
-    hashes = rows["pixel_sha256"].dropna() if "pixel_sha256" in rows else pd.Series(dtype=str)
+    hashes = hashes_of(rows)
     return {
         "images": len(rows),
         "studies": int(rows["study_id"].nunique()),
         "patients": int(rows["patient_id"].nunique()),
-        "reports": equal_reports.n_reports(rows),
-        "by_source": {" ".join(name): int(n) for name, n in rows.groupby(["source", "split"]).size().items()},
+        "reports": near_reports.n_reports(rows),
+        "by_source": {
+            f"{source} {split}".strip(): int(n)
+            for (source, split), n in rows[["source", "split"]].value_counts(sort=False).items()
+        },
         "ids_disagree": int(disagreeing(rows).sum()),
+        "ids_that_disagree": rows["id"][disagreeing(rows)].tolist(),
+        "content_sha256": hashlib.sha256(
+            "\n".join(f"{i} {h}" for i, h in zip(rows["id"], hashes, strict=True)).encode()
+        ).hexdigest(),
         "patients_in_several_splits": in_both_splits(rows),
         "equal_images_within": int(hashes[hashes != ""].duplicated().sum()),
     }

@@ -5,17 +5,18 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, read_table, sha256_of
-from chexzero.common.formats import DATA_FILES, check_rows, open_images
+from chexzero.common.formats import DATA_FILES, check_rows, image_ids, open_images
+from chexzero.imaging.image_files import ImageFiles, images_in
 from data_prep.overlap.contract import Role
-from data_prep.overlap.signatures import blocks
+from data_prep.overlap.nominate import blocks
 
 log = logging.getLogger(__name__)
 
@@ -23,34 +24,82 @@ FILES = DATA_FILES
 FROM_MANIFEST = ("source", "split", "patient_id_column", "file_sha256", "pixel_sha256")
 
 
+@dataclass
+class Opened:
+    """Roles that are open to be read, the SHA-256 of their files, whether the corpus is drawn, and sentences on what
+    was left out before."""
+
+    roles: dict[str, Role]
+    files: dict[str, str]
+    drawn: bool
+    earlier: list[str]
+
+
 @contextmanager
-def open_roles(data: Path, splits: Path) -> Iterator[tuple[dict[str, Role], bool, list[str]]]:
-    """Yield the roles, whether the corpus is drawn, and sentences on what was left out before.
+def open_roles(data: Path, splits: Path) -> Iterator[Opened]:
+    """Yield the roles of a data folder.
 
     A role whose two files are both missing is left out, but there must be two; what a manifest would add and does not
     (file hashes, the table's patients) is not compared, and pixel hashes are computed.
     """
     build = _read_build(data / "build.json")
     with ExitStack() as stack:
-        roles = {}
+        roles: dict[str, Role] = {}
+        files: dict[str, str] = {}
         for name, (images, table) in FILES.items():
             if (data / images).exists() or (data / table).exists():
                 check_rows(data / images, data / table, read_table(data / table, ["id"], all_columns=False))
                 handle = stack.enter_context(open_images(data / images))
-                if handle["cxr"].shape[1] != handle["cxr"].shape[2]:
-                    raise UserError(
-                        f"{data / images} holds images of {handle['cxr'].shape[1:]} pixels, but the "
-                        f"audit compares square ones; make it again with `python -m data_prep build`"
-                    )
                 manifest = splits / f"{name}.csv"
                 _check_manifest(build, data, manifest)
-                roles[name] = Role(handle["cxr"], _rows(data / table, manifest, handle["cxr"]))
+                files |= {path.name: sha256_of(path) for path in (data / images, data / table)}
+                own = _square(handle, data / images)
+                roles[name] = Role(own, _rows(data / table, manifest, own))
         if len(roles) < 2:
             raise UserError(
                 f"{data} holds fewer than two of cxr.h5, valid.h5 and test.h5, so there is nothing to "
                 f"compare; run `python -m data_prep build` first or name the folder with --data"
             )
-        yield roles, bool(build.get("drawn")), _earlier(build)
+        yield Opened(roles, files, bool(build.get("drawn")), _earlier(build))
+
+
+@contextmanager
+def open_sets(sets: dict[str, Path]) -> Iterator[Opened]:
+    """Yield roles of images alone, each from a folder of images or an HDF5 file; nothing else is known of them."""
+    with ExitStack() as stack:
+        roles: dict[str, Role] = {}
+        files: dict[str, str] = {}
+        for name, path in sets.items():
+            images: Any
+            if path.is_dir():
+                paths = images_in(path)
+                images, ids = ImageFiles(paths), [str(file.relative_to(path)) for file in paths]
+                columns = {"file_sha256": [sha256_of(file) for file in paths]}
+                files[str(path)] = hashlib.sha256("\n".join(columns["file_sha256"]).encode()).hexdigest()
+            else:
+                handle = stack.enter_context(open_images(path))
+                images = _square(handle, path)
+                ids = image_ids(handle) or [f"row {row}" for row in range(len(images))]
+                columns = {"pixel_sha256": _pixel_hashes(images)}
+                files[str(path)] = sha256_of(path)
+            rows = pd.DataFrame({"id": [f"{name}: {one}" for one in ids]} | columns)
+            roles[name] = Role(images, rows.assign(source=path.name, split="", patient_id="", study_id="", view=""))
+        yield Opened(roles, files, False, [])
+
+
+def _square(handle: Any, path: Path) -> Any:
+    """The images of an open file, which must be square."""
+    shape = handle["cxr"].shape[1:]
+    if shape[0] != shape[1]:
+        raise UserError(
+            f"{path} holds images of {shape} pixels, but the audit compares square ones; make it again with "
+            f"`python -m data_prep build`, or name a folder of images"
+        )
+    return handle["cxr"]
+
+
+def _pixel_hashes(images: Any) -> list[str]:
+    return [hashlib.sha256(image.tobytes()).hexdigest() for _, block in blocks(images) for image in block]
 
 
 def keep_build_report(folder: Path) -> None:
@@ -84,9 +133,7 @@ def _rows(table_path: Path, manifest_path: Path, images: Any) -> pd.DataFrame:
     if "split" not in rows:
         rows["split"] = parts.str[1].where(rows["source"] != "rexgradient", "")
     if "pixel_sha256" not in rows or rows["pixel_sha256"].isna().any():
-        rows["pixel_sha256"] = [
-            hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for _, block in blocks(images) for image in block
-        ]
+        rows["pixel_sha256"] = _pixel_hashes(images)
     return rows.fillna("")
 
 

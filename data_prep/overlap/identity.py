@@ -1,6 +1,7 @@
 """Equal patients, studies, file bytes and preprocessed images across the roles."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,8 @@ class Match:
     """Something that two roles share.
 
     `a_id` and `b_id` are image ids; for the kinds `patient` and `study` one image of each side stands for all
-    (`key` is what is shared). `score` is the texture correlation of near-equal images, None else.
+    (`key` is what is shared). `score` is the texture correlation of near-equal images or the Jaccard index of near-equal
+    reports, else None.
     """
 
     kind: str
@@ -24,31 +26,48 @@ class Match:
     score: float | None = None
 
 
+#: sources whose patients CheXpert numbers
+CHEXPERT_NUMBERED = ("chexpert", "chexpert_plus")
+NUMBER = re.compile(r"(?:(patient|pat|pt|p|subject|id)[\s_:#.-]*)?0*(\d+)(?:\.0*)?")
+
+
 def patient_keys(rows: pd.DataFrame) -> pd.DataFrame:
     """Every patient that a row claims, from its path and from the release's table: columns `row` and `key`.
 
-    Upper and lower case and leading zeros of a number are levelled; a missing value claims nobody.
+    Spellings of one number are levelled (`level`); a missing value matches no one.
     """
-    claims = [pd.DataFrame({"row": np.arange(len(rows)), "key": _level(rows["patient_id"])})]
+    claims = [pd.DataFrame({"row": np.arange(len(rows)), "key": _levelled(rows, "patient_id")})]
     if "patient_id_column" in rows:
         other = np.flatnonzero(rows["patient_id_column"] != rows["patient_id"])
-        claims.append(pd.DataFrame({"row": other, "key": _level(rows["patient_id_column"].iloc[other])}))
+        claims.append(pd.DataFrame({"row": other, "key": _levelled(rows.iloc[other], "patient_id_column")}))
     together = pd.concat(claims)
     return together[together["key"] != ""].drop_duplicates(ignore_index=True)
 
 
-def _level(values: pd.Series) -> np.ndarray:
-    """Case, white space and leading zeros levelled; equal values share one string."""
-    codes, distinct = pd.factorize(values.fillna("").astype(object))
-    levelled = [re.sub(r"^patient0*(?=\d)", "patient", str(value).strip().casefold()) for value in distinct]
-    return np.array([*levelled, ""], dtype=object)[codes]
+def level(value: str, source: str) -> str:
+    """One spelling of a patient's id: case, width of letters, white space, leading zeros and decimals levelled.
+
+    In CheXpert's numbering `64742`, `p64742`, `Patient 064742` and `patient64742.0` become `patient64742`; in other
+    sources a number must carry the word `patient` to be one of CheXpert's. ReXGradient's ids carry their source.
+    """
+    text = unicodedata.normalize("NFKC", value).strip().casefold()
+    number = NUMBER.fullmatch(text)
+    if number and (source in CHEXPERT_NUMBERED or number[1] == "patient"):
+        return f"patient{number[2]}"
+    return f"rexgradient/{text}" if source == "rexgradient" and text and "/" not in text else text
+
+
+def _levelled(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """Level a column of ids; equal values share one string."""
+    codes, distinct = pd.MultiIndex.from_frame(rows[[column, "source"]].fillna("").astype(str)).factorize()
+    return np.array([*(level(value, source) for value, source in distinct), ""], dtype=object)[codes]
 
 
 def disagreeing(rows: pd.DataFrame) -> pd.Series:
     """True where the path and the table both name a patient, and not the same."""
     if "patient_id_column" not in rows:
         return pd.Series(False, index=rows.index)
-    path, column = _level(rows["patient_id"]), _level(rows["patient_id_column"])
+    path, column = (_levelled(rows, name) for name in ("patient_id", "patient_id_column"))
     return pd.Series((path != column) & (path != "") & (column != ""), index=rows.index)
 
 

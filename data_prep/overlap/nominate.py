@@ -1,104 +1,243 @@
 """First stage: which training images may be the same picture as an evaluation image.
 
-It nominates and never decides. Each evaluation image is tried at several sizes and places, because a crop changes
-both; a negative correlation counts as well as a positive one, because an inverted copy has one. Two steps:
-coarse, every training image, 16 x 16 in nine poses, matrix products in blocks, the best `KEEP_COARSE` for each;
-fine, those only, 32 x 32 in 175 poses, the best `KEEP_FINE` that reach `NOMINATE`.
+A bag of visual words (Sivic and Zisserman 2003). Each training image keeps 64 local features as words of a vocabulary
+of about a million (a product quantiser with two codebooks, Babenko and Lempitsky 2012) and their places: 384 bytes.
+Crops, borders, turns and other pictures beside it take some of the words away and leave the others. What would change
+all of them (mirror, inversion, strong local contrast, another scale) is done to the evaluation image instead, of
+which there are few. Two steps: shared words, weighted by their rarity, for every training image (one sparse product
+per block); then, for the best of each evaluation image, how many of the shared words lie as one affine map has them.
 """
 
-import itertools
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import IO, Any
 
 import cv2
 import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from data_prep.overlap.signatures import MAP_SIZE, THUMB_SIZE, ThumbnailFile, thumbnail
+from chexzero.common.errors import UserError
+from data_prep.overlap import features
+from data_prep.overlap.features import Features
 
-Thumbs = np.ndarray | ThumbnailFile  # int8 (N, 1024)
+SIDE = 144  # pixels of the shorter side at which words are made
+WORDS = 64  # per training image
+QUERY_WORDS = 96  # per view of an evaluation image
+CODES = 1024  # of each of the two codebooks
+DIMENSIONS = 32  # kept of a descriptor's 128, half for each codebook
+PROBES = 12  # nearest words that a feature of an evaluation image stands for
+ZOOM = 0.12  # taken off each side in the view that finds crops
+KEEP_SHARED = 64  # training images per evaluation image whose geometry is looked at
+KEEP = 6  # of those, how many are nominated
+MIN_CONSISTENT = 4  # words that must agree with one affine map; three always do
+TOLERANCE = 0.03  # of that map, in sides of the image
+MAX_STRETCH = 1.6  # of that map, in one direction against another
+ROWS = 1024  # training images per sparse product
+READ = 512  # images read at once
 
-COARSE_POSES = (
-    *((scale, 0.0, 0.0) for scale in (0.92, 0.97, 1.02, 1.06, 1.11)),  # scale, shifts in widths
-    (1.04, 0.022, 0.0),
-    (1.04, -0.022, 0.0),
-    (1.04, 0.0, 0.022),
-    (1.04, 0.0, -0.022),
-)  # cut on one side
-FINE_SCALES = (0.92, 0.95, 0.98, 1.01, 1.04, 1.07, 1.10)
-FINE_SHIFTS = (-0.04, -0.02, 0.0, 0.02, 0.04)  # of the width
-FINE_POSES = tuple(itertools.product(FINE_SCALES, FINE_SHIFTS, FINE_SHIFTS))
-KEEP_COARSE = 2000
-KEEP_FINE = 16
-NOMINATE = 0.42
-ROWS = 4096  # training rows of one matrix product
+SIGNATURE = np.dtype([("words", np.int32, WORDS), ("places", np.uint8, (WORDS, 2))])  # a missing word is -1
 
 
 @dataclass
 class Nominations:
     """What the first stage found for one evaluation image.
 
-    `rows` are training rows, best first; `scores` the absolute fine correlations; `poses` (scale, shift x, shift y)
-    and `signs` (-1 = inverted) where they occur. `coarse_floor` and `fine_floor` are what a row had to reach.
+    `rows` are training rows, best first; `scores` the numbers of consistent words. `shared_floor` and
+    `consistent_floor` are what a row had to reach to be looked at and to be nominated.
     """
 
     rows: np.ndarray
     scores: np.ndarray
-    poses: np.ndarray
-    signs: np.ndarray
-    coarse_floor: float
-    fine_floor: float
+    shared_floor: float
+    consistent_floor: float
 
 
-#: for an evaluation image that was compared with no training image: only the threshold stands
-NOTHING = Nominations(np.empty(0, int), np.empty(0), np.empty((0, 3)), np.empty(0, int), 0.0, NOMINATE)
+#: for an evaluation image that was compared with no training image: only the least number stands
+NOTHING = Nominations(np.empty(0, int), np.empty(0, int), 0.0, MIN_CONSISTENT)
 
 
-def posed(relief: np.ndarray, scale: float, dx: float, dy: float) -> np.ndarray:
-    """The thumbnail of a relief map magnified by `scale` about its centre and moved by (dx, dy) widths."""
-    centre = (MAP_SIZE - 1) / 2
-    matrix = np.array(
-        [[scale, 0, centre * (1 - scale) + dx * MAP_SIZE], [0, scale, centre * (1 - scale) + dy * MAP_SIZE]], np.float32
-    )
-    return thumbnail(cv2.warpAffine(relief, matrix, (MAP_SIZE, MAP_SIZE), flags=cv2.INTER_LINEAR))
+@dataclass
+class Vocabulary:
+    """A product quantiser of descriptors: `mean` (128,), `axes` (128, 32), `codebooks` two of (codes, 16)."""
+
+    mean: np.ndarray
+    axes: np.ndarray
+    codebooks: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def size(self) -> int:
+        return len(self.codebooks[0]) * len(self.codebooks[1])
+
+    @classmethod
+    def learn(cls, descriptors: np.ndarray, seed: int = 0) -> "Vocabulary":
+        """Learn the codebooks from descriptors (n, 128): principal axes, then k-means of each half of them."""
+        mean = descriptors.mean(axis=0)
+        axes = np.linalg.svd(np.cov((descriptors - mean).T))[0][:, :DIMENSIONS].astype(np.float32)
+        number = np.arange(DIMENSIONS) % 4
+        axes = axes[:, np.argsort(np.isin(number, (1, 2)), kind="stable")]  # both halves get an equal share of variance
+        values, half = (descriptors - mean) @ axes, DIMENSIONS // 2
+        books = [
+            MiniBatchKMeans(
+                min(CODES, max(1, len(values) // 4)), random_state=seed, n_init=1, max_iter=20, batch_size=4096
+            )
+            .fit(part)
+            .cluster_centers_.astype(np.float32)
+            for part in (values[:, :half], values[:, half:])
+        ]
+        return cls(mean.astype(np.float32), axes, (books[0], books[1]))
+
+    def nearest(self, descriptors: np.ndarray, n: int) -> np.ndarray:
+        """Return the `n` nearest words of each descriptor, nearest first: (m, 128) -> int32 (m, n)."""
+        values, half = (descriptors - self.mean) @ self.axes, DIMENSIONS // 2
+        ids, distances = [], []
+        for book, part in zip(self.codebooks, (values[:, :half], values[:, half:]), strict=True):
+            distance = (book**2).sum(axis=1) - 2 * part @ book.T
+            best = np.argsort(distance, axis=1, kind="stable")[:, : min(n, 6)] if n > 1 else distance.argmin(1)[:, None]
+            ids.append(best)
+            distances.append(np.take_along_axis(distance, best, axis=1))
+        shape = (len(values), ids[0].shape[1] * ids[1].shape[1])
+        together = (distances[0][:, :, None] + distances[1][:, None, :]).reshape(shape)
+        words = (ids[0][:, :, None] * len(self.codebooks[1]) + ids[1][:, None, :]).reshape(shape)
+        order = np.argsort(together, axis=1, kind="stable")[:, :n]
+        return np.take_along_axis(words, order, axis=1).astype(np.int32)
 
 
-def coarse_rows(thumbs: np.ndarray) -> np.ndarray:
-    """int8 (n, 1024) -> float32 (n, 256): 16 x 16 cells, rows of length one."""
-    half = THUMB_SIZE // 2
-    cells = thumbs.astype(np.int16).reshape(-1, half, 2, THUMB_SIZE)
-    cells = (cells[:, :, 0] + cells[:, :, 1]).reshape(-1, half, half, 2)
-    return unit_rows((cells[..., 0] + cells[..., 1]).reshape(-1, half * half))
+@dataclass
+class Views:
+    """One evaluation image as it is searched for: of each view the words (n, PROBES) and the points (n, 2)."""
+
+    words: list[np.ndarray]
+    points: list[np.ndarray]
 
 
-def unit_rows(values: np.ndarray) -> np.ndarray:
-    """Rows divided by their length (a row of zeros stays zero), float32."""
-    values = np.asarray(values, np.float32)
-    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
+def view_features(image: np.ndarray) -> list[Features]:
+    """Features of an evaluation image in each view: as it is, with local contrast, zoomed in; each in all poses."""
+    box = features.content_box(image)
+    content = np.ascontiguousarray(image[box])
+    dy, dx = (round(ZOOM * side) for side in content.shape)
+    inner = content[dy : content.shape[0] - dy, dx : content.shape[1] - dx]
+    views = (content, cv2.createCLAHE(4, (8, 8)).apply(content), inner)
+    return [
+        features.posed_features(found, view.shape[1], *pose)
+        for view in views
+        for found in [features.extract(view, SIDE, QUERY_WORDS)]
+        for pose in features.POSES
+    ]
 
 
-def coarse_templates(reliefs: np.ndarray) -> np.ndarray:
-    """Relief maps (Q, 96, 96) -> float32 (poses, Q, 256)."""
-    return np.stack([coarse_rows(np.stack([posed(relief, *pose) for relief in reliefs])) for pose in COARSE_POSES])
+def make_views(found: list[Features], vocabulary: Vocabulary) -> Views:
+    """Put the features of each view into words."""
+    return Views([vocabulary.nearest(one.descriptors, PROBES) for one in found], [one.points for one in found])
 
 
-def coarse_scores(templates: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
-    """Best absolute correlation over the poses: (Q, n) float32 for n thumbnails."""
-    rows = coarse_rows(thumbs)
-    best = np.abs(templates[0] @ rows.T)
-    for template in templates[1:]:
-        product = template @ rows.T
-        np.maximum(best, np.abs(product, out=product), out=best)
-    return best
+def prepare(images: np.ndarray, workers: int) -> tuple[Vocabulary, list[Views]]:
+    """Learn the vocabulary from evaluation images uint8 (Q, H, W) and put each of them into words."""
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(view_features, images))
+    plain = np.concatenate([one[0].descriptors for one in found] + [np.eye(2, 128, dtype=np.float32)])
+    with threadpool_limits(1):
+        vocabulary = Vocabulary.learn(plain)
+        return vocabulary, [make_views(one, vocabulary) for one in found]
 
 
-def fine_scores(relief: np.ndarray, thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Best absolute correlation over the poses for each of n thumbnails: scores, pose numbers, signs."""
-    templates = unit_rows(np.stack([posed(relief, *pose) for pose in FINE_POSES]))
-    products = templates @ unit_rows(thumbs).T
-    poses = np.abs(products).argmax(axis=0)
-    chosen = products[poses, np.arange(products.shape[1])]
-    return np.abs(chosen), poses, np.where(chosen < 0, -1, 1)
+def signature(image: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Make the signature of one training image: the words and places of its features, a SIGNATURE scalar array."""
+    found = features.extract(image, SIDE, WORDS)
+    result = np.zeros((), SIGNATURE)
+    n = len(found.points)
+    result["words"] = -1
+    result["words"][:n] = vocabulary.nearest(found.descriptors, 1)[:, 0]
+    result["places"][:n] = np.clip(found.points * (256 / max(image.shape)), 0, 255)
+    return result
+
+
+class SignatureFile:
+    """Signatures in an open file. `signatures[a:b]` and `signatures[rows]` read what is asked for.
+
+    A memory map would count as this process's memory, and its faults bring in far more than the rows.
+    """
+
+    def __init__(self, file: IO[bytes], length: int) -> None:
+        self.file, self.length = file, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        size, descriptor = SIGNATURE.itemsize, self.file.fileno()
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.length)
+            data = os.pread(descriptor, max(0, stop - start) * size, start * size)
+        else:
+            data = b"".join(os.pread(descriptor, size, int(row) * size) for row in rows)
+        return np.frombuffer(data, SIGNATURE)
+
+
+Signatures = np.ndarray | SignatureFile
+
+
+def blocks(images: Any, size: int = READ) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, uint8 (b, H, W)) of anything sliceable, `size` images at a time."""
+    for start in range(0, len(images), size):
+        yield start, np.asarray(images[start : start + size]).astype(np.uint8, copy=False)
+
+
+def write_signatures(
+    images: Any,
+    vocabulary: Vocabulary,
+    file: IO[bytes],
+    workers: int,
+    progress: Callable[[int], object] = lambda done: None,
+) -> SignatureFile:
+    """Write the signatures of all images into `file`, block by block with `workers` threads.
+
+    The images are read once, in order; `progress` is told the length of every block. OpenCV works outside Python's
+    lock, so threads use all cores. A full disk raises `UserError`.
+    """
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+        for _, block in blocks(images):
+            made = np.stack(list(pool.map(lambda image: signature(image, vocabulary), block)))
+            try:
+                file.write(made.tobytes())
+                file.flush()
+            except OSError as error:
+                raise UserError(
+                    f"cannot write the audit's signatures: {error.strerror}; free "
+                    f"{len(images) * SIGNATURE.itemsize / 2**20:.0f} MiB in the output folder"
+                ) from error
+            progress(len(block))
+    return SignatureFile(file, len(images))
+
+
+def rarity(signatures: Signatures, size: int) -> np.ndarray:
+    """Weight of each word: log(1 + images / images that have it), float32 (size,)."""
+    counts = np.zeros(size, np.int64)
+    for start in range(0, len(signatures), 16 * ROWS):
+        words = np.sort(signatures[start : start + 16 * ROWS]["words"], axis=1)
+        first = np.diff(words, axis=1, prepend=-1) > 0
+        counts += np.bincount(words[first], minlength=size)
+    return np.log1p(len(signatures) / np.maximum(counts, 1)).astype(np.float32)
+
+
+def query_matrix(views: list[Views], weights: np.ndarray) -> csr_matrix:
+    """Sparse (words, queries * views): the weight of a word in a view that has it, else 0."""
+    every = [np.unique(words) for one in views for words in one.words]
+    columns = np.repeat(np.arange(len(every)), [len(words) for words in every])
+    rows = np.concatenate(every).astype(np.int64)
+    return csr_matrix((weights[rows], (rows, columns)), shape=(len(weights), len(every)))
+
+
+def shared_weights(signatures: np.ndarray, matrix: csr_matrix, n_views: int) -> np.ndarray:
+    """Weight of the words that signatures (n,) share with the best view of each query: float32 (n, Q)."""
+    words = np.sort(signatures["words"], axis=1)
+    first = np.diff(words, axis=1, prepend=-1) > 0  # a word twice in an image counts once; -1 is none
+    ends = np.concatenate([[0], first.sum(axis=1).cumsum()])
+    block = csr_matrix((np.ones(ends[-1], np.float32), words[first], ends), shape=(len(words), matrix.shape[0]))
+    return (block @ matrix).toarray().reshape(len(words), -1, n_views).max(axis=2)
 
 
 class Best:
@@ -108,74 +247,104 @@ class Best:
         self.keep = keep
         self.rows = [np.empty(0, np.int32)] * queries
         self.scores = [np.empty(0, np.float32)] * queries
-        self.floors = np.full(queries, -np.inf, np.float32)
+        self.floors = np.zeros(queries, np.float32)
 
-    def add(self, query: int, rows: np.ndarray, scores: np.ndarray) -> None:
-        """Take what may belong to the best; they are cut to `keep` when twice as many have gathered."""
-        better = scores > self.floors[query]
-        self.rows[query] = np.concatenate([self.rows[query], rows[better]])
-        self.scores[query] = np.concatenate([self.scores[query], scores[better]])
+    def add(self, start: int, scores: np.ndarray) -> None:
+        """Take what may belong to the best of the rows from `start` on: scores (n, Q)."""
+        for query, own in enumerate(np.ascontiguousarray(scores.T)):
+            better = np.flatnonzero(own > self.floors[query])
+            if len(better):
+                self.extend(query, (better + start).astype(np.int32), own[better])
+
+    def extend(self, query: int, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Add rows of one query; they are cut to `keep` when twice as many have gathered."""
+        self.rows[query] = np.concatenate([self.rows[query], rows])
+        self.scores[query] = np.concatenate([self.scores[query], scores])
         if len(self.rows[query]) >= 2 * self.keep:
             self.cut(query)
 
     def cut(self, query: int) -> None:
-        """Keep the best `keep`; from then on a row must beat the worst of them."""
+        """Keep the best `keep`, of equal ones the first; from then on a row must beat the worst of them."""
         if len(self.rows[query]) > self.keep:
-            order = np.argpartition(self.scores[query], -self.keep)[-self.keep :]
+            order = np.lexsort((self.rows[query], -self.scores[query]))[: self.keep]
             self.rows[query], self.scores[query] = self.rows[query][order], self.scores[query][order]
             self.floors[query] = self.scores[query].min()
 
 
-def coarse_search(templates: np.ndarray, thumbs: Thumbs, keep: int, workers: int) -> Best:
-    """The `keep` best rows of `thumbs` for each query of `templates`, unordered."""
-    queries = templates.shape[1]
+def search(views: list[Views], weights: np.ndarray, signatures: Signatures, keep: int, workers: int) -> Best:
+    """Find the `keep` rows of `signatures` that share most with each query; of equal ones the first."""
+    matrix, n_views = query_matrix(views, weights), len(views[0].words)
 
     def part(bounds: tuple[int, int]) -> Best:
-        best = Best(queries, keep)
+        best = Best(len(views), keep)
         for start in range(*bounds, ROWS):
-            stop = min(start + ROWS, bounds[1])
-            scores, rows = coarse_scores(templates, thumbs[start:stop]), np.arange(start, stop, dtype=np.int32)
-            for query in range(queries):
-                best.add(query, rows, scores[query])
+            best.add(start, shared_weights(signatures[start : min(start + ROWS, bounds[1])], matrix, n_views))
         return best
 
-    edges = np.linspace(0, len(thumbs), workers + 1).astype(int)
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
-        first, *others = pool.map(part, zip(edges[:-1], edges[1:], strict=True))
-    for query in range(queries):
+    edges = np.linspace(0, len(signatures), workers + 1).astype(int)
+    with ThreadPoolExecutor(workers) as pool:
+        first, *others = pool.map(part, zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+    for query in range(len(views)):
         for other in others:
-            first.add(query, other.rows[query], other.scores[query])
+            first.extend(query, other.rows[query], other.scores[query])
         first.cut(query)
     return first
 
 
+def consistent_words(views: Views, weights: np.ndarray, signatures: np.ndarray) -> np.ndarray:
+    """Count, for each signature (n,), the shared words that lie as one affine map of the best view has them: (n,)."""
+    words = np.concatenate([one.ravel() for one in views.words])
+    view = np.repeat(np.arange(len(views.words)), [one.size for one in views.words])
+    points = np.concatenate(
+        [np.repeat(one, w.shape[1], axis=0) for one, w in zip(views.points, views.words, strict=True)]
+    )
+    order = np.argsort(words, kind="stable")
+    words, view, points = words[order], view[order], points[order]
+    counts = np.zeros(len(signatures), int)
+    for number, one in enumerate(signatures):
+        first, stop = np.searchsorted(words, one["words"]), np.searchsorted(words, one["words"], side="right")
+        place = np.repeat(np.arange(WORDS), stop - first)
+        hit = np.concatenate([np.arange(a, b) for a, b in zip(first, stop, strict=True)])
+        if len(hit):
+            best = np.bincount(view[hit], weights[words[hit]]).argmax()
+            own = view[hit] == best
+            counts[number] = _affine_inliers(points[hit[own]], one["places"][place[own]].astype(np.float32))
+    return counts
+
+
+def _affine_inliers(a: np.ndarray, b: np.ndarray) -> int:
+    """Most pairs of points that one affine map explains; a point counts once on either side."""
+    if min(len(np.unique(a, axis=0)), len(np.unique(b, axis=0))) < MIN_CONSISTENT:
+        return 0
+    matrix, inside = cv2.estimateAffine2D(
+        a, b, method=cv2.RANSAC, ransacReprojThreshold=256 * TOLERANCE, maxIters=300, confidence=0.99
+    )
+    if matrix is None or np.linalg.cond(matrix[:, :2]) > MAX_STRETCH:
+        return 0
+    chosen = inside.ravel() > 0
+    return min(len(np.unique(a[chosen], axis=0)), len(np.unique(b[chosen], axis=0)))
+
+
 def nominate(
-    reliefs: np.ndarray,
-    thumbs: Thumbs,
+    views: list[Views],
+    weights: np.ndarray,
+    signatures: Signatures,
     workers: int,
     *,
-    keep_coarse: int = KEEP_COARSE,
-    keep_fine: int = KEEP_FINE,
-    threshold: float = NOMINATE,
+    keep_shared: int = KEEP_SHARED,
+    keep: int = KEEP,
+    least: int = MIN_CONSISTENT,
 ) -> list[Nominations]:
-    """Nominate rows of `thumbs` (N, 1024) for each relief map (Q, 96, 96)."""
-    best = coarse_search(coarse_templates(reliefs), thumbs, keep_coarse, workers)
+    """Nominate rows of `signatures` for each evaluation image; `weights` are the words' rarity."""
+    best = search(views, weights, signatures, keep_shared, workers)
 
     def refine(query: int) -> Nominations:
         rows = np.sort(best.rows[query])
-        fine, poses, signs = fine_scores(reliefs[query], thumbs[rows])
-        order = np.argsort(-fine, kind="stable")[:keep_fine]
-        full = len(order) == keep_fine
-        order = order[fine[order] >= threshold]
-        floor = max(threshold, float(fine[order[-1]]) if full and len(order) == keep_fine else threshold)
-        return Nominations(
-            rows[order],
-            fine[order],
-            np.array(FINE_POSES)[poses[order]],
-            signs[order],
-            max(0.0, float(best.floors[query])),
-            floor,
-        )
+        counts = consistent_words(views[query], weights, signatures[rows])
+        order = np.argsort(-counts, kind="stable")[:keep]
+        floor = max(least, int(counts[order[-1]])) if len(order) == keep else least
+        order = order[counts[order] >= least]
+        return Nominations(rows[order], counts[order], float(best.floors[query]), floor)
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(refine, range(len(reliefs))))
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(refine, range(len(views))))

@@ -4,14 +4,16 @@ import html
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jinja2
 import numpy as np
 
 from chexzero.common.files import write_json, write_text
-from chexzero.common.versions import git_revision
-from data_prep.overlap import disguise, equal_reports, near, nominate, verify
-from data_prep.overlap.cards import MAX_FOUND, Card, short_hash
+from chexzero.common.versions import git_revision, version
+from data_prep.overlap import near, near_reports, nominate, verify
+from data_prep.overlap.cards import MAX_FOUND, Card, read_key, short_hash
 from data_prep.overlap.checks import IMAGE_KINDS, KINDS, NAMES, Check, ImageResults
+from data_prep.overlap.disguise import DISGUISES
 
 NAME = "overlap_report"
 WORDS = {
@@ -20,7 +22,7 @@ WORDS = {
     "bytes": ("pair of equal files", "pairs of equal files"),
     "pixels": ("pair of equal images", "pairs of equal images"),
     "near": ("pair of near-equal images", "pairs of near-equal images"),
-    "report": ("pair of equal reports", "pairs of equal reports"),
+    "report": ("pair of near-equal reports", "pairs of near-equal reports"),
 }
 
 
@@ -36,6 +38,7 @@ def document(
     drawn: bool,
     earlier: list[str],
     seed: int,
+    files: dict[str, str],
 ) -> dict[str, Any]:
     """Everything the audit has to say, ready for JSON; `summary` is what `build.json` keeps."""
     leaks = [check for check in checks if check.a_role == "train"]
@@ -65,10 +68,11 @@ def document(
         "matching_patients_images": left_out["images"],
         "recall": planted["rate"],
         "recall_lower_95": planted["lower_95"],
+        "weak_at": measured["planted"]["weak_at"],
         "false_alarm_rate": alarms["rate"],
         "false_alarm_upper_95": alarms["upper_95"],
-        "method": "ids from path and table, SHA-256 of files and of preprocessed images, reports, and near-equal "
-        "images in two stages (thumbnails nominate; alignment and texture at 320 pixels decide)",
+        "method": "ids from path and table, SHA-256 of files and of preprocessed images, word shingles of reports, near-equal "
+        "images in two stages (visual words nominate; local features under one affine map and texture decide)",
         "report": f"{NAME}.html",
     }
     return {
@@ -87,13 +91,17 @@ def document(
         "limits": LIMITS,
         "measured": measured,
         "thresholds": {
-            "nominate": nominate.NOMINATE,
-            "keep_coarse": nominate.KEEP_COARSE,
-            "keep_fine": nominate.KEEP_FINE,
-            "same": verify.SAME,
+            "keep_shared": nominate.KEEP_SHARED,
+            "keep": nominate.KEEP,
+            "min_consistent": nominate.MIN_CONSISTENT,
+            "same": [list(pair) for pair in verify.SAME],
             "min_overlap": verify.MIN_OVERLAP,
             "max_stretch": verify.MAX_STRETCH,
+            "near_reports": near_reports.NEAR,
+            "weak": near.WEAK,
         },
+        "made_by": {"code": git_revision(), "opencv": cv2.__version__, "numpy": version("numpy")},
+        "audited_files_sha256": files,
     }
 
 
@@ -170,31 +178,35 @@ def method(seed: int) -> list[str]:
     """How the audit works, with its constants."""
     return [
         "Patients and studies: ids are compared as they stand in the image's path and as they stand in the release's "
-        "table, in the numbering that CheXpert and CheXpert-Plus share and in ReXGradient's own. Case and leading "
-        "zeros are levelled.",
+        "table, in the numbering that CheXpert and CheXpert-Plus share and in ReXGradient's own. Case, leading zeros, "
+        "decimals and what stands before a number are levelled where the numbering is known.",
         "Files and preprocessed images: equal SHA-256 of the file, and of the 320 × 320 grey image.",
         "Near-equal images: every training image is compared with every evaluation image, and every validation image "
         "with every test image, in two stages.",
-        f"First stage, which only nominates: the local mean is removed and the local contrast set to one; each "
-        f"evaluation image is correlated with all images at 16 × 16 in {len(nominate.COARSE_POSES)} sizes and "
-        f"places; for the best {nominate.KEEP_COARSE:,} this is repeated at 32 × 32 in {len(nominate.FINE_POSES)} "
-        f"sizes and places; of those, the best {nominate.KEEP_FINE} that reach a correlation of {nominate.NOMINATE} "
-        f"are nominated. A negative correlation counts too, as an inverted copy has one.",
-        f"Second stage, which decides: the nominated image is aligned (scale, shift, rotation, shear; ECC) at "
-        f"{verify.LEVELS[0][0]} pixels, left there if its relief then correlates below {verify.ALIKE}, aligned again "
-        f"at {verify.LEVELS[1][0]}, and its fine texture (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} "
-        f"pixels, local contrast set to one) is correlated in tiles of {verify.TILE} pixels. Two images are called "
-        f"near-equal if the median of the tiles is {verify.SAME} or more, {verify.MIN_OVERLAP:.0%} of the picture "
-        f"overlap, and no direction is scaled more than {verify.MAX_STRETCH - 1:.0%} beyond another.",
-        f"Reports: compared after white space and case are normalised. A shared report counts as telling if at least "
-        f"{equal_reports.TELLING_WORDS} words remain once normal phrases and sentences of {equal_reports.COMMON_STUDIES} or more "
-        f"training studies (or {equal_reports.COMMON_SHARE:.2%} of them, whichever is more) are taken out, and at most "
-        f"{equal_reports.MAX_STUDIES} training studies have it.",
+        f"First stage, which only nominates: {nominate.WORDS} local features (SIFT) of each image are put into words. "
+        f"The {nominate.KEEP_SHARED} images that share most words with an evaluation image, weighted by rarity, are "
+        f"looked at again; the best {nominate.KEEP} of which at least {nominate.MIN_CONSISTENT} words lie as one "
+        f"affine map has them are nominated. Evaluation images are searched for as they are, mirrored, inverted, with "
+        f"local contrast and zoomed in.",
+        f"Second stage, which decides: {verify.POINTS} features of both are matched, an affine map is fitted with "
+        f"RANSAC, and the texture under it (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} pixels of 320) "
+        f"is correlated in tiles of {verify.TILE} pixels. Two images are called near-equal if "
+        + " or ".join(
+            f"{inliers} features agree with the map and the median of the tiles is {score:g} or more"
+            for inliers, score in verify.SAME
+        )
+        + f", and {verify.MIN_OVERLAP:.0%} of the smaller picture is shared.",
+        f"Reports: near-equal if their sets of {near_reports.WORDS}-word shingles, without numbers and masked words, "
+        f"have a Jaccard index of {near_reports.NEAR:g} or more. Telling if they share at least "
+        f"{near_reports.TELLING_SHINGLES} shingles outside normal phrases that fewer than "
+        f"{near_reports.COMMON_STUDIES} training studies have (or {near_reports.COMMON_SHARE:.2%} of them, whichever "
+        f"is more), and at most {near_reports.MAX_STUDIES} training studies come near to the report.",
         "What follows from a match: in whichever of these ways it was found, it is taken to mean that the evaluation "
         "patient is that training patient, so all training images of that patient are concerned, not only the one "
         "that matches.",
-        f"Recall: disguised copies of the evaluation images go through both stages as further training images (seed "
-        f"{seed}). False alarms: the pairs of images of different patients within one evaluation set that the first "
+        f"Recall: copies of the evaluation images in a published list of {len(DISGUISES)} disguises go through both "
+        f"stages as further training images (seed {seed}); a disguise of which fewer than {near.WEAK:.0%} are found is "
+        f"named beside the recall. False alarms: the pairs of images of different patients within one evaluation set that the first "
         f"stage finds most alike go through the second, whatever their first score. Intervals are exact "
         f"(Clopper-Pearson), 95 %.",
     ]
@@ -203,7 +215,8 @@ def method(seed: int) -> list[str]:
 LIMITS = [
     "Two different exposures of one patient are not near-equal. Across releases, where ids cannot match, only a "
     "shared image or a shared report can show that two patients are one.",
-    "Not looked for: mirrored images, rotation by more than a few degrees, crops of more than 5 % of each side.",
+    "Pictures that are bent otherwise than by an affine map, stretched by more than a third, or hidden for the most "
+    "part are not looked for. Two exposures of one patient a moment apart come closest to a false alarm.",
     "The copies are made from the preprocessed 320-pixel images, as the original files are not read again.",
 ]
 
@@ -211,15 +224,16 @@ LIMITS = [
 def write(
     out_dir: Path, report: dict[str, Any], found: list[Card], rejected: list[Card], texts: list[dict[str, str]]
 ) -> None:
-    """Write the three files, each atomically."""
+    """Write the three files, each atomically; the key of the hashed ids lies beside them."""
     write_json(out_dir / f"{NAME}.json", report)
     context = _context(report, found, rejected, texts)
+    key = read_key(out_dir)
     for ending, autoescape in (("md", False), ("html", True)):
-        template = _environment(autoescape).get_template(f"report.{ending}.j2")
+        template = _environment(autoescape, key).get_template(f"report.{ending}.j2")
         write_text(out_dir / f"{NAME}.{ending}", template.render(context))
 
 
-def _environment(autoescape: bool) -> jinja2.Environment:
+def _environment(autoescape: bool, key: bytes) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=autoescape,
@@ -227,7 +241,12 @@ def _environment(autoescape: bool) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "count": lambda n: f"{n:,}", "hash": short_hash, "cell": _cell}
+    environment.filters |= {
+        "percent": _percent,
+        "count": lambda n: f"{n:,}",
+        "hash": lambda image_id: short_hash(image_id, key),
+        "cell": _cell,
+    }
     return environment
 
 
@@ -248,8 +267,7 @@ def _context(
         "table": _table(report["checks"]),
         "max_found": MAX_FOUND,
         "bars": _bars(report),
-        "same": verify.SAME,
-        "disguises": disguise.KINDS,
+        "same": verify.SAME[0][1],
     }
 
 

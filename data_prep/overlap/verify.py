@@ -1,146 +1,192 @@
-"""Second stage: are two images the same picture? Align them, then compare fine texture.
+"""Second stage: are two images the same picture? Match local features under one affine map, then compare texture.
 
-Two frontal chests are alike in everything coarse, so the verdict rests on what is fine: after a band-pass of a few
-pixels at 320, ribs' edges, vessels and noise agree tile by tile only if both come from one exposure. The alignment is
-OpenCV's ECC (Evangelidis and Psarakis 2008) of relief maps from 80 to 160 pixels: scale, shift, rotation and shear.
+SIFT features (OpenCV) of the two are matched and an affine map is fitted with RANSAC. Different chests share no such
+map; the exceptions (a label burned in at the same place, a device, another exposure of the same patient) share one in
+a part of the picture, or with few features. So the texture under the map must agree tile by tile as well.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import cv2
 import numpy as np
 
-from data_prep.overlap.signatures import content_mask, local_contrast
+from data_prep.overlap import features
+from data_prep.overlap.features import Features
 
 SIZE = 320
-LEVELS = ((80, 40), (160, 20))  # pixels, ECC iterations at most
-ALIKE = 0.72  # correlation of the relief at 80 pixels below which two images are not looked at any closer
-ALIGN_SIGMA = 8.0  # of the relief that is aligned, in pixels at 160
-FINE_SIGMA, COARSE_SIGMA = 1.0, 4.0
+SIDE, POINTS = 256, 400  # shorter side in pixels, and number, of the features
+RATIO = 0.85  # distance to the nearest descriptor over that to the second (Lowe 2004)
+REPROJECTION = 4.0  # pixels, of the RANSAC
+MIN_INLIERS = 10  # strangers reach 6
+SCALES, MAX_STRETCH = (0.3, 3.0), 1.35  # of the map: magnification, and one direction against another
+FINE_SIGMA, COARSE_SIGMA = 3.0, 12.0  # band of the texture, pixels at 320
 TILE = 40
-SAME = 0.62  # median correlation of the tiles' texture from which two images are called one
-MIN_OVERLAP = 0.6  # of the larger picture
-MAX_STRETCH = 1.03  # a copy is scaled alike in all directions; two chests made to fit mostly are not
-MAX_SCALE, MAX_ROTATION = 1.3, 0.2  # an alignment beyond these (ratio, sine) has run away
+TILE_FILLED = 0.6  # of a tile must be in both pictures
+MIN_TILES = 6
+#: (inliers, median correlation of the tiles' texture) from which two images are called one picture: either pair. Noise
+#: takes the inliers away, and letters over the picture the texture; another exposure of the patient lacks both.
+SAME = ((10, 0.82), (70, 0.5))
+MIN_OVERLAP = 0.3  # of the smaller picture
 
 
 @dataclass
 class Prepared:
-    """An image ready to be compared: relief and mask at each level, image and mask at 320."""
+    """An image ready to be compared: the image, a float32 mask of its content, both (320, 320), and its features."""
 
-    reliefs: list[np.ndarray]
-    masks: list[np.ndarray]
     image: np.ndarray
     mask: np.ndarray
-
-    @cached_property
-    def texture(self) -> np.ndarray:
-        """What is finer than the ribs, its local contrast one: float32 (320, 320), made when it is asked for."""
-        return _texture(self.image, self.mask)
+    features: Features
+    mirrored: bool = False
+    inverted: bool = False
 
 
 @dataclass
 class Comparison:
-    """`score` -1..1 (median texture correlation of the tiles), `overlap` 0..1, `matrix` from a's pixels to b's."""
+    """How two images compare under the best affine map.
 
+    `inliers` features agree with it. `score` -1..1 is the median texture correlation of the tiles, `overlap` 0..1
+    the shared part of the smaller picture, `matrix` (2, 3) leads from the first image's pixels, mirrored if
+    `mirrored`, to the second's.
+    """
+
+    inliers: int
     score: float
     overlap: float
     matrix: np.ndarray
+    mirrored: bool
     inverted: bool
 
     @property
     def stretch(self) -> float:
-        """Largest over smallest magnification of the alignment, 1 for a mere change of size."""
-        scales = np.linalg.svd(self.matrix[:, :2], compute_uv=False)
-        return float(scales[0] / scales[-1])
+        """Largest over smallest magnification of the map, 1 for a change of size alone."""
+        return float(np.linalg.cond(self.matrix[:, :2]))
 
     @property
     def same(self) -> bool:
         """Whether the two are called one picture."""
-        return self.score >= SAME and self.overlap >= MIN_OVERLAP and self.stretch <= MAX_STRETCH
+        enough = any(self.inliers >= inliers and self.score >= score for inliers, score in SAME)
+        return enough and self.overlap >= MIN_OVERLAP
+
+
+def at_size(image: np.ndarray) -> np.ndarray:
+    """Resize a square uint8 image to the 320 x 320 that are compared."""
+    if image.shape == (SIZE, SIZE):
+        return np.asarray(image, np.uint8)
+    return cv2.resize(np.asarray(image, np.uint8), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
 def prepare(image: np.ndarray) -> Prepared:
-    """uint8 (320, 320) -> Prepared; another size is resized first."""
-    image = np.asarray(image, np.uint8)
-    if image.shape != (SIZE, SIZE):
-        image = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    small = cv2.resize(image, LEVELS[-1][:1] * 2, interpolation=cv2.INTER_AREA)
-    small_mask = content_mask(small)
-    mask = cv2.resize(small_mask, (SIZE, SIZE), interpolation=cv2.INTER_NEAREST)
-    relief = local_contrast(small, small_mask, ALIGN_SIGMA)
-    reliefs = [cv2.resize(relief, (size, size), interpolation=cv2.INTER_AREA) for size, _ in LEVELS]
-    masks = [
-        cv2.resize(small_mask, (size, size), interpolation=cv2.INTER_NEAREST).astype(np.uint8) for size, _ in LEVELS
+    """Prepare a square uint8 image; it is resized to 320 x 320."""
+    image = at_size(image)
+    mask = np.zeros(image.shape, np.float32)
+    mask[features.content_box(image)] = 1
+    return Prepared(image, mask, features.extract(image, SIDE, POINTS))
+
+
+def prepare_poses(image: np.ndarray) -> list[Prepared]:
+    """Prepare an image as it is, mirrored, inverted, and both."""
+    plain = prepare(image)
+    return [
+        Prepared(
+            features.posed(plain.image, mirrored, inverted),
+            np.ascontiguousarray(plain.mask[:, ::-1]) if mirrored else plain.mask,
+            features.posed_features(plain.features, SIZE, mirrored, inverted),
+            mirrored,
+            inverted,
+        )
+        for mirrored, inverted in features.POSES
     ]
-    return Prepared(reliefs, masks, image, mask)
 
 
-def _texture(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    picture = image.astype(np.float32) * mask
+def compare(poses: list[Prepared], other: Prepared) -> Comparison | None:
+    """Compare an image (from `prepare_poses`) with another. None if no map has `MIN_INLIERS` features."""
+    fits = [(*_fit(pose.features, other.features), pose) for pose in poses]
+    inliers, matrix, pose = max(fits, key=lambda fit: fit[0])
+    if matrix is None or inliers < MIN_INLIERS:
+        return None
+    score, overlap = texture_agreement(pose, other, matrix)
+    return Comparison(inliers, score, overlap, matrix, pose.mirrored, pose.inverted)
 
-    def mean(values: np.ndarray, sigma: float) -> np.ndarray:
-        return cv2.GaussianBlur(values, (0, 0), sigma) / (cv2.GaussianBlur(mask, (0, 0), sigma) + 1e-6)
 
-    band = (mean(picture, FINE_SIGMA) - mean(picture, COARSE_SIGMA)) * mask
+def _fit(a: Features, b: Features) -> tuple[int, np.ndarray | None]:
+    """Fit an affine map from `a` to `b`: how many features agree with it, and the map, None if there is no sane one."""
+    pairs = matched(a.descriptors, b.descriptors)
+    if len(pairs) < 4:
+        return 0, None
+    here, there = a.points[pairs[:, 0]], b.points[pairs[:, 1]]
+    matrix, inside = cv2.estimateAffine2D(
+        here, there, method=cv2.RANSAC, ransacReprojThreshold=REPROJECTION, maxIters=2000, confidence=0.999
+    )
+    if matrix is None or not is_sane(matrix):
+        return 0, None
+    chosen = inside.ravel() > 0
+    places = (len(np.unique(points[chosen].round(), axis=0)) for points in (here, there))  # SIFT doubles some points
+    return min(places), matrix
+
+
+def matched(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pair descriptors (rows of length one) that are each other's nearest and pass the ratio test: int (n, 2)."""
+    if min(len(a), len(b)) < 2:
+        return np.empty((0, 2), int)
+    likeness = a @ b.T
+    nearest = likeness.argmax(axis=1)
+    best, second = -np.partition(-likeness, 1, axis=1)[:, :2].T
+    distances = [np.sqrt(np.maximum(2 - 2 * value, 0)) for value in (best, second)]
+    mutual = likeness.argmax(axis=0)[nearest] == np.arange(len(a))
+    rows = np.flatnonzero(mutual & (distances[0] < RATIO * distances[1]))
+    return np.stack([rows, nearest[rows]], axis=1)
+
+
+def is_sane(matrix: np.ndarray) -> bool:
+    """Whether an affine map is one that a copy may have: its magnification, its stretch, no mirroring."""
+    large, small = np.linalg.svd(matrix[:, :2], compute_uv=False)
+    keeps_sides = np.linalg.det(matrix[:, :2]) > 0
+    return bool(keeps_sides and small >= SCALES[0] and large <= SCALES[1] and large <= MAX_STRETCH * small)
+
+
+def local_mean(values: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian mean of `values` where `mask` is 1; what lies outside has no weight."""
+    weight = cv2.GaussianBlur(mask, (0, 0), sigma)
+    return cv2.GaussianBlur(values * mask, (0, 0), sigma) / (weight + 1e-6)
+
+
+def texture(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Band-pass of an image within `mask`, its local contrast set to one: float32, 0 outside."""
+    picture = image.astype(np.float32)
+    band = (local_mean(picture, mask, FINE_SIGMA) - local_mean(picture, mask, COARSE_SIGMA)) * mask
     energy = np.maximum(cv2.blur(band * band, (TILE // 2, TILE // 2)), 0)  # its running sums may end below zero
     return band / (np.sqrt(energy) + 0.5)  # half a grey level: what is flat stays flat
 
 
-def compare(
-    a: Prepared, b: Prepared, pose: tuple[float, float, float] = (1.0, 0.0, 0.0), sign: int = 1, at_least: float = ALIKE
-) -> Comparison | None:
-    """Align `b` to `a`, starting at `pose` (scale, shifts in widths), and compare.
+def texture_agreement(a: Prepared, b: Prepared, matrix: np.ndarray) -> tuple[float, float]:
+    """Median texture correlation of the tiles, with `b` moved onto `a`, and the shared part of the smaller picture.
 
-    None if no alignment is found, or if the reliefs, aligned at the first level, correlate below `at_least`.
+    0 where fewer than `MIN_TILES` tiles are shared.
     """
-    scale, dx, dy = pose
-    centre = (SIZE - 1) / 2
-    matrix = np.array(
-        [[scale, 0, centre * (1 - scale) + dx * SIZE], [0, scale, centre * (1 - scale) + dy * SIZE]], np.float32
-    )
-    for level, (size, iterations) in enumerate(LEVELS):
-        ratio = np.float32(size / SIZE)
-        start = matrix * np.array([[1, 1, ratio]], np.float32)
-        stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, 1e-4)
-        try:
-            alike, found = cv2.findTransformECC(
-                a.reliefs[level], b.reliefs[level] * sign, start, cv2.MOTION_AFFINE, stop, b.masks[level], 5
-            )
-        except cv2.error:  # no overlap left, or no convergence: these two do not align
-            return None
-        matrix = found / np.array([[1, 1, ratio]], np.float32)
-        if not _sane(matrix) or alike < at_least:
-            return None
-    return _score(a, b, matrix, sign)
+    moved = _moved(b.image, matrix)
+    common = ((_moved(b.mask, matrix) > 0.99) & (a.mask > 0)).astype(np.float32)
+    smaller = min(a.mask.sum(), b.mask.sum() / abs(np.linalg.det(matrix[:, :2])))
+    overlap = float(common.sum() / max(smaller, 1))
+    inner = cv2.erode(common, np.ones((9, 9), np.uint8))  # a picture's edge is no texture
+    x, y, m = (_tiles(values) for values in (texture(a.image, a.mask), texture(moved, common), inner))
+    enough = m.mean(axis=1) >= TILE_FILLED
+    if enough.sum() < MIN_TILES:
+        return 0.0, overlap
+    return float(np.median(correlations(x[enough], y[enough], m[enough]))), overlap
 
 
-def _sane(matrix: np.ndarray) -> bool:
-    scales = np.linalg.svd(matrix[:, :2], compute_uv=False)
-    return bool(scales[-1] > 1 / MAX_SCALE and scales[0] < MAX_SCALE and abs(matrix[1, 0]) < MAX_ROTATION)
-
-
-def _score(a: Prepared, b: Prepared, matrix: np.ndarray, sign: int) -> Comparison:
-    inverse = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(b.texture, matrix, (SIZE, SIZE), flags=inverse) * sign
-    common = (cv2.warpAffine(b.mask, matrix, (SIZE, SIZE), flags=inverse) > 0.99) & (a.mask > 0)
-    inner = cv2.erode(common.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0  # a picture's edge is no texture
-    overlap = float(common.sum() / max(a.mask.sum(), b.mask.sum()))
-    x, y, m = (_tiles(values) for values in (a.texture, moved, inner))
-    enough = m.mean(axis=1) >= 0.6
-    if not enough.any():
-        return Comparison(0.0, overlap, matrix, sign < 0)
-    score = float(np.median(_correlations(x[enough], y[enough], m[enough])))
-    return Comparison(score, overlap, matrix, sign < 0)
+def _moved(values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return cv2.warpAffine(values, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
 def _tiles(values: np.ndarray) -> np.ndarray:
+    """(320, 320) -> float32 (64, 1600), one row per tile."""
     n = SIZE // TILE
     return values.astype(np.float32).reshape(n, TILE, n, TILE).transpose(0, 2, 1, 3).reshape(n * n, TILE * TILE)
 
 
-def _correlations(x: np.ndarray, y: np.ndarray, m: np.ndarray) -> np.ndarray:
+def correlations(x: np.ndarray, y: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each row of `x` and `y` (n, k) over the places where `m` is 1; 0 where one is flat."""
     count = m.sum(axis=1, keepdims=True)
     x = (x - (x * m).sum(axis=1, keepdims=True) / count) * m
     y = (y - (y * m).sum(axis=1, keepdims=True) / count) * m
@@ -148,7 +194,9 @@ def _correlations(x: np.ndarray, y: np.ndarray, m: np.ndarray) -> np.ndarray:
 
 
 def aligned(image: np.ndarray, comparison: Comparison) -> np.ndarray:
-    """`b`'s picture moved onto `a`'s, for a person to compare; uint8 (320, 320)."""
-    return cv2.warpAffine(
-        np.asarray(image, np.uint8), comparison.matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    )
+    """Move the second image onto the first, for a person to compare; uint8 (320, 320)."""
+    image = np.asarray(image, np.uint8)
+    if comparison.inverted:
+        image = 255 - image
+    moved = _moved(image, comparison.matrix)
+    return np.ascontiguousarray(moved[:, ::-1]) if comparison.mirrored else moved

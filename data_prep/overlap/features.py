@@ -1,0 +1,102 @@
+"""Local features of an image (SIFT), spread over the picture, and the content box they are taken from."""
+
+import os
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+CELLS = 5  # the picture is divided into CELLS x CELLS cells, so that no corner or label takes all features
+PER_ROUND = 3  # features that a cell may give before the others have given theirs
+FLAT = 10  # grey levels; a border line that spans less is no picture
+
+
+@dataclass
+class Features:
+    """`points` float32 (n, 2), x and y in pixels of the image; `descriptors` float32 (n, 128), rows of length one."""
+
+    points: np.ndarray
+    descriptors: np.ndarray
+
+
+def workers_available() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def content_box(image: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a uint8 (H, W) image without flat lines at its border (padding, frames, canvas).
+
+    A line is flat if its grey values, the 3 % lowest and highest apart, span less than 10. All of an image that
+    is flat everywhere.
+    """
+    rows = _span(image)
+    return rows, _span(np.ascontiguousarray(image[rows].T))
+
+
+def _span(lines: np.ndarray) -> slice:
+    cut = min(max(1, round(0.03 * lines.shape[1])), (lines.shape[1] - 1) // 2)
+    ordered = np.partition(lines, (cut, lines.shape[1] - 1 - cut), axis=1)
+    live = np.flatnonzero(ordered[:, -1 - cut].astype(np.int16) - ordered[:, cut] >= FLAT)
+    return slice(int(live[0]), int(live[-1]) + 1) if len(live) else slice(0, len(lines))
+
+
+def extract(image: np.ndarray, side: int, n: int) -> Features:
+    """Find the `n` strongest SIFT features of the content, its shorter side resized to `side` pixels.
+
+    Fewer are returned where fewer are found. The descriptors are RootSIFT (Arandjelovic and Zisserman 2012).
+    """
+    rows, columns = content_box(image)
+    picture = np.ascontiguousarray(image[rows, columns])
+    scale = min(side / min(picture.shape), 2 * side / max(picture.shape))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    width, height = (max(8, round(length * scale)) for length in picture.shape[::-1])
+    picture = cv2.resize(picture, (width, height), interpolation=how)
+    found, descriptors = cv2.SIFT.create(nfeatures=4 * n, contrastThreshold=0.01, edgeThreshold=10).detectAndCompute(
+        picture, None
+    )
+    if descriptors is None:
+        return Features(np.empty((0, 2), np.float32), np.empty((0, 128), np.float32))
+    points = np.array([point.pt for point in found], np.float32)
+    chosen = _spread(points, np.array([point.response for point in found]), (width, height))[:n]
+    roots = np.sqrt(descriptors[chosen] / np.maximum(descriptors[chosen].sum(axis=1, keepdims=True), 1e-6))
+    offset = np.array([columns.start, rows.start], np.float32)
+    return Features(points[chosen] / np.float32(scale) + offset, roots.astype(np.float32))
+
+
+def _spread(points: np.ndarray, responses: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Order of the points: the strongest `PER_ROUND` of every cell, then the next of every cell, and so on."""
+    cells = np.clip((points * CELLS / np.array(size)).astype(int), 0, CELLS - 1) @ (1, CELLS)
+    strongest = np.lexsort((-responses, cells))
+    firsts = np.searchsorted(cells[strongest], cells[strongest])
+    rank = np.empty(len(points), int)
+    rank[strongest] = np.arange(len(points)) - firsts
+    return np.lexsort((-responses, rank // PER_ROUND))
+
+
+#: what is done to an evaluation image before it is compared: mirrored, inverted; turns need nothing (SIFT)
+POSES = ((False, False), (True, False), (False, True), (True, True))
+
+
+def posed(image: np.ndarray, mirrored: bool, inverted: bool) -> np.ndarray:
+    """Mirror an image and invert its content, not its padding: uint8 (H, W) -> uint8 (H, W)."""
+    image = image.copy()
+    if inverted:
+        box = content_box(image)
+        image[box] = 255 - image[box]
+    return np.ascontiguousarray(image[:, ::-1]) if mirrored else image
+
+
+def posed_features(found: Features, width: int, mirrored: bool, inverted: bool) -> Features:
+    """Turn the features of an image `width` pixels wide into those of the image mirrored and inverted, without SIFT.
+
+    A descriptor is 4 rows x 4 columns x 8 directions relative to its own. A mirror turns its rows and directions round;
+    an inversion turns its own direction by half a circle, so rows and columns.
+    """
+    points, cells = found.points, found.descriptors.reshape(-1, 4, 4, 8)
+    if mirrored:
+        points = np.stack([width - 1 - points[:, 0], points[:, 1]], axis=1)
+        cells = cells[:, ::-1, :, -np.arange(8)]
+    if inverted:
+        cells = cells[:, ::-1, ::-1]
+    return Features(points, np.ascontiguousarray(cells).reshape(-1, 128))

@@ -1,0 +1,198 @@
+"""The mathematics of the audit's second stage, each part against another way to compute it."""
+
+import cv2
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from data_prep.overlap import features, verify
+from data_prep.overlap.verify import Comparison, Prepared
+
+WHOLE = np.ones((320, 320), np.float32)
+
+
+def noise(seed: int = 0, sigma: float = 4.0) -> np.ndarray:
+    """A picture of one grain, uint8 (320, 320), mean 128."""
+    values = gaussian_filter(np.random.default_rng(seed).standard_normal((320, 320)), sigma)
+    return np.clip(128 + 40 * values / values.std(), 0, 255).astype(np.uint8)
+
+
+def bare(image: np.ndarray, mask: np.ndarray = WHOLE) -> Prepared:
+    return Prepared(image, mask, features.Features(np.empty((0, 2)), np.empty((0, 128))))
+
+
+def shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1.0, 0, x], [0, 1, y]])
+
+
+def test_correlations_are_pearsons_over_the_mask():
+    rng = np.random.default_rng(0)
+    x, y, m = rng.normal(5, 2, (4, 200)), rng.normal(-3, 2, (4, 200)), (rng.random((4, 200)) < 0.7).astype(float)
+    y += 0.5 * x
+    m[3] = 1
+    expected = [np.corrcoef(x[k][m[k] > 0], y[k][m[k] > 0])[0, 1] for k in range(4)]
+    np.testing.assert_allclose(verify.correlations(x, y, m), expected, atol=1e-6)
+    x[~(m > 0)] = 1e3  # what is masked has no say
+    np.testing.assert_allclose(verify.correlations(x, y, m), expected, atol=1e-6)
+    assert verify.correlations(np.full((1, 9), 7.0), x[:1, :9], np.ones((1, 9)))[0] == 0  # flat
+
+
+def test_the_local_mean_is_taken_over_the_mask_alone():
+    picture, mask = noise().astype(np.float32), WHOLE.copy()
+    mask[:, 200:] = 0
+    weights = gaussian_filter(mask.astype(float), 3, mode="mirror", truncate=4)
+    expected = gaussian_filter((picture * mask).astype(float), 3, mode="mirror", truncate=4) / (weights + 1e-6)
+    found = verify.local_mean(picture, mask, 3)
+    np.testing.assert_allclose(found[:, :200], expected[:, :200], atol=0.2)
+    picture[:, 200:] = 0
+    np.testing.assert_array_equal(verify.local_mean(picture, mask, 3), found)
+
+
+def test_texture_is_a_band_of_unit_contrast():
+    mask = WHOLE.copy()
+    mask[:40] = 0
+    picture = noise(sigma=5)
+    found = verify.texture(picture, mask)
+    assert (found[:40] == 0).all()
+
+    def mean(sigma):
+        return verify.local_mean(picture.astype(np.float32), mask, sigma)
+
+    band = (mean(verify.FINE_SIGMA) - mean(verify.COARSE_SIGMA)) * mask
+    energy = cv2.blur((band * band).astype(np.float64), (20, 20))
+    np.testing.assert_allclose(found, band / (np.sqrt(energy) + 0.5), atol=2e-3)
+    assert found[60:].std() == pytest.approx(1, abs=0.1)
+    assert np.corrcoef(found[60:].ravel(), picture[60:].ravel())[0, 1] > 0.6  # bright stays bright
+    np.testing.assert_allclose(verify.texture((picture // 2 + 20).astype(np.uint8), mask), found, atol=0.6)
+    assert np.abs(verify.texture(np.full((320, 320), 90, np.uint8), WHOLE)).max() < 1e-3
+
+
+def test_tiles_are_squares_of_the_picture():
+    values = np.arange(320 * 320, dtype=np.float32).reshape(320, 320)
+    tiles = verify._tiles(values)
+    assert tiles.shape == (64, 1600)
+    for row, column in ((0, 0), (0, 7), (3, 5), (7, 7)):
+        square = values[40 * row : 40 * row + 40, 40 * column : 40 * column + 40]
+        np.testing.assert_array_equal(tiles[8 * row + column], square.ravel())
+
+
+def test_agreement_of_a_picture_with_its_moved_self():
+    picture = noise()
+    moved = cv2.warpAffine(picture, shift(24, -16), (320, 320))  # `moved` has at (x + 24, y - 16) what was at (x, y)
+    mask = cv2.warpAffine(WHOLE, shift(24, -16), (320, 320))
+    score, overlap = verify.texture_agreement(bare(picture), bare(moved, mask), shift(24, -16))
+    assert score > 0.98 and overlap == pytest.approx(1, abs=0.01)  # all of the smaller one
+    assert verify.texture_agreement(bare(picture), bare(moved, mask), shift(-24, 16))[0] < 0.2
+    assert verify.texture_agreement(bare(picture), bare(noise(1)), shift(0, 0))[0] < 0.2
+    assert verify.texture_agreement(bare(picture), bare(255 - picture), shift(0, 0))[0] < -0.98
+
+
+def test_the_overlap_is_the_shared_part_of_the_smaller_picture():
+    picture, half = noise(), WHOLE.copy()
+    half[160:] = 0
+    assert verify.texture_agreement(bare(picture), bare(picture, half), shift(0, 0))[1] == pytest.approx(1, abs=0.01)
+    assert verify.texture_agreement(bare(picture, half), bare(picture), shift(0, 0))[1] == pytest.approx(1, abs=0.01)
+    assert verify.texture_agreement(bare(picture), bare(picture), shift(80, 0))[1] == pytest.approx(0.75, abs=0.01)
+    zoom = np.array([[0.5, 0, 0], [0, 0.5, 0]])  # b shows at half the size what a shows
+    small = WHOLE.copy()
+    small[:, 160:] = small[160:] = 0
+    assert verify.texture_agreement(bare(picture), bare(picture, small), zoom)[1] == pytest.approx(1, abs=0.02)
+    corner = np.zeros_like(WHOLE)
+    corner[:80, :80] = 1
+    assert verify.texture_agreement(bare(picture), bare(picture, corner), shift(0, 0))[0] == 0  # four tiles say nothing
+
+
+def test_features_are_matched_both_ways_and_without_a_rival():
+    def unit(*degrees):
+        angle = np.radians(degrees)
+        return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+    a = unit(0, 90, 200, 203)
+    b = unit(1, 100, 101, 201.5, 300)
+    # 0 and 1 are alone; 90 has rivals at 100 and 101; 200 and 203 are as near to 201.5, but only one may have it
+    assert verify.matched(a, b)[:, 1].tolist() == [0, 3]
+    assert len(verify.matched(a[:1], b)) == 0 == len(verify.matched(a, b[:1]))
+    for factor, kept in ((0.97, False), (1.06, True)):  # the second is 1 / 0.85 times as far, about (chords, not arcs)
+        found = verify.matched(unit(0, 180), unit(10, -10 / verify.RATIO * factor, 100, 260))
+        assert ([0, 0] in found.tolist()) is kept
+
+
+@pytest.mark.parametrize(
+    ("matrix", "sane"),
+    [
+        ([[1, 0], [0, 1]], True),
+        ([[0, -1], [1, 0]], True),
+        ([[-1, 0], [0, 1]], False),  # mirrored: tried as a pose of its own
+        ([[1.34, 0], [0, 1]], True),
+        ([[1.36, 0], [0, 1]], False),
+        ([[2.99, 0], [0, 2.99]], True),
+        ([[3.01, 0], [0, 3.01]], False),
+        ([[0.31, 0], [0, 0.31]], True),
+        ([[0.29, 0], [0, 0.29]], False),
+        ([[0, 0], [0, 0]], False),
+    ],
+)
+def test_maps_that_a_copy_may_have(matrix, sane):
+    assert verify.is_sane(np.column_stack([np.array(matrix, float), [50, -50]])) is sane
+
+
+@pytest.mark.parametrize(
+    ("inliers", "score", "overlap", "same"),
+    [
+        (10, 0.82, 0.3, True),
+        (9, 0.99, 1.0, False),
+        (69, 0.81, 1.0, False),
+        (70, 0.5, 0.3, True),
+        (300, 0.49, 1.0, False),
+        (300, 0.99, 0.29, False),
+    ],
+)
+def test_what_is_called_one_picture(inliers, score, overlap, same):
+    matrix = np.array([[1.2, 0, 0], [0, 1, 0]])
+    comparison = Comparison(inliers, score, overlap, matrix, False, False)
+    assert comparison.same is same and comparison.stretch == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("pose", features.POSES)
+def test_a_copy_is_moved_onto_its_original(pose):
+    mirrored, inverted = pose
+    picture = noise(3, 3)
+    moved = cv2.warpAffine(picture, np.array([[0.9, 0, 20.0], [0, 0.9, 10]]), (320, 320))
+    copy = features.posed(moved, mirrored, inverted)
+    result = verify.compare(verify.prepare_poses(picture), verify.prepare(copy))
+    assert result is not None and result.same and (result.mirrored, result.inverted) == pose
+    assert result.inliers > 100 and result.score > 0.95
+    np.testing.assert_allclose(np.abs(np.diag(result.matrix[:, :2])), 0.9, atol=0.01)
+    again = verify.aligned(copy, result).astype(float)
+    assert np.corrcoef(again[20:-20, 20:-20].ravel(), picture[20:-20, 20:-20].ravel())[0, 1] > 0.95
+    assert verify.compare(verify.prepare_poses(noise(4, 3)), verify.prepare(copy)) is None
+
+
+def test_images_of_another_size_are_compared_at_320():
+    large = cv2.resize(noise(3, 3), (448, 448), interpolation=cv2.INTER_CUBIC)
+    result = verify.compare(verify.prepare_poses(noise(3, 3)), verify.prepare(large))
+    assert result is not None and result.same
+    np.testing.assert_allclose(result.matrix, [[1, 0, 0], [0, 1, 0]], atol=0.5)
+
+
+def test_the_content_box_leaves_flat_lines_away():
+    image = np.full((320, 320), 77, np.uint8)
+    image[40:200, 30:310] = noise()[40:200, 30:310]
+    assert features.content_box(image) == (slice(40, 200), slice(30, 310))
+    image[0, :5] = 255  # a speck on the border makes no picture of it
+    assert features.content_box(image) == (slice(40, 200), slice(30, 310))
+    inverted = features.posed(image, False, True)
+    np.testing.assert_array_equal(inverted[40:200, 30:310], 255 - image[40:200, 30:310])
+    np.testing.assert_array_equal(inverted[:40], image[:40])
+
+
+def test_features_are_spread_and_stand_where_the_picture_has_them():
+    image = np.full((320, 320), 60, np.uint8)
+    image[100:220, 80:240] = noise(5, 2)[100:220, 80:240]
+    found = features.extract(image, 144, 64)
+    assert found.points.shape == (64, 2) and found.descriptors.shape == (64, 128)
+    np.testing.assert_allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
+    assert (found.points >= [79, 99]).all() and (found.points <= [241, 221]).all()
+    cells = ((found.points - [80, 100]) * 5 / [160, 120]).astype(int).clip(0, 4) @ (1, 5)
+    assert np.bincount(cells, minlength=25).max() <= 6  # of 64 in 25 cells
+    assert len(features.extract(np.zeros((320, 320), np.uint8), 144, 64).points) == 0
