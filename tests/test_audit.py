@@ -20,7 +20,8 @@ from data_prep.overlap.features import content_box
 from data_prep.overlap.identity import level
 from data_prep.overlap.near_reports import near_reports, normalise
 
-FEW = {"workers": 1, "copies": 9, "unrelated": 12}
+FEW = {"workers": 1, "copies": 3, "unrelated": 4}
+BARE = {"workers": 1, "copies": 0, "unrelated": 0}  # nothing is measured
 TELLING = (
     "1. Large right hilar mass with volume loss of the upper lobe, suspicious for malignancy.\n"
     "2. Two surgical clips project over the left axilla."
@@ -115,7 +116,7 @@ def test_each_kind_of_overlap_is_found_and_nothing_else(planted, tmp_path):
         "test: near-equal",
         "valid: equal image files",
         "test: equal preprocessed",
-        "valid: equal telling",
+        "valid: near-equal telling",
         "of the same patient",
     ]
     for image, words in zip(ids, wanted, strict=False):
@@ -130,15 +131,15 @@ def test_each_kind_of_overlap_is_found_and_nothing_else(planted, tmp_path):
 
 
 def test_the_measurements_are_measured(planted, tmp_path, monkeypatch):
-    few = AuditOptions(**FEW | {"copies": 18})
+    few = AuditOptions(**FEW | {"copies": 7})
     summary = run_audit(planted, tmp_path, few).summary
-    assert summary["recall"] >= 17 / 18 and 0.7 < summary["recall_lower_95"] < 1
-    assert summary["false_alarm_rate"] == 0.0 and 0 < summary["false_alarm_upper_95"] < 0.4
+    assert summary["recall"] >= 6 / 7 and 0.4 < summary["recall_lower_95"] < 1
+    assert summary["false_alarm_rate"] == 0.0 and 0 < summary["false_alarm_upper_95"] < 0.7
     measured = json.loads((tmp_path / "overlap_report.json").read_text())["measured"]["planted"]
-    assert len(measured["not_tried"]) == len(disguise.DISGUISES) - 18  # what was not tried is named, not passed over
+    assert len(measured["not_tried"]) == len(disguise.DISGUISES) - 7  # what was not tried is named, not passed over
     monkeypatch.setattr(verify, "SAME", ((10, 1.1),))  # nothing is ever called equal ...
     strict = run_audit(planted, tmp_path, few).summary
-    assert strict["recall"] == 0.0 and strict["found"]["near"] == 0 and len(strict["weak_at"]) == 18
+    assert strict["recall"] == 0.0 and strict["found"]["near"] == 0 and len(strict["weak_at"]) == 7
     page = (tmp_path / "overlap_report.md").read_text()
     assert "Weak at (fewer than 90 % found): grey levels; gamma 0.4" in page
     for name, value in {
@@ -156,16 +157,16 @@ def test_clean_sets_lose_nothing(planted, tmp_path):
     roles = copied(planted)
     keep = range(9, 14)
     roles["train"] = Role(roles["train"].images[9:], roles["train"].rows.iloc[list(keep)])
-    audit = run_audit(roles, tmp_path, AuditOptions(**FEW))
+    audit = run_audit(roles, tmp_path, AuditOptions(**BARE))
     assert (audit.drop_ids, audit.reasons, audit.summary["status"]) == (set(), {}, "no overlap found")
     assert "Nothing had to be left out" in (tmp_path / "overlap_report.md").read_text()
 
 
 def test_keep_only_reports_and_stop_stops_after_the_report(planted, tmp_path):
-    audit = run_audit(planted, tmp_path / "keep", AuditOptions("keep", **FEW))
+    audit = run_audit(planted, tmp_path / "keep", AuditOptions("keep", **BARE))
     assert audit.drop_ids == set() and len(audit.reasons) == 8 and audit.summary["dropped"] == 0
     with pytest.raises(UserError, match="overlap.*--on_overlap is stop; read .*overlap_report.html"):
-        run_audit(planted, tmp_path / "stop", AuditOptions("stop", **FEW))
+        run_audit(planted, tmp_path / "stop", AuditOptions("stop", **BARE))
     assert "The build was stopped" in (tmp_path / "stop" / "overlap_report.html").read_text()
     with pytest.raises(UserError, match="--on_overlap maybe is unknown"):
         run_audit(planted, tmp_path, AuditOptions("maybe"))
@@ -175,7 +176,7 @@ def test_validation_against_test_is_reported_and_never_dropped(tmp_path):
     valid, test = role("valid", [1, 2, 3]), role("test", [4, 5, 6])
     test.images[1] = disguised(valid.images[2], "gamma 0.4")
     test.rows.loc[2, "patient_id_column"] = valid.rows["patient_id"][0]
-    audit = run_audit({"train": role("train", [7, 8]), "valid": valid, "test": test}, tmp_path, AuditOptions(**FEW))
+    audit = run_audit({"train": role("train", [7, 8]), "valid": valid, "test": test}, tmp_path, AuditOptions(**BARE))
     assert audit.drop_ids == set() and audit.summary["status"] == "overlap found"
     assert audit.summary["found_valid_test"] == {
         "patient": 1,
@@ -194,11 +195,11 @@ def test_the_shareable_report_names_nobody_and_html_escapes_ids(planted, tmp_pat
     roles["train"].rows.loc[2, "id"] = evil
     for name, row in (("train", 6), ("valid", 3)):
         roles[name].rows.loc[row, "report"] += " \u202e<img src=x onerror=alert(1)>"
-    run_audit(roles, tmp_path, AuditOptions(**FEW))
+    run_audit(roles, tmp_path, AuditOptions(**BARE))
     html = (tmp_path / "overlap_report.html").read_text()
     assert "<script" not in html and "rexgradient/&lt;script&gt;alert(1)&lt;/script&gt;|`x`/A/&#34;&#39;&amp;" in html
     assert "&lt;img src=x onerror=alert(1)&gt;" in html and "\u202e" not in html
-    assert html.count("data:image/jpeg;base64,") >= 3 * 4
+    assert html.count("data:image/jpeg;base64,") >= 2 * 3 + 2 * 2
     assert "hilar mass" in html and not re.search(r"(src|href)=\"(?!data:)", html)
     shareable = (tmp_path / "overlap_report.md").read_text()
     for one in roles.values():
@@ -219,7 +220,7 @@ def test_a_report_is_the_same_twice(planted, tmp_path):
 def test_ids_are_hashed_with_a_key_that_stays_with_the_data(planted, tmp_path):
     pages = []
     for name in "ab":
-        run_audit(planted, tmp_path / name, AuditOptions(**FEW | {"copies": 0, "unrelated": 0}))
+        run_audit(planted, tmp_path / name, AuditOptions(**BARE))
         pages.append((tmp_path / name / "overlap_report.md").read_text())
         assert (tmp_path / name / "overlap_report.key").stat().st_mode & 0o077 == 0
     image = planted["test"].rows["id"][0]
@@ -301,12 +302,11 @@ def test_spellings_of_an_id_are_levelled_where_the_numbering_is_known(value, sou
 
 
 def test_a_disagreement_of_path_and_table_is_listed_or_stops(planted, tmp_path):
-    none = FEW | {"copies": 0, "unrelated": 0}
-    run_audit(planted, tmp_path, AuditOptions(**none))
+    run_audit(planted, tmp_path, AuditOptions(**BARE))
     report = json.loads((tmp_path / "overlap_report.json").read_text())
     assert report["roles"]["train"]["ids_that_disagree"] == [planted["train"].rows["id"][1]]
     with pytest.raises(UserError, match="name different patients in 1 images, the first is rexgradient/R1/A1/view1"):
-        run_audit(planted, tmp_path, AuditOptions(**none, on_disagreement="stop"))
+        run_audit(planted, tmp_path, AuditOptions(**BARE, on_disagreement="stop"))
 
 
 def test_wrong_roles_are_refused(planted, tmp_path):
@@ -350,14 +350,14 @@ def test_the_command_audits_finished_files_and_leaves_them(planted, tmp_path, ca
     (data / "overlap_report.json").write_text('{"summary": {"sentence": "of the build"}}')
     (data / "build.json").write_text('{"drawn": true, "overlap": {"sentence": "Dropped 3 images."}}')
     before = {path.name: path.read_bytes() for path in data.glob("*.[hc]*") if path.suffix != ".html"}
-    assert data_prep(["audit", "--data", str(data), "--splits", str(splits), "--workers", "1"]) is None
+    assert data_prep(["audit", "--data", str(data), "--splits", str(splits), "--workers", "1", "--copies", "0"]) is None
     assert "still in the training set: 7 training images of 6 patients" in capsys.readouterr().out
     assert all((data / name).read_bytes() == content for name, content in before.items())
     assert "of the build" in (data / "overlap_report_build.json").read_text()
     text = (data / "overlap_report.md").read_text()
     assert "The corpus is drawn" in text and "Dropped 3 images." in text
     with pytest.raises(UserError, match="--on_overlap is stop"):
-        data_prep(["audit", "--data", str(data), "--splits", str(splits), "--on_overlap", "stop"])
+        data_prep(["audit", "--data", str(data), "--splits", str(splits), "--copies", "0", "--on_overlap", "stop"])
     for build, words in (
         ('{"manifests": {"valid.csv": "00"}}', "valid.csv is not the manifest of .*--splits"),
         ("[]", "build.json is not the record of a build"),
@@ -374,7 +374,7 @@ def test_without_manifests_pixels_are_still_compared(planted, tmp_path):
     roles = copied(planted)
     roles["train"].images[9] = roles["valid"].images[0]
     data, _ = finished(tmp_path, roles)
-    data_prep(["audit", "--data", str(data), "--splits", str(tmp_path / "none"), "--workers", "1"])
+    data_prep(["audit", "--data", str(data), "--splits", str(tmp_path / "none"), "--workers", "1", "--copies", "0"])
     summary = json.loads((data / "overlap_report.json").read_text())["summary"]
     assert summary["found"] == {"patient": 1, "study": 0, "bytes": 0, "pixels": 1, "near": 3, "report": 0}
 
