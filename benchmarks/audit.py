@@ -3,6 +3,7 @@
     python -m benchmarks.audit
     python -m benchmarks.audit --sizes 20000 40000 --out quick     # a quick look
     python -m benchmarks.audit --sizes --images FOLDER             # the peers alone, on radiographs of your own
+    python -m benchmarks.audit --sizes --reports reports.csv       # a table of real reports (findings, impression)
 
 Search: synthetic training signatures against 734 evaluation images. The words of each are drawn from those of drawn
 pictures and their neighbours in the vocabulary; for every evaluation image the signature of one disguised copy is put
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -29,10 +31,11 @@ import numpy as np
 import pandas as pd
 
 from chexzero.common.errors import run_command
-from chexzero.common.files import write_json, write_text
+from chexzero.common.files import read_table, write_json, write_text
 from chexzero.imaging.image_files import ImageFiles, images_in
 from data_prep.overlap import checks, disguise, features, near, nominate, verify
 from data_prep.overlap.contract import Role
+from data_prep.overlap.near_reports import near_reports
 
 EVALUATION = 734
 SIZES = (50_000, 100_000, 200_000, 300_000, 400_000, 500_000)
@@ -54,6 +57,8 @@ def main() -> None:
         "second_stage": child("pairs", 64, args),
         "peers": child("peers", args.peers, args),
     }
+    if args.reports:
+        result["reports"] = reports(args.reports, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "audit.json", result)
     write_text(args.out / "audit.md", markdown(result))
@@ -66,6 +71,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="threads (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=Path, help="folder of radiographs for the peers (default: drawn pictures)")
+    parser.add_argument("--reports", type=Path, help="CSV with the columns findings and impression")
     parser.add_argument("--peers", type=int, default=8, help="images that are disguised (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results", help="folder (default: %(default)s)"
@@ -314,6 +320,70 @@ def sift_same(a: features.Features, b: features.Features) -> bool:
     return inside is not None and int(inside.sum()) >= 10
 
 
+SENTENCE = re.compile(r"(?<=[.])\s+")
+
+
+def _typo(text: str, rng: np.random.Generator) -> str:
+    place = int(rng.choice([k for k, letter in enumerate(text) if letter.isalpha()]))
+    return text[:place] + "q" + text[place + 1 :]
+
+
+def _dropped(text: str, rng: np.random.Generator) -> str:
+    parts = SENTENCE.split(text)
+    gone = int(rng.integers(len(parts)))
+    return " ".join(part for k, part in enumerate(parts) if k != gone or len(parts) == 1)
+
+
+#: what is done to a report whose copy must be found
+EDITS: dict[str, Callable[[str, np.random.Generator], str]] = {
+    "a typo": _typo,
+    "three typos": lambda text, rng: _typo(_typo(_typo(text, rng), rng), rng),
+    "a sentence dropped": _dropped,
+    "the first sentence moved to the end": lambda text, rng: " ".join(np.roll(SENTENCE.split(text), -1)),
+    "a prefix": lambda text, rng: "FINDINGS AND IMPRESSION: " + text,
+    "no final stop": lambda text, rng: text.rstrip("."),
+    "sentences numbered": lambda text, rng: " ".join(f"{k}. {part}" for k, part in enumerate(SENTENCE.split(text), 1)),
+    "numbers masked": lambda text, rng: re.sub(r"\d+", "XXXX", text),
+    "moved, a sentence dropped, a typo, a prefix": lambda text, rng: (
+        "Impression: " + _typo(_dropped(" ".join(np.roll(SENTENCE.split(text), -1)), rng), rng)
+    ),
+}
+
+
+def reports(path: Path, seed: int) -> dict:
+    """Recall of telling reports after each edit, and false alarms among different studies of one table.
+
+    700 reports play the evaluation set. A report is telling if its unchanged copy is found.
+    """
+    table = read_table(path, ["findings", "impression"]).fillna("")
+    texts = (table["findings"] + " " + table["impression"]).str.strip()
+    texts = texts[texts.str.contains("[a-zA-Z]")].sample(frac=1, random_state=seed).tolist()
+    own, others = texts[:700], texts[700:]
+
+    def rows(values: list[str], name: str) -> pd.DataFrame:
+        ids = [f"{name}{k}" for k in range(len(values))]
+        return pd.DataFrame({"id": ids, "study_id": ids, "report": values})
+
+    def found(copies: list[str]) -> set[str]:
+        train = pd.concat([rows(others, "other"), rows(copies, "own")])
+        return {m.b_id for m in near_reports("train", train, "valid", rows(own, "own"))[0] if m.a_id == m.b_id}
+
+    alarms, common = near_reports("train", rows(others, "other"), "valid", rows(own, "own"))
+    telling = found(own)
+    recall = {}
+    for name, edit in EDITS.items():
+        copies = [edit(text, np.random.default_rng([seed, k])) for k, text in enumerate(own)]
+        recall[name] = near.rate(len(found(copies) & telling), len(telling))
+    return {
+        "evaluation": len(own),
+        "training": len(others),
+        "telling": len(telling),
+        "common_pairs": common,
+        "false_alarms": near.rate(len(alarms), len(own) * len(others)),
+        "recall": recall,
+    }
+
+
 STRANGERS = 60
 #: name -> what is made of an image, and when two of them are the same
 PEERS: dict[str, tuple[Callable, Callable]] = {
@@ -418,8 +488,24 @@ def markdown(result: dict) -> str:
             "|---|---|---|--:|---|",
             *rows,
             "",
+            *reports_page(result.get("reports")),
         ]
     )
+
+
+def reports_page(found: dict | None) -> list[str]:
+    if not found:
+        return []
+    return [
+        f"Reports: {found['evaluation']} as an evaluation set against {found['training']:,} others of the table; "
+        f"{found['telling']} of them are telling. Different studies called near-equal and telling: "
+        f"{percent(found['false_alarms'])}; near-equal and untelling: {found['common_pairs']:,} pairs.",
+        "",
+        "| what is done to the copy of a telling report | found |",
+        "|---|---|",
+        *(f"| {name} | {percent(one)} |" for name, one in found["recall"].items()),
+        "",
+    ]
 
 
 def percent(rate: dict) -> str:
