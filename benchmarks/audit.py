@@ -129,7 +129,9 @@ def search(size: int, args: argparse.Namespace) -> dict:
         ]
     )
     places = rng.choice(size, EVALUATION, replace=False)
-    pool = np.concatenate([features.extract(picture, nominate.SIDE, nominate.WORDS).descriptors for picture in images])
+    pool = np.concatenate(
+        [features.extract(picture, nominate.SIDE, nominate.WORDS).descriptors for picture in images[:150]]
+    )
     neighbours = vocabulary.nearest(pool, 36)
     del pool, images
     with tempfile.TemporaryFile() as file:
