@@ -358,8 +358,8 @@ def reports(path: Path, seed: int) -> dict:
     700 reports play the evaluation set. A report is telling if its unchanged copy is found.
     """
     table = read_table(path, ["findings", "impression"]).fillna("")
-    texts = (table["findings"] + " " + table["impression"]).str.strip()
-    texts = texts[texts.str.contains("[a-zA-Z]")].sample(frac=1, random_state=seed).tolist()
+    joined = (table["findings"] + " " + table["impression"]).str.strip()
+    texts = [str(text) for text in joined[joined.str.contains("[a-zA-Z]")].sample(frac=1, random_state=seed)]
     own, others = texts[:700], texts[700:]
 
     def rows(values: list[str], name: str) -> pd.DataFrame:
