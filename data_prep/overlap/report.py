@@ -100,7 +100,7 @@ def document(
             "near_reports": near_reports.NEAR,
             "weak": near.WEAK,
         },
-        "made_by": {"code": git_revision(), "opencv": cv2.__version__, "numpy": version("numpy")},
+        "made_by": {"opencv": cv2.__version__, "numpy": version("numpy")},
         "audited_files_sha256": files,
     }
 
