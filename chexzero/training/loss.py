@@ -70,7 +70,7 @@ class SigmoidLoss(PairLoss):
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """logits: (b, B). labels: index of each row's match, int64 (b,); or all its matches, bool (b, B)."""
         if labels.dtype != torch.bool:
-            labels = functional.one_hot(labels, logits.shape[1]).bool()
+            labels = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
         return -functional.logsigmoid(torch.where(labels, logits, -logits)).sum(1).mean()
 
 
