@@ -254,7 +254,7 @@ def train(sweep: Sweep, number: int) -> int:
     if reason and code == EXIT_REQUEUE:
         write_json(run.folder / STOPPED, {"reason": reason})
         return 0
-    return code
+    return EXIT_REQUEUE if -code in _FORWARDED else code  # a signal can end Python before it listens: nothing was lost
 
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)

@@ -129,6 +129,7 @@ grid:
 """
 
 
+@pytest.mark.long
 def test_runs_are_trained_in_turn_and_one_table_holds_their_validations(tmp_path, write, capfd):
     write_corpus(tmp_path, train=24, valid=20)
     path = write(TINY.format(data=tmp_path / "data", folder=tmp_path, steps=2))
