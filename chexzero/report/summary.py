@@ -16,7 +16,7 @@ from chexzero.runs.evidence import Claim
 
 def banner(choice: Choice, drawn: bool, alarms: Sequence[Check]) -> list[str]:
     """What must be read before any number: checks that failed, then whether the data are drawn."""
-    failed = [f"{check.name}: FAILED. {check.detail}." for check in alarms]
+    failed = [f"{check.name}: FAILED. {check.detail}{'' if check.detail.endswith('?') else '.'}" for check in alarms]
     if failed:
         failed.insert(0, f"{_failed(alarms)}: no number below is to be trusted before they are explained.")
     if not drawn:
