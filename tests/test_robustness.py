@@ -4,8 +4,10 @@ import errno
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -304,3 +306,24 @@ def test_without_shared_memory_one_process_does_the_work(tmp_path):
         pytest.skip("needs the right to mount")
     assert "('train', ['no file'])" in done.stdout and "no worker processes" in done.stderr, done.stderr
     assert (tmp_path / "0.npz").exists()
+
+
+def _deaf() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+
+def test_workers_that_ignore_sigterm_do_not_keep_a_command_from_ending():
+    """At its end Python sends them SIGTERM and waits, without limit."""
+
+    def main():
+        worker = multiprocessing.get_context("fork").Process(target=_deaf, daemon=True)
+        worker.start()
+        time.sleep(0.3)
+        raise KeyboardInterrupt
+
+    assert code_of(main) == 130
+    began = time.monotonic()
+    while multiprocessing.active_children():
+        assert time.monotonic() - began < 10
+        time.sleep(0.01)

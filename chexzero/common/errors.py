@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +56,11 @@ def run_command(main: Callable[[], int | None]) -> None:
         code = 1
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         code = _say(error)
+    finally:
+        for (
+            child
+        ) in multiprocessing.active_children():  # workers leave SIGTERM to the command: Python would wait for them
+            child.kill()
     sys.exit(code)
 
 
