@@ -4,7 +4,6 @@ import argparse
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Self
 
 from chexzero.preprocess_padchest import read_list
@@ -114,7 +113,6 @@ class Padchest(Release):
         )
 
 
-@lru_cache(maxsize=20_000)
 def _image_places(folder: Folder) -> list[Place]:
     """The folder of the numbered folders, and folders in which all images lie side by side."""
     numbered = any(re.fullmatch(r"\d{1,2}", name) for name in folder.folders)
