@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -11,6 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from chexzero.common.errors import UserError
+
+if TYPE_CHECKING:
+    from chexzero.imaging.normalise import Normalisation
 
 #: Name of a precision -> type under autocast (None: plain float32).
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,8 +41,11 @@ class CLIP(nn.Module):
 
     Attributes: `image_resolution` (R), `context_length` (most tokens a text may have), `vocab_size`, `visual`,
     `logit_scale` (a parameter: the logarithm of the factor on the cosines), `logit_bias` (a parameter that is added to
-    the logits, as a model trained with the sigmoid loss has it, or None).
+    the logits, as a model trained with the sigmoid loss has it, or None), `normalisation` (mean and deviation of images
+    that are not CheXzero's: a model read from another library's folder may have its own; None is CheXzero's).
     """
+
+    normalisation: "Normalisation | None" = None
 
     def __init__(
         self,

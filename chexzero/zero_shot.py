@@ -319,7 +319,7 @@ def embed_images(
     device = torch.device(device) if device is not None else _device(model)
     model.to(device)
     pixels = (
-        prepare(batch.to(device, non_blocking=True), model.image_resolution)
+        prepare(batch.to(device, non_blocking=True), model.image_resolution, model.normalisation)
         for batch in _read_ahead(images, batch_size)
     )
     return _encode_images(model, pixels, -(-len(images) // batch_size), precision, progress)

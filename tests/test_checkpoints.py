@@ -1,10 +1,13 @@
 """Checkpoints of every kind load strictly; others are named; nothing in a file is run."""
 
+import argparse
+import json
 import os
 import pickle
 import warnings
 import zipfile
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -157,3 +160,129 @@ def test_half_written_file(tmp_path):
 def test_describe_a_dinov3_model():
     state = {"visual.trunk.cls_token": torch.zeros(1, 1, 384), "visual.trunk.blocks.0.x": torch.zeros(1)}
     assert describe(state) == "a DINOv3 model (1 blocks, width 384) without a text tower"
+
+
+# --- what is damaged, or is no weight file ---
+
+
+def _flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 8]) + data[at + 1 :]
+
+
+def test_every_flipped_bit_and_zeroed_block_of_a_checkpoint_is_noticed(tmp_path):
+    torch.save(state_dict(torch.float16), tmp_path / "sound.pt")
+    whole = (tmp_path / "sound.pt").read_bytes()
+    with zipfile.ZipFile(tmp_path / "sound.pt") as archive:
+        places = [one.header_offset + 200 for one in archive.infolist() if one.file_size > 4000]
+    assert len(places) > 10
+    for at in places:
+        for damaged in (_flipped(whole, at), whole[:at] + bytes(64) + whole[at + 64 :]):
+            if damaged == whole:
+                continue
+            (tmp_path / "damaged.pt").write_bytes(damaged)
+            with pytest.raises(UserError, match="damaged.pt cannot be read as a checkpoint .*damaged"):
+                read_state_dict(tmp_path / "damaged.pt")
+
+
+def test_a_torchscript_archive_is_checked_too(archive, tmp_path):
+    whole = archive.read_bytes()
+    with zipfile.ZipFile(archive) as content:
+        largest = max(content.infolist(), key=lambda one: one.file_size)
+    (tmp_path / "damaged.pt").write_bytes(_flipped(whole, largest.header_offset + largest.file_size // 2))
+    with pytest.raises(UserError, match="checksum of its record"):
+        read_state_dict(tmp_path / "damaged.pt")
+
+
+def test_lengths_of_safetensors_are_checked(tmp_path):
+    save_file(state_dict(), tmp_path / "sound.safetensors")
+    whole = (tmp_path / "sound.safetensors").read_bytes()
+    for damaged in (whole[:-10], whole + bytes(10), whole[:4], b""):
+        (tmp_path / "damaged.safetensors").write_bytes(damaged)
+        with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+            read_state_dict(tmp_path / "damaged.safetensors")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, bad):
+    state = state_dict()
+    state["visual.proj"][0, 0] = bad
+    torch.save(state, tmp_path / "file.pt")
+    with pytest.raises(UserError, match="no finite numbers .*visual.proj"):
+        load_model(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (b"\n <html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n", "a Git-LFS pointer"),
+        (b"", "it is empty"),
+        (b'{"a": 1}', "JSON text"),
+        (b"\x89PNG\r\n\x1a\n", "a picture"),
+        (b"PK\x03\x04" + bytes(100), "cut short or damaged"),
+    ],
+)
+@pytest.mark.parametrize("name", ["file.pt", "file.safetensors"])
+def test_files_that_are_no_weights_are_named(tmp_path, content, what, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load_model(tmp_path / name)
+    if name.endswith(".pt"):
+        assert what in str(error.value)
+    assert "\x1b" not in str(error.value) and "weights_only" not in str(error.value)
+
+
+def test_other_objects_in_a_checkpoint_are_named(tmp_path):
+    for value, name in ((argparse.Namespace(lr=1), "argparse.Namespace"), (np.float64(3), "scalar")):
+        torch.save({"model": state_dict(), "args": value}, tmp_path / "file.pt")
+        with pytest.raises(UserError, match=rf"it holds a [\w.]*{name} beside the tensors") as error:
+            load_model(tmp_path / "file.pt")
+        assert "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "model.", "clip_model.module."])
+def test_prefixes_of_wrappers(tmp_path, prefix):
+    torch.save({prefix + key: value for key, value in state_dict().items()}, tmp_path / "file.pt")
+    assert _same(tmp_path / "file.pt")
+    inner = {key.replace("visual.", "visual._orig_mod."): value for key, value in state_dict().items()}
+    torch.save(inner, tmp_path / "file.pt")
+    assert _same(tmp_path / "file.pt")
+
+
+def test_what_a_file_does_not_record_is_said(tmp_path, caplog):
+    torch.save(state_dict(), tmp_path / "file.pt")
+    with caplog.at_level("INFO"):
+        load_model(tmp_path / "file.pt")
+    assert "records neither the number of heads nor the activation" in caplog.text
+
+
+def test_a_folders_own_normalisation_is_used(tmp_path, caplog):
+    from chexzero.export.write import to_open_clip
+    from chexzero.imaging.normalise import prepare
+    from chexzero.zero_shot import embed_images
+
+    torch.save(state_dict(), tmp_path / "file.pt")
+    model = load_model(tmp_path / "file.pt")
+    (tmp_path / "folder").mkdir()
+    to_open_clip(model, tmp_path / "folder")
+    assert load_model(tmp_path / "folder").normalisation is None  # CheXzero's
+    config = json.loads((tmp_path / "folder/open_clip_config.json").read_text())
+    config["preprocess_cfg"] |= {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3]}
+    (tmp_path / "folder/open_clip_config.json").write_text(json.dumps(config))
+    with caplog.at_level("INFO"):
+        other = load_model(tmp_path / "folder")
+    assert "open_clip_config.json says: mean (0.5, 0.4, 0.3)" in caplog.text
+    images = torch.randint(0, 256, (2, model.image_resolution, model.image_resolution), dtype=torch.uint8)
+    expected = torch.stack(
+        [(images / 255 - mean) / std for mean, std in zip((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), strict=True)], dim=1
+    )
+    prepared = prepare(images, model.image_resolution, other.normalisation)
+    assert torch.allclose(prepared, expected, atol=1e-5)
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(model.encode_image(expected), dim=-1).numpy()
+    assert np.allclose(embed_images(other, images.numpy()), features, atol=1e-4)
+    config["preprocess_cfg"]["std"] = [0, 1, 1]
+    (tmp_path / "folder/open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="mean and deviation must be three numbers"):
+        load_model(tmp_path / "folder")

@@ -70,7 +70,9 @@ class Explorer:
             features = embed_images(self.model, image[None])
             texts = embed_texts(self.model, labels + [f"no {label}" for label in labels])
             maps = patch_similarity(
-                self.model, prepare(torch.from_numpy(image[None]), self.model.image_resolution), torch.from_numpy(texts)
+                self.model,
+                prepare(torch.from_numpy(image[None]), self.model.image_resolution, self.model.normalisation),
+                torch.from_numpy(texts),
             )[0].numpy()
         n = len(labels)
         probabilities = pair_probabilities(features, texts[:n], texts[n:])[0]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from chexzero.common.errors import UserError, refusal
-from chexzero.imaging.normalise import MEAN, STD, prepare
+from chexzero.imaging.normalise import CHEXZERO, prepare
 from chexzero.model import CLIP, HEAD_WIDTH, count_blocks
 from chexzero.models import key_names
 from chexzero.simple_tokenizer import default_tokenizer
@@ -132,8 +132,8 @@ def _hf_image_processor(model: CLIP):
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
-        image_mean=[MEAN / 255] * 3,
-        image_std=[STD / 255] * 3,
+        image_mean=list((model.normalisation or CHEXZERO).mean),
+        image_std=list((model.normalisation or CHEXZERO).std),
     )
 
 
@@ -186,8 +186,8 @@ def to_open_clip(model: CLIP, folder: Path) -> str:
             ),
         },
         "preprocess_cfg": {
-            "mean": [MEAN / 255] * 3,
-            "std": [STD / 255] * 3,
+            "mean": list((model.normalisation or CHEXZERO).mean),
+            "std": list((model.normalisation or CHEXZERO).std),
             "interpolation": "bicubic",
             "resize_mode": "longest",
             "fill_color": 0,
@@ -238,7 +238,9 @@ class _VisionForOnnx(nn.Module):
         self.model = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return normalize(self.model.encode_image(prepare(images, self.model.image_resolution)), dim=-1)
+        return normalize(
+            self.model.encode_image(prepare(images, self.model.image_resolution, self.model.normalisation)), dim=-1
+        )
 
 
 class _TextForOnnx(nn.Module):

@@ -1,5 +1,7 @@
 """From stored radiographs to what a vision tower takes; the last step before the model, on the model's device."""
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional
 
@@ -8,11 +10,28 @@ MEAN = 101.48761
 STD = 83.43944
 
 
-def prepare(images: torch.Tensor, resolution: int) -> torch.Tensor:
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation per channel, on the 0..1 scale."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def is_near(self, other: "Normalisation") -> bool:
+        """Whether the two differ by rounding only."""
+        pairs = zip(self.mean + self.std, other.mean + other.std, strict=True)
+        return all(abs(a - b) < 1e-4 for a, b in pairs)
+
+
+CHEXZERO = Normalisation((MEAN / 255,) * 3, (STD / 255,) * 3)
+
+
+def prepare(images: torch.Tensor, resolution: int, normalisation: Normalisation | None = None) -> torch.Tensor:
     """Normalise grey radiographs and bring them to the tower's resolution.
 
-    images: (B, H, W), uint8 or float, 0..255. Returns float32 (B, 3, R, R) on the device of `images`; the three
-    channels share memory (an expanded view), so clone before writing into it.
+    images: (B, H, W), uint8 or float, 0..255. normalisation: another model's, None for CheXzero's. Returns float32
+    (B, 3, R, R) on the device of `images`; with CheXzero's the three channels share memory (an expanded view), so clone
+    before writing into it.
 
     CheXzero repeats the image to three channels, normalises each with the same mean and standard deviation, then
     resizes (bicubic, align_corners=False, no antialiasing: what torchvision 0.11 does with tensors). Both steps act
@@ -27,4 +46,8 @@ def prepare(images: torch.Tensor, resolution: int) -> torch.Tensor:
         pixels = functional.interpolate(
             pixels, size=(resolution, resolution), mode="bicubic", align_corners=False, antialias=False
         )
-    return pixels.expand(-1, 3, -1, -1)
+    pixels = pixels.expand(-1, 3, -1, -1)
+    if normalisation is None:
+        return pixels
+    mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (normalisation.mean, normalisation.std))
+    return ((pixels * STD + MEAN) / 255 - mean) / std

@@ -12,8 +12,9 @@ import torch
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import require_file
-from chexzero.model import CLIP, OPENAI_EXTRAS, build_model, count_blocks
-from chexzero.models.other_libraries import read_folder
+from chexzero.model import CLIP, HEAD_WIDTH, OPENAI_EXTRAS, build_model, count_blocks
+from chexzero.models.other_libraries import normalisation_of, read_folder
+from chexzero.models.weight_files import check_records, explain, not_finite, read_tensors, without_wrappers
 
 log = logging.getLogger(__name__)
 
@@ -26,40 +27,52 @@ REMEDY = (
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Read the weights of a checkpoint as they are stored, on the CPU.
 
-    Taken are: a bare state dict (`.pt`, float16 or float32, with or without the prefix `module.` that DataParallel
-    adds), a dict that has it under `model`, `state_dict` or `model_state_dict` (our `last.pt` is one), OpenAI's
-    TorchScript archive, `.safetensors`, and the folders of transformers and open_clip. Raises `UserError` for
-    anything else.
+    Taken are: a bare state dict (`.pt`, float16 or float32, with or without the prefixes of DataParallel, torch.compile
+    and other wrappers), a dict that has it under `model`, `state_dict` or `model_state_dict` (our `last.pt` is one), OpenAI's
+    TorchScript archive, `.safetensors`, and the folders of transformers and open_clip. Every record is compared with
+    its checksum where the format has one. Raises `UserError` for anything else, for damage, and for weights that are
+    not finite.
     """
     if Path(path).is_dir():
-        return read_folder(Path(path))
+        return _finite(path, read_folder(Path(path)))
     path = require_file(path, REMEDY)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        elif _is_torchscript(path):
-            state = read_torchscript(path)
-        else:
-            state = _weights_of(torch.load(path, map_location="cpu", weights_only=True))
+        state = read_torchscript(path) if _is_torchscript(path) else _weights_of(read_tensors(path))
     except Exception as error:  # each of the readers has its own exceptions for a damaged file
-        raise UserError(f"{path} cannot be read as a checkpoint ({_first_line(error)}); {REMEDY}") from error
+        raise UserError(f"{path} cannot be read as a checkpoint ({explain(error)}); {REMEDY}") from error
     if not state or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
         raise UserError(f"{path} holds no state dict; {REMEDY}")
-    if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return dict(state)
+    return _finite(path, without_wrappers(state))
+
+
+def _finite(path: str | os.PathLike, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if bad := not_finite(state):
+        raise UserError(
+            f"{path} has weights that are no finite numbers ({len(bad)} of {len(state)} tensors, the first is {bad[0]}): "
+            "its training diverged, or the file is damaged; take another checkpoint"
+        )
+    return state
 
 
 def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> CLIP:
     """Load any checkpoint strictly: a `chexzero.model.CLIP` in float32 and eval mode on `device`.
 
-    Raises `UserError` that says which model the file is and which keys differ.
+    A folder's own normalisation of images is taken over (`CLIP.normalisation`). What a file of weights does not record,
+    and is taken for granted, is logged. Raises `UserError` that says which model the file is and which keys differ.
     """
     state = read_state_dict(path)
     try:
-        return build_model(state).to(device)
+        model = build_model(state).to(device)
+        if Path(path).is_dir():
+            model.normalisation = normalisation_of(Path(path))
+        elif "visual.conv1.weight" in state:
+            log.info(
+                "%s: a file of weights records neither the number of heads nor the activation; heads of width %d and "
+                "QuickGELU, as in CheXzero and OpenAI's CLIP, are taken",
+                path,
+                HEAD_WIDTH,
+            )
+        return model
     except UserError as error:
         raise UserError(f"{path} is {describe(state)} and does not load: {error}; {REMEDY}") from error
 
@@ -102,10 +115,6 @@ def _weights_of(content: object) -> Mapping:
         if isinstance(content.get(key), Mapping):
             return content[key]
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 # --- OpenAI's TorchScript archives ---
@@ -182,6 +191,7 @@ def _torchscript_root(path: Path) -> str | None:
 def read_torchscript(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Read every tensor that a TorchScript archive's modules hold, by its dotted name; no code of it is run."""
     path = Path(path)
+    check_records(path)
     with zipfile.ZipFile(path) as archive:
         content = _TensorUnpickler(archive, _torchscript_root(path)).load()
     return {name: tensor for name, tensor in _tensors(content) if name not in OPENAI_EXTRAS}

@@ -1,5 +1,6 @@
 """Reading models from the folders other libraries write (and `chexzero.export` writes for them)."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,12 @@ import torch
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json
+from chexzero.imaging.normalise import CHEXZERO, Normalisation
 from chexzero.model import HEAD_WIDTH
 from chexzero.models.key_names import State, from_hf_clip
+from chexzero.models.weight_files import check_records, explain, read_tensors
+
+log = logging.getLogger(__name__)
 
 REMEDY = (
     "name a folder of transformers (CLIPModel, VisionTextDualEncoderModel) or of open_clip, or a checkpoint file; a "
@@ -17,6 +22,7 @@ REMEDY = (
 )
 
 OPEN_CLIP_CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
+HF_PROCESSOR = "preprocessor_config.json"
 HF_KINDS = ("clip", "vision-text-dual-encoder")
 
 
@@ -35,8 +41,41 @@ def read_folder(folder: Path) -> State:
     except UserError:
         raise
     except Exception as error:  # each of the readers has its own exceptions for a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{folder} does not load ({reason}); {REMEDY}") from error
+        raise UserError(f"{folder} does not load ({explain(error)}); {REMEDY}") from error
+
+
+def normalisation_of(folder: Path) -> Normalisation | None:
+    """The mean and deviation that a folder says its images are normalised with; None for CheXzero's, and where it says
+    nothing. What is used is logged.
+
+    open_clip writes them as `preprocess_cfg` in its config, transformers in `preprocessor_config.json`.
+    """
+    found: dict = {}
+    for name, key, mean, std in (
+        (OPEN_CLIP_CONFIG, "preprocess_cfg", "mean", "std"),
+        (HF_PROCESSOR, None, "image_mean", "image_std"),
+    ):
+        if (folder / name).is_file() and not found:
+            content = read_json(folder / name)
+            content = content.get(key, {}) if key and isinstance(content, dict) else content
+            if isinstance(content, dict) and mean in content and std in content:
+                found = {"mean": content[mean], "std": content[std], "file": name}
+    if not found:
+        log.info("%s does not say how images are normalised; CheXzero's mean and deviation are taken", folder)
+        return None
+    try:
+        mean, std = (tuple(float(value) for value in found[name]) for name in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
+            raise ValueError(f"{mean} and {std}")
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / found['file']}: mean and deviation must be three numbers each, in 0..1 ({error}); correct it"
+        ) from error
+    own = Normalisation(mean, std)
+    if own.is_near(CHEXZERO):
+        return None
+    log.info("images are normalised as %s says: mean %s, deviation %s", folder / found["file"], mean, std)
+    return own
 
 
 def _reader(folder: Path) -> Callable[[Path], State] | None:
@@ -96,16 +135,14 @@ def _is_dinov3(vision: dict[str, Any]) -> bool:
 
 def _open_clip_weights(folder: Path) -> State:
     safe, pickled = folder / "open_clip_model.safetensors", folder / "open_clip_pytorch_model.bin"
-    if safe.is_file() or not pickled.is_file():
-        from safetensors.torch import load_file
-
-        return load_file(safe)
-    return torch.load(pickled, map_location="cpu", weights_only=True)
+    return read_tensors(safe if safe.is_file() or not pickled.is_file() else pickled)
 
 
 def _read_hf(folder: Path) -> State:
     import transformers
 
+    for pickled in folder.glob("*.bin"):
+        check_records(pickled)
     kind = _hf_kind(folder)
     name = "CLIPModel" if kind == "clip" else "VisionTextDualEncoderModel"
     model, info = getattr(transformers, name).from_pretrained(folder, local_files_only=True, output_loading_info=True)

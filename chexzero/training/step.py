@@ -41,7 +41,7 @@ class Towers(nn.Module):
 
     def _image_features(self, images: torch.Tensor) -> torch.Tensor:
         if images.ndim == 3:
-            images = prepare(images, self.clip.image_resolution)
+            images = prepare(images, self.clip.image_resolution, self.clip.normalisation)
         with self._autocast(images.device):
             features = self.clip.encode_image(images)
         return functional.normalize(features.float(), dim=-1)
