@@ -155,7 +155,7 @@ def img_to_hdf5(
     failures = []
     with atomic_path(out_filepath) as temporary, NewFile(temporary) as file:
         dataset = file.create_dataset(
-            "cxr", (len(paths), resolution, resolution), np.uint8, chunks=(1, resolution, resolution)
+            "cxr", (len(paths), resolution, resolution), np.uint8, chunks=(1, resolution, resolution), fletcher32=True
         )
         images = _in_parallel(lambda path: _attempt(path, resolution), paths)
         for row, image in enumerate(tqdm(images, total=len(paths), unit="image", disable=None)):

@@ -108,8 +108,8 @@ def new_images(path: Path, ids: list[bytes], attribute: dict[str, Any], size: in
     """A new image file with the dataset `cxr`, one row an id, one chunk an image; the file is whole or not there."""
     with atomic_path(path) as temporary, NewFile(temporary, libver="v110") as handle:
         handle.attrs["build"] = json.dumps(attribute, sort_keys=True)
-        handle["id"] = np.array(ids)
-        handle.create_dataset("cxr", (len(ids), size, size), np.uint8, chunks=(1, size, size))
+        handle.create_dataset("id", data=np.array(ids), chunks=True, fletcher32=True)
+        handle.create_dataset("cxr", (len(ids), size, size), np.uint8, chunks=(1, size, size), fletcher32=True)
         yield handle
 
 

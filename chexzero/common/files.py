@@ -1,5 +1,6 @@
 """Reading what others wrote without trusting it, and writing so that nothing half-written is taken for whole."""
 
+import codecs
 import csv
 import hashlib
 import json
@@ -86,15 +87,34 @@ def read_json(path: str | os.PathLike, remedy: str = "name another file or make 
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); {remedy}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); {remedy}") from error
+    except (RecursionError, ValueError) as error:  # nested a thousand deep, or a number of ten thousand digits
+        raise UserError(f"{path} cannot be read as JSON ({' '.join(str(error).split())[:120]}); {remedy}") from error
 
 
-def read_yaml(path: str | os.PathLike, remedy: str = "correct it") -> Any:
-    """Read a YAML file's plain values; a missing, damaged or wrongly encoded one raises a `UserError`."""
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without code, and without keys that stand twice (YAML takes the last and says nothing)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | os.PathLike, remedy: str = "name another file or correct it") -> Any:
+    """Read a YAML file, running no code; a damaged one, another encoding or a key twice raises `UserError`."""
     path = require_file(path, remedy)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:  # ValueError: an impossible date
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())[:300]}); {remedy}") from error
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)  # noqa: S506  (a SafeLoader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); {remedy}") from error
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); {remedy}") from error
 
 
 def read_table(
@@ -114,9 +134,15 @@ def read_table(
     import pandas as pd  # here, because a process that prepares images does without it (40 MiB)
 
     path = require_file(path, remedy)
+    with open(path, "rb") as raw:
+        if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise UserError(f"{path} is UTF-16; convert it, for instance with `iconv -f utf-16 -t utf-8`")
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             header = next(csv.reader(handle), [])
+        twice = sorted({name for name in header if name and header.count(name) > 1})
+        if twice:
+            raise UserError(f"{path} has the column {', '.join(twice)} more than once; leave one of each")
         missing = [name for name in columns if name not in header]
         if missing:
             raise UserError(
@@ -139,11 +165,13 @@ def read_table(
                 if all_columns and also is None
                 else [name for name in header if name in columns or name in (also or ())],
             )
+    except UserError:
+        raise
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (byte {error.start}); convert it, for instance with `iconv -f latin1 -t utf-8`"
         ) from error
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
         raise UserError(f"{path} cannot be read as CSV ({' '.join(str(error).split())}); {remedy}") from error
 
 
@@ -168,7 +196,13 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def safe_name(name: str, what: str = "name") -> str:
-    """Return `name` if it can be one folder's name (letters, digits, `. _ -`); else raise a `UserError`."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", name):
-        raise UserError(f"the {what} {name!r} must be letters, digits, '.', '_' and '-' only; choose another")
+    """Return `name` if it can be one folder's name; else raise a `UserError`.
+
+    Letters and digits of any script, `. _ - = + , ( )`, and single spaces before such a bracket (a copy's name).
+    """
+    if not re.fullmatch(r"\w(?:[\w.=+,()-]| (?=\()){0,127}", name) or len(os.fsencode(name)) > 200:
+        raise UserError(
+            f"the {what} {name!r} must be at most 128 letters, digits, and '.', '_', '-', '=', '+', ',' and brackets; "
+            "choose another"
+        )
     return name

@@ -53,6 +53,11 @@ def open_images(path: str | os.PathLike) -> h5py.File:
         first = " ".join(str(error).split())[:120]
         why = refusal(error)
         problem = f"cannot be read ({why})" if why else f"is not a whole HDF5 file ({first})"
+        if "unable to lock" in str(error):
+            raise UserError(
+                f"{path} is locked by another program, which may be writing it; wait for it, or where nothing writes, "
+                "set HDF5_USE_FILE_LOCKING=FALSE"
+            ) from error
     if problem is None and handle is not None:
         return handle
     if handle is not None:
@@ -79,23 +84,28 @@ def _problem(handle: h5py.File) -> str | None:
         )
     ids = handle.get("id")
     if ids is not None and not (
-        isinstance(ids, h5py.Dataset) and ids.shape == images.shape[:1] and ids.dtype.kind in "SO"
+        isinstance(ids, h5py.Dataset) and ids.shape == images.shape[:1] and ids.dtype.kind in "SOiu"
     ):
-        return "has an `id` that is not one text per image"
+        return "has an `id` that is not one text or number per image"
     return None
 
 
 def image_ids(handle: h5py.File) -> list[str] | None:
-    """The row ids of an image file, or None for upstream's files, which have none."""
+    """The row ids of an image file, or None for upstream's files, which have none; whole numbers become text."""
     if "id" not in handle:
         return None
     try:
-        return [value.decode() for value in handle["id"][:]]
-    except (OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        values = handle["id"][:]
+        ids = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+    except UnicodeDecodeError as error:
         raise UserError(
-            f"{handle.filename}: `id` cannot be read ({' '.join(str(error).split())[:120]}); make the file again with "
-            f"`python -m data_prep build`"
+            f"{handle.filename}: an `id` is not UTF-8 ({error.object!r}); write the ids again as UTF-8"
         ) from error
+    except (OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{handle.filename}: `id` cannot be read ({str(error).split(',')[0]})") from error
+    if len(ids) != len(handle["cxr"]):
+        raise UserError(f"{handle.filename} has {len(handle['cxr'])} images but {len(ids)} ids; make it again")
+    return ids
 
 
 def read_build(data_dir: str | os.PathLike) -> dict:
@@ -124,36 +134,53 @@ def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, tab
         )
 
 
-def check_images(path: str | os.PathLike) -> None:
-    """Refuse an image file in which an image is of one grey value (black rows are images that failed to be read).
+def check_images(path: str | os.PathLike, most: int | None = None) -> None:
+    """Refuse an image file that would be misread; training and evaluation look at the same things.
 
-    Floating-point values must be grey values too, 0 to 255.
+    Refused are an image of one grey value (black rows are images that failed to be read), values that are not 0..255
+    (0..1, -1..1 or standardised floats), and rows that cannot be read (their checksums are wrong). A set that is
+    nearly black or of very small images gets a warning. most: look at so many
+    images at most, spread over the file (None: at all); of these, one of one grey value is only warned of, because
+    CheXzero's own training files have black rows.
     """
     with open_images(path) as handle:
         images, ids = handle["cxr"], image_ids(handle)
         constant: list[int] = []
-        for start in range(0, len(images), 64):
+        low, high, total, seen = np.inf, -np.inf, 0.0, 0
+        step = max(1, -(-len(images) // most)) if most else 1
+        for start in range(0, len(images), 64 * step):
             try:
-                block = images[start : start + 64]
+                block = images[start : start + 64 * step : step].reshape(-1, int(np.prod(images.shape[1:])))
             except (OSError, RuntimeError) as error:
                 raise UserError(
-                    f"{path}: the images from row {start + 1} on cannot be read ({' '.join(str(error).split())[:120]}); "
-                    f"build the file again with `python -m data_prep build`"
+                    f"{path}: an image of rows {start + 1} to {start + 64 * step} is damaged "
+                    f"({str(error).split(',')[0]}); copy the file again, or build it again"
                 ) from error
-            low, high = (reduce(block.reshape(len(block), -1), axis=1) for reduce in (np.min, np.max))
-            if not ((low >= 0) & (high <= 255)).all():  # NaN too
-                raise UserError(
-                    f"{path}: grey values from {low.min():g} to {high.max():g} in the rows from {start + 1} on; 0 to 255 "
-                    f"is needed, not scaled or normalised images"
-                )
-            constant.extend(start + np.flatnonzero(high == low))
-        if constant:
+            if not np.isfinite(block).all():
+                raise UserError(f"{path}: images of rows {start + 1} and on hold values that are no numbers; mend them")
+            constant.extend(int(start + step * i) for i in np.flatnonzero(block.max(1) == block.min(1)))
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+            total, seen = total + float(block.mean(dtype=np.float64)) * len(block), seen + len(block)
+        if constant and most:
+            log.warning(
+                "%s: %d of %d images looked at are of one grey value; they teach nothing", path, len(constant), seen
+            )
+        elif constant:
             first = ids[constant[0]] if ids else f"row {constant[0] + 1}"
             raise UserError(
                 f"{path}: {len(constant)} of {len(images)} images are of one grey value (the first is "
                 f"{first}); they were not read, so no number from them would mean anything; build the "
                 f"file again with `python -m data_prep build`"
             )
+        if low < 0 or high > 255 or (high <= 2 and images.dtype != np.uint8):
+            raise UserError(
+                f"{path}: the images' values are {low:g} to {high:g}, but 0 to 255 are needed, as CheXzero stores them; "
+                "bring them to that range (0..1: times 255) and write the file again"
+            )
+        if total / seen < 10:
+            log.warning("%s: the images are nearly black (mean %.1f of 255); look at some", path, total / seen)
+        if min(images.shape[1:]) < 64:
+            log.warning("%s: the images are only %d x %d pixels", path, *images.shape[1:])
 
 
 def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd.DataFrame, np.ndarray]:
@@ -161,8 +188,8 @@ def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd
 
     Returns the whole table (strings) and the labels as float64, N x len(labels), each exactly 0 or 1.
     A column that is wholly blank is a label that the set does not have: it is 0 throughout, so that it has one class
-    and no measure. A missing column, a blank among values, NaN or any other value raises `UserError` with the row (counted from 1, header
-    apart) and the column.
+    and no measure. A missing column, a blank among values, NaN or any other value raises `UserError` with the row
+    (counted from 1, header apart) and the column.
     """
     table = read_table(path, labels, remedy="name a CSV that has one 0/1 column a label")
     values = np.full((len(table), len(labels)), np.nan)

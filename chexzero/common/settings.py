@@ -3,9 +3,11 @@
 import argparse
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import shtab
@@ -115,7 +117,21 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
     known, _ = parser.parse_known_args(argv)
     if known.config:
         parser.set_defaults(**_read_config(parser, known.config))
-    return parser.parse_args(argv)
+    return _with_home(parser, parser.parse_args(argv))
+
+
+def _with_home(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    """Paths that begin with `~` under the user's home: a shell leaves the one of `--out=~/x` alone."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [expanded(one) for one in value]
+        return type(value)(os.path.expanduser(value)) if isinstance(value, str | Path) else value
+
+    for action in parser._actions:
+        if PATHS & set(str(action.metavar).split("|")) and hasattr(args, action.dest):
+            setattr(args, action.dest, expanded(getattr(args, action.dest)))
+    return args
 
 
 def complete_paths(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +158,12 @@ def _checked(parser: argparse.ArgumentParser, key: str, value: Any, default: Any
     """What the flag `key` makes of a value of the file."""
     if isinstance(default, bool) != isinstance(value, bool) and value is not None:
         raise UserError(f"{path}: {key} must {'' if isinstance(default, bool) else 'not '}be true or false; correct it")
+    if value is None and default is not None:
+        raise UserError(f"{path}: {key} has no value; give it one, or leave the line out")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path}: {key} is {value}, no finite number; correct it")
+    if isinstance(value, dict):
+        raise UserError(f"{path}: {key} must be one value, not `name: value` lines; correct it")
     if value is None or isinstance(value, bool):
         return value
     words = [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]

@@ -51,7 +51,7 @@ def _identity(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         "id": ids,
         "patient_id": table.get("patient_id", study),
         "study_id": study,
-        "view": table["view"] if "view" in table and "study_id" in table else "frontal",
+        "view": table["view"].str.strip().str.lower() if "view" in table and "study_id" in table else "frontal",
     }
     found = pd.DataFrame(columns)
     blank = found.isna().any(axis=1)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from chexzero.common.errors import UserError
+from chexzero.common.formats import check_images
 from chexzero.train import CXRDataset
 from chexzero.training import distributed
 from chexzero.training.config import TrainConfig
@@ -100,6 +101,10 @@ def _place(pair: tuple[int, int], batch: list, seen: set, still: list, batch_siz
         seen.add(study)
 
 
+#: Of the training images so many are looked at before a run: reading all of them would take minutes.
+SAMPLE = 256
+
+
 def plan_batches(config: TrainConfig, dataset: CXRDataset) -> Batches:
     """The batches of a run, in this rank's order, without the pairs that are held out."""
     if config.one_per_study and dataset.studies is None:
@@ -107,6 +112,7 @@ def plan_batches(config: TrainConfig, dataset: CXRDataset) -> Batches:
             f"--one_per_study needs a column study_id in {config.txt_filepath}; build it with `python -m "
             f"data_prep build`, or leave the flag out"
         )
+    check_images(config.cxr_filepath, most=SAMPLE)
     rows, held_out = hold_out(dataset.patients, len(dataset), config.val_pairs, config.seed)
     batches = Batches(
         rows,

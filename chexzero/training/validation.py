@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from chexzero.common.files import sha256_of, write_json
-from chexzero.common.formats import check_rows, open_images, read_labels
+from chexzero.common.formats import check_images, check_rows, open_images, read_labels
 from chexzero.common.labels import LABELS, MEANS
 from chexzero.common.statistics import auroc, bootstrap_auroc, mean_of_samples, mean_over_labels, percentile_interval
 from chexzero.model import CLIP
@@ -41,6 +41,7 @@ class Validator:
         self.interval: list = [None, None, None]  # the best step so far, and its metric's lower and upper end
         table, self.labels = read_labels(config.valid_labels)
         check_rows(config.valid, config.valid_labels, table)
+        check_images(config.valid)
         self.defined = labels_with_both_classes(self.labels)
         self.metric = selection.usable_metric(config.select_by, self.defined)
         averaged = [name for name in selection.members(self.metric or "val_loss") if name in self.defined]

@@ -56,7 +56,9 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """Write the rows as CSV, atomically and one at a time; returns how many there were."""
     count = 0
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
+        writer = csv.writer(
+            handle, lineterminator="\n", quoting=csv.QUOTE_ALL
+        )  # else a bare carriage return ends a row
         writer.writerow(COLUMNS)
         for row in rows:
             writer.writerow([getattr(row, name) for name in COLUMNS])

@@ -1,0 +1,10 @@
+"""A sample of the campaign of damaged files (`make fuzz` runs all of it)."""
+
+from tests.fuzz.campaign import campaign
+from tests.fuzz.formats import FORMATS
+
+
+def test_damaged_files_are_refused_or_read_right():
+    counts, failures = campaign(8 * len(FORMATS), seed=7, formats=list(FORMATS))
+    assert not failures, failures
+    assert all(found.total() == 8 and found["refused"] for found in counts.values()), counts
