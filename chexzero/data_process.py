@@ -7,7 +7,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,7 +183,7 @@ def _attempt(path: str | os.PathLike, resolution: int) -> np.ndarray | str:
 def _in_parallel(function: Callable, items: Iterable) -> Iterator:
     """Yield `function(item)` in order, a few items ahead; decoding and resizing release the interpreter lock."""
     workers = os.cpu_count() or 1
-    waiting = deque()
+    waiting: deque[Future] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for item in items:
             waiting.append(pool.submit(function, item))

@@ -104,9 +104,10 @@ def _decode_other(data: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=[name]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(f"the image has {image.width} x {image.height} pixels, too many")
-            if getattr(image, "n_frames", 1) > 1:
-                raise UnreadableImage(f"the {name} file has {image.n_frames} pages; one is needed")
-            inverted = name == "TIFF" and image.mode.startswith("I;16") and image.tag_v2.get(262) == 0
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1:
+                raise UnreadableImage(f"the {name} file has {pages} pages; one is needed")
+            inverted = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0
             if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L"):
                 raise UnreadableImage(f"the {name} file's samples are of the kind {image.mode}; 8 or 16 bits are read")
             if image.mode in ("1", "LA"):

@@ -230,8 +230,8 @@ def _windowed(pixels: np.ndarray, seen: np.ndarray, dataset: "Dataset") -> np.nd
         return pixels
     if not has_lut:
         least = 1 if str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper() == "LINEAR" else 0
-        if not width > least:
-            log.warning("a DICOM file's window has the width %g; its full range is shown", width)
+        if width is None or not width > least:
+            log.warning("a DICOM file's window has the width %s; its full range is shown", width)
             return pixels
     if has_lut and pixels.dtype.kind == "f":  # a rescaled picture: a look-up takes whole numbers
         pixels = np.rint(pixels).astype(np.int64)

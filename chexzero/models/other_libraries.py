@@ -50,31 +50,31 @@ def normalisation_of(folder: Path) -> Normalisation | None:
 
     open_clip writes them as `preprocess_cfg` in its config, transformers in `preprocessor_config.json`.
     """
-    found: dict = {}
+    found: tuple[Any, Any] | None = None
+    source = ""
     for name, key, mean, std in (
         (OPEN_CLIP_CONFIG, "preprocess_cfg", "mean", "std"),
         (HF_PROCESSOR, None, "image_mean", "image_std"),
     ):
-        if (folder / name).is_file() and not found:
+        if (folder / name).is_file() and found is None:
             content = read_json(folder / name)
             content = content.get(key, {}) if key and isinstance(content, dict) else content
             if isinstance(content, dict) and mean in content and std in content:
-                found = {"mean": content[mean], "std": content[std], "file": name}
-    if not found:
+                found, source = (content[mean], content[std]), name
+    if found is None:
         log.info("%s does not say how images are normalised; CheXzero's mean and deviation are taken", folder)
         return None
     try:
-        mean, std = (tuple(float(value) for value in found[name]) for name in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
-            raise ValueError(f"{mean} and {std}")
+        own = Normalisation(*(tuple(float(value) for value in values) for values in found))
+        if len(own.mean) != 3 or len(own.std) != 3 or not all(value > 0 for value in own.std):
+            raise ValueError(f"{own.mean} and {own.std}")
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{folder / found['file']}: mean and deviation must be three numbers each, in 0..1 ({error}); correct it"
+            f"{folder / source}: mean and deviation must be three numbers each, in 0..1 ({error}); correct it"
         ) from error
-    own = Normalisation(mean, std)
     if own.is_near(CHEXZERO):
         return None
-    log.info("images are normalised as %s says: mean %s, deviation %s", folder / found["file"], mean, std)
+    log.info("images are normalised as %s says: mean %s, deviation %s", folder / source, own.mean, own.std)
     return own
 
 
