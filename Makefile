@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo clean-demo real test test-long lint types coverage mutants campaign docs
+.PHONY: setup demo clean-demo real test test-long lint types coverage mutants campaign fuzz docs
 
 setup: $(READY)
 
@@ -76,6 +76,10 @@ coverage: $(READY)
 # Changes one operator at a time in core modules and counts which changes some test notices (about an hour).
 mutants: $(READY)
 	$(PY) -m tests.mutants --changes 100
+
+# Damaged files of every format that is read: a table of counts, and exit code 1 for a traceback, a crash or a silent change.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m tests.fuzz --files 10000 --seed 1
 
 # Kills, interrupts and starves every command some 1,500 times (hours; a second call goes on where the first stopped).
 campaign: $(READY)
