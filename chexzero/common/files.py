@@ -140,9 +140,6 @@ def read_table(
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             header = next(csv.reader(handle), [])
-        twice = sorted({name for name in header if name and header.count(name) > 1})
-        if twice:
-            raise UserError(f"{path} has the column {', '.join(twice)} more than once; leave one of each")
         missing = [name for name in columns if name not in header]
         if missing:
             raise UserError(

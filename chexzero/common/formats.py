@@ -84,9 +84,9 @@ def _problem(handle: h5py.File) -> str | None:
         )
     ids = handle.get("id")
     if ids is not None and not (
-        isinstance(ids, h5py.Dataset) and ids.shape == images.shape[:1] and ids.dtype.kind in "SOiu"
+        isinstance(ids, h5py.Dataset) and ids.shape == images.shape[:1] and ids.dtype.kind in "SO"
     ):
-        return "has an `id` that is not one text or number per image"
+        return "has an `id` that is not one text per image"
     return None
 
 
@@ -172,7 +172,7 @@ def check_images(path: str | os.PathLike, most: int | None = None) -> None:
                 f"{first}); they were not read, so no number from them would mean anything; build the "
                 f"file again with `python -m data_prep build`"
             )
-        if low < 0 or high > 255 or (high <= 2 and images.dtype != np.uint8):
+        if low < 0 or high > 255 or (0 < high <= 2 and images.dtype != np.uint8):
             raise UserError(
                 f"{path}: the images' values are {low:g} to {high:g}, but 0 to 255 are needed, as CheXzero stores them; "
                 "bring them to that range (0..1: times 255) and write the file again"
