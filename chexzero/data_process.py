@@ -193,7 +193,7 @@ def _in_parallel(function: Callable, items: Iterable) -> Iterator:
             yield waiting.popleft().result()
 
 
-def get_cxr_path_csv(out_filepath: str | os.PathLike, directory: str | os.PathLike) -> None:
+def get_cxr_path_csv(out_filepath: str | os.PathLike, directory: str | os.PathLike[str]) -> None:
     """Write a CSV with the column `Path`: every JPEG below `directory`, sorted, so the same on every disk.
 
     Links to folders are followed; hidden files (`._x.jpg`, which macOS leaves) are passed over.

@@ -48,6 +48,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     """
     _repair_standard_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    code: int | str | None
     try:
         code = main() or 0
         sys.stdout.flush()

@@ -138,7 +138,7 @@ def complete_paths(parser: argparse.ArgumentParser) -> None:
     """Let shell completion offer paths for the flags whose value is called FILE, DIR or FOLDER in the help."""
     for action in parser._actions:
         if PATHS & set(str(action.metavar).split("|")):
-            action.complete = shtab.FILE  # folders too
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # what shtab reads; folders too
 
 
 def _read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 SUBPIXEL = 4  # fractional bits of OpenCV's drawing coordinates
 
@@ -33,7 +34,7 @@ class Canvas:
         """A filled outline, 0..1, float32, its edge blurred by `soft` thorax units. Soft ones are drawn small."""
         sigma = soft * self.unit
         shrink = 1 if sigma < 1.2 else 2 if sigma < 3 else 4
-        mask = np.zeros(self._shape(shrink), np.uint8)
+        mask: np.ndarray = np.zeros(self._shape(shrink), np.uint8)
         cv2.fillPoly(mask, [self.pixels(points, shrink)], 255, cv2.LINE_AA, SUBPIXEL)
         if sigma > 0.4:
             mask = cv2.GaussianBlur(mask, (0, 0), sigma / shrink)
@@ -43,7 +44,7 @@ class Canvas:
         """Open lines (points, width in thorax units, strength 0..1) on one layer, the later over the earlier."""
         sigma = soft * self.unit
         shrink = 1 if sigma < 0.6 else 2
-        layer = np.zeros(self._shape(shrink), np.uint8)
+        layer: np.ndarray = np.zeros(self._shape(shrink), np.uint8)
         for (width, strength), group in itertools.groupby(lines, key=lambda line: line[1:]):
             paths = [points for points, _, _ in group]
             ends = np.cumsum([len(points) for points in paths])[:-1]
@@ -91,7 +92,7 @@ class Canvas:
         return full[: self.density.shape[0], : self.density.shape[1]]
 
 
-def curve(points: list[tuple[float, float]], n: int = 24, closed: bool = False) -> np.ndarray:
+def curve(points: ArrayLike, n: int = 24, closed: bool = False) -> np.ndarray:
     """A smooth line through the points (Catmull-Rom), `n` samples a piece: (pieces * n, 2)."""
     p = np.asarray(points, np.float64)
     last = len(p) if closed else len(p) - 1

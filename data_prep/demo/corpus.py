@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -261,7 +262,7 @@ def _cores() -> int:
 
 
 def _draw_all(pictures: list[Picture], workers: int) -> None:
-    bar = {"total": len(pictures), "desc": "drawing", "unit": " images", "mininterval": 1}
+    bar: dict[str, Any] = {"total": len(pictures), "desc": "drawing", "unit": " images", "mininterval": 1}
     if workers == 1 or len(pictures) < FEW or not processes_can_share():
         for picture in tqdm(pictures, **bar):
             draw_picture(picture)
@@ -427,7 +428,7 @@ def _write_rexgradient(root: Path, settings: dict[str, int]) -> list[Picture]:
     return pictures
 
 
-def _rex_study(case: Case, seed: int) -> tuple[str, dict[str, object], list[str]]:
+def _rex_study(case: Case, seed: int) -> tuple[str, dict[str, Any], list[str]]:
     """A study's key, its metadata, and its images' paths under the release's root."""
     own = np.random.default_rng((seed, PARTS[case.part], case.patient, 1))
     patient_id = "GRDN" + "".join(own.choice(list("ABCDEFGHJKLMNPQRSTUVWXYZ0123456789"), 12))

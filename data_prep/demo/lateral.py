@@ -36,7 +36,7 @@ def draw_lateral(canvas: Canvas, study: Study) -> None:
 
 def _body_and_lungs(canvas: Canvas, own: np.random.Generator) -> Profile:
     d, dome = 0.62 + own.normal(0, 0.035), 0.42 + own.normal(0, 0.03) + canvas.rng.normal(0, 0.015)
-    body = [
+    outline = [
         (-0.15, -2.0),
         (-0.15, -1.2),
         (-0.25, -0.95),
@@ -68,7 +68,7 @@ def _body_and_lungs(canvas: Canvas, own: np.random.Generator) -> Profile:
     ]
     below = [(-1.2, dome), (0, dome - 0.03), (1.2, dome + 0.2), (1.2, 2), (-1.2, 2)]
     mottle = 1 + 0.025 * canvas.clouds(0.035) + 0.018 * canvas.clouds(0.013)
-    body = canvas.area(curve(body + own.normal(0, 0.02, (14, 2)), 8, closed=True), 0.015)
+    body = canvas.area(curve(outline + own.normal(0, 0.02, (14, 2)), 8, closed=True), 0.015)
     air = canvas.area(curve(lung + own.normal(0, 0.014, (12, 2)), 8, closed=True), 0.008)
     canvas.density += 0.82 * body * mottle - 0.44 * air
     canvas.density += 0.15 * canvas.area(np.array(below), 0.03) * (1 - air) * body
@@ -119,7 +119,7 @@ def _markings(p: Profile, present: dict[str, Finding]) -> None:
         for turn in rng.normal((-0.4, 0.4), 0.2):
             tip = end + rng.uniform(0.12, 0.28) * np.array([np.cos(angle + turn), np.sin(angle + turn)])
             thin.append((curve([end, (end + tip) / 2 + rng.normal(0, 0.02, 2), tip], 6), 0.010, 0.4))
-    hila = canvas.area(blob(*hilum, 0.10, 0.12, rng, 0.15), 0.03)
+    hila = canvas.area(blob(hilum[0], hilum[1], 0.10, 0.12, rng, 0.15), 0.03)
     strength = 0.17 if "Edema" in present else 0.12
     canvas.density += (strength * canvas.strokes(thin + thick, 0.004) + 0.09 * hila) * p.air
     canvas.density += 0.018 * canvas.clouds(0.022) * p.air
