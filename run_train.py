@@ -60,6 +60,7 @@ def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.M
     device = distributed.start()
     torch.manual_seed(config.seed)
     workers = default_workers() if config.num_workers is None else config.num_workers
+    assert config.txt_filepath is not None  # `config.resolve` names it
     loader, _ = load_data(
         config.cxr_filepath,
         config.txt_filepath,
@@ -85,6 +86,7 @@ def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.M
     criterion = LOSSES[config.loss].criterion(config.equal_text)
 
     parameters = finetune.parameter_groups(clip, config)
+    optimizer: optim.Optimizer
     if config.optimizer == "adam":
         optimizer = optim.AdamW(parameters, lr=config.lr, betas=(0.9, config.adam_beta2), fused=config.fused or None)
     else:

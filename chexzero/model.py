@@ -46,6 +46,8 @@ class CLIP(nn.Module):
     """
 
     normalisation: "Normalisation | None" = None
+    attn_mask: torch.Tensor
+    logit_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class CLIP(nn.Module):
         self.image_resolution = image_resolution
         self.context_length = context_length
         self.vocab_size = vocab_size
-        self.visual = (
+        self.visual: Any = (  # towers of several libraries, with the methods of each
             visual
             if visual is not None
             else _openai_vision_tower(embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size)
@@ -194,7 +196,8 @@ def _model_for(state: Mapping[str, torch.Tensor]) -> CLIP:
         )
         return CLIP(embed_dim, int(visual.image_resolution), 0, 0, None, **text, visual=visual)
     if "visual.layer1.0.conv1.weight" in state:
-        layers = tuple(count_blocks(state, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
+        first, second, third, fourth = (count_blocks(state, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
+        layers = (first, second, third, fourth)
         grid = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1)
         return CLIP(embed_dim, 32 * grid, layers, len(state["visual.layer1.0.conv1.weight"]), None, **text)
     vision_width, _, patch, _ = state["visual.conv1.weight"].shape

@@ -252,7 +252,8 @@ def train_batch(
     """
     images, texts = images.to(device, non_blocking=True), texts.to(device, non_blocking=True)
     logits_per_image, logits_per_text = model(images, texts)
-    labels = criterion.matches(texts) if hasattr(criterion, "matches") else torch.arange(len(texts), device=device)
+    matches = getattr(criterion, "matches", None)
+    labels = torch.arange(len(texts), device=device) if matches is None else matches(texts)
     loss = pair_loss(logits_per_image, logits_per_text, labels, criterion)
     optimizer.zero_grad()
     getattr(optimizer, "backward", torch.Tensor.backward)(loss)

@@ -115,7 +115,8 @@ def draw_weights(trunk: nn.Module) -> None:
     timm draws all with 0.02, which suits a width of 2,500. In a narrow tower the blocks then add next to nothing, and
     it learns late what lies in single patches.
     """
-    for module in trunk.blocks.modules():
+    blocks: Any = trunk.blocks
+    for module in blocks.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
 

@@ -3,6 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any, cast
 
 import timm
 import torch
@@ -25,6 +26,9 @@ class VisionTower(nn.Module):
     name as UTF-8 bytes; a DINOv3 tower has none, because its shapes say which it is.
     """
 
+    image_resolution: torch.Tensor
+    architecture: torch.Tensor
+
     def __init__(
         self,
         trunk: nn.Module,
@@ -41,12 +45,13 @@ class VisionTower(nn.Module):
                 f"for instance {self.patch_size * 14}, {self.patch_size * 20} or {self.patch_size * 28}"
             )
         self.embed_dim = embed_dim
-        self.trunk = trunk
-        self.head: nn.Module = nn.Identity()
+        self.trunk: Any = trunk  # a module of timm: its attributes are known only when it is built
+        self.head: Any = nn.Identity()
         if embed_dim is not None:
-            self.head = nn.Sequential(OrderedDict(proj=nn.Linear(trunk.num_features, embed_dim, bias=False)))
+            width = cast(int, trunk.num_features)
+            self.head = nn.Sequential(OrderedDict(proj=nn.Linear(width, embed_dim, bias=False)))
             # as CLIP draws its own projections
-            nn.init.normal_(self.head.proj.weight, std=trunk.num_features**-0.5)
+            nn.init.normal_(self.head.proj.weight, std=width**-0.5)
         self.register_buffer("image_resolution", torch.tensor(image_resolution))
         if architecture is not None:
             name = torch.tensor(list(architecture.encode()), dtype=torch.uint8)
@@ -135,7 +140,7 @@ def build_timm_tower(
     for those timm publishes. image_resolution: side of the images in pixels; None for timm's own. Position embeddings
     are resampled to it. Returns the tower in float32, training mode; raises `AdapterError` (or `WeightsError`).
     """
-    trunk = _timm_trunk(architecture, drop_path, pretrained=weights is None)
+    trunk: Any = _timm_trunk(architecture, drop_path, pretrained=weights is None)
     own = trunk.pretrained_cfg["input_size"][-1]
     state = dict(weights) if isinstance(weights, Mapping) else {}
     ours = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
@@ -161,7 +166,7 @@ def _timm_trunk(architecture: str, drop_path: float, pretrained: bool) -> nn.Mod
     if not timm.is_model(architecture.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{architecture[:12]}*")[:8])
         raise AdapterError(f"timm has no model {architecture!r}{f' (it has {near}, ...)' if near else ''}; choose one")
-    options = {"drop_path_rate": drop_path} if drop_path else {}
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     try:
         return timm.create_model(architecture, pretrained=pretrained, num_classes=0, **options)
     except (OSError, RuntimeError, HfHubHTTPError) as error:
@@ -173,7 +178,7 @@ def _timm_trunk(architecture: str, drop_path: float, pretrained: bool) -> nn.Mod
         raise AdapterError(f"timm's {architecture} takes no drop_path; leave --drop_path out") from error
 
 
-def _is_classifier(trunk: nn.Module, key: str) -> bool:
+def _is_classifier(trunk: Any, key: str) -> bool:
     """Whether a tensor belongs to the classifier that the published model has and a tower has not."""
     return key.startswith(tuple(f"{name}." for name in _names(trunk.pretrained_cfg.get("classifier"))))
 
@@ -182,7 +187,7 @@ def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def _set_resolution(trunk: nn.Module, resolution: int) -> None:
+def _set_resolution(trunk: Any, resolution: int) -> None:
     patch = _patch_size(trunk)
     if hasattr(trunk, "set_input_size") and resolution > 0 and resolution % patch == 0:
         trunk.set_input_size(img_size=resolution)

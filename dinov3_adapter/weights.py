@@ -38,6 +38,7 @@ def read_weights(weights: str | os.PathLike | Mapping, name: str) -> tuple[conve
     a name on the hub (`owner/name`, optionally `@revision`), or a state dict. A projection comes with a checkpoint
     of this project. Raises `WeightsError` for anything that is not exactly the weights of this size.
     """
+    source: Path | str
     if isinstance(weights, Mapping):
         source, state = "the state dict", dict(weights)
     else:
@@ -131,7 +132,7 @@ def _check_config(path: Path, name: str) -> None:
         return
     config = _read_json(path)
     with torch.device("meta"):
-        trunk = build_trunk(SIZES[name])
+        trunk: Any = build_trunk(SIZES[name])
     block = trunk.blocks[0]
     wanted = {
         "num_attention_heads": block.attn.num_heads,

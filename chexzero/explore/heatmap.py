@@ -3,8 +3,9 @@
 CLIP trains only the pooled feature, so a patch's cosine is a hint at what the model looks at, not a localisation.
 """
 
+from typing import Any
+
 import torch
-from torch import nn
 from torch.nn.functional import normalize
 
 
@@ -30,7 +31,7 @@ def patch_features(model, images: torch.Tensor) -> torch.Tensor:
     return normalize(projected.float(), dim=-1).unflatten(1, (side, side))
 
 
-def _pooled_alone(trunk: nn.Module, features: torch.Tensor) -> torch.Tensor:
+def _pooled_alone(trunk: Any, features: torch.Tensor) -> torch.Tensor:
     """The trunk's pooling of each place as if the image had no other: its last features -> (B, h, w, width)."""
     if features.ndim == 4:  # a convolutional network, (B, C, h, w)
         batch, _, height, width = features.shape

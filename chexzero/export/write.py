@@ -58,7 +58,7 @@ def to_hf(model: CLIP, folder: Path) -> str:
         config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
             _hf_dinov3_config(model), text_config, projection_dim=model.text_projection.shape[1]
         )
-        theirs = transformers.VisionTextDualEncoderModel(config)
+        theirs: transformers.PreTrainedModel = transformers.VisionTextDualEncoderModel(config)
         state = key_names.to_hf_clip(text)
         for key, value in to_huggingface(model.visual.trunk.state_dict()).items():
             state[f"vision_model.{'model.' if key.startswith('layer.') else ''}{key}"] = value
@@ -292,7 +292,9 @@ def to_onnx(model: CLIP, folder: Path) -> str:
             optimize=False,  # onnxruntime optimises
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
-        for part in (program.model.graph, *program.model.graph.all_nodes()):
+        assert program is not None  # as always with dynamo=True
+        parts: tuple[Any, ...] = (program.model.graph, *program.model.graph.all_nodes())
+        for part in parts:
             part.metadata_props.clear()  # the calls that made each node, with the folders of this installation
         program.save(folder / name, external_data=False)
     tokenizer = _hf_tokenizer(model).backend_tokenizer

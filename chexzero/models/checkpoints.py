@@ -37,7 +37,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         return _finite(path, read_folder(Path(path)))
     path = require_file(path, REMEDY)
     try:
-        state = read_torchscript(path) if _is_torchscript(path) else _weights_of(read_tensors(path))
+        state: Mapping = read_torchscript(path) if _is_torchscript(path) else _weights_of(read_tensors(path))
     except Exception as error:  # each of the readers has its own exceptions for a damaged file
         raise UserError(f"{path} cannot be read as a checkpoint ({explain(error)}); {REMEDY}") from error
     if not state or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
@@ -193,7 +193,7 @@ def read_torchscript(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     path = Path(path)
     check_records(path)
     with zipfile.ZipFile(path) as archive:
-        content = _TensorUnpickler(archive, _torchscript_root(path)).load()
+        content = _TensorUnpickler(archive, _torchscript_root(path) or "").load()
     return {name: tensor for name, tensor in _tensors(content) if name not in OPENAI_EXTRAS}
 
 

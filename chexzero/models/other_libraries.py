@@ -1,6 +1,7 @@
 """Reading models from the folders other libraries write (and `chexzero.export` writes for them)."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ HF_PROCESSOR = "preprocessor_config.json"
 HF_KINDS = ("clip", "vision-text-dual-encoder")
 
 
-def is_model_folder(path: str | Path) -> bool:
+def is_model_folder(path: str | os.PathLike) -> bool:
     """Whether a path is a folder that holds a whole CLIP of transformers or open_clip."""
     return _reader(Path(path)) is not None
 

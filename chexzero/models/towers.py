@@ -103,7 +103,7 @@ def create_model(
     if text_encoder not in TEXT_SIZES:
         raise UserError(f"there is no text encoder {text_encoder!r}; choose one of {', '.join(TEXT_SIZES)}")
     size = TEXT_SIZES[text_encoder]
-    text = dict(
+    text: dict[str, Any] = dict(
         context_length=context_length,
         vocab_size=VOCABULARY_SIZE,
         transformer_width=size.width,
@@ -130,7 +130,7 @@ def create_model(
     state = None
     if vision in CLIP_VISION and str(vision_weights) != RANDOM:
         state = _read_clip(str(vision_weights), openai_name, "--vision_weights")
-        _load_vision(model, state, vision_weights, vision)
+        _load_vision(model, state, vision_weights or OPENAI, vision)
     if str(text_weights) != RANDOM:
         together = str(text_weights) == str(vision_weights)
         if state is None or not together:
@@ -153,11 +153,13 @@ def _tower(
     options: dict[str, Any] = {"embed_dim": embed_dim, "drop_path": drop_path}
     is_timm, is_file = name.startswith(TIMM_PREFIX), weights is not None and Path(weights).exists()
     is_export = weights is not None and is_model_folder(weights)
-    tensors = read_state_dict(weights) if is_export or (is_timm and is_file) else weights
+    tensors = read_state_dict(weights) if weights is not None and (is_export or (is_timm and is_file)) else weights
     try:
         if is_timm:
-            if isinstance(tensors, str | os.PathLike) and str(tensors) != RANDOM:
-                raise UserError(f"--vision_weights {weights} is no file; name one, or {RANDOM}")
+            if isinstance(tensors, str | os.PathLike):
+                if str(tensors) != RANDOM:
+                    raise UserError(f"--vision_weights {weights} is no file; name one, or {RANDOM}")
+                tensors = RANDOM
             return dinov3_adapter.build_timm_tower(
                 name.removeprefix(TIMM_PREFIX), tensors, image_resolution=resolution, **options
             )
@@ -168,7 +170,7 @@ def _tower(
         raise UserError(f"{weights}: {error}" if is_export or (is_timm and is_file) else str(error)) from error
 
 
-def _clip_model(tower: ClipVision, embed_dim: int, resolution: int, text: dict[str, int]) -> CLIP:
+def _clip_model(tower: ClipVision, embed_dim: int, resolution: int, text: dict[str, Any]) -> CLIP:
     if resolution <= 0 or resolution % tower.patch_size:
         raise UserError(
             f"--image_resolution {resolution} is not a multiple of the patch size {tower.patch_size}; "

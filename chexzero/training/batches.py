@@ -76,10 +76,13 @@ def one_per_study(order: NDArray, studies: NDArray, batch_size: int) -> list[NDA
     order, studies: (N,), the rows and the study of each. A row whose study is in the batch already waits for the
     next; at the end, when only views of the same studies are left, batches are short.
     """
-    batches, waiting = [], []
+    batches: list[NDArray] = []
+    waiting: list[tuple[int, int]] = []
     rows = iter(zip(order.tolist(), studies.tolist(), strict=True))
     while True:
-        batch, seen, still = [], set(), []
+        batch: list[int] = []
+        seen: set[int] = set()
+        still: list[tuple[int, int]] = []
         for pair in waiting:
             _place(pair, batch, seen, still, batch_size)
         for pair in rows if len(batch) < batch_size else ():

@@ -224,9 +224,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def check(config: TrainConfig) -> None:
     """Refuse, before anything is loaded, files that are not there and packages that are not installed."""
     for path in (config.cxr_filepath, config.txt_filepath):
-        require_file(path, REMEDY)
+        require_file(path or "", REMEDY)
     for path in (config.valid, config.valid_labels) if config.val_interval else ():
-        require_file(path, f"{REMEDY}, or train without validation with --val_interval 0")
+        require_file(path or "", f"{REMEDY}, or train without validation with --val_interval 0")
     if config.val_interval:
         check_images(config.valid or "")  # as every evaluation does
     else:

@@ -7,6 +7,7 @@ them this is a run of one process and nothing here communicates.
 import os
 import time
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -101,7 +102,7 @@ def gather_objects(value: object) -> list:
     return values
 
 
-def from_main(value: object) -> object:
+def from_main(value: Any) -> Any:
     """Rank 0's `value` on every rank."""
     if not dist.is_initialized():
         return value

@@ -8,12 +8,14 @@ pass and the optimiser's step; `merge_lora(model)` where a checkpoint is written
 import logging
 import re
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from timm.models import group_parameters
 from torch import nn
 
 from chexzero.common.errors import UserError
+from chexzero.model import CLIP
 from chexzero.training.config import ALL, TrainConfig
 
 #: Every matrix of a DINOv3 block: attention in and out, both of the MLP (three where it is gated).
@@ -29,7 +31,7 @@ _PROJECTION = re.compile(r"visual\.(?:head\.proj\.weight|proj)$")
 log = logging.getLogger(__name__)
 
 
-def prepare(model: nn.Module, config: TrainConfig) -> nn.Module:
+def prepare(model: CLIP, config: TrainConfig) -> CLIP:
     """Put LoRA in, and freeze what is frozen for the whole run; changes and returns `model`.
 
     Raises `UserError` for settings that do not fit together or do not fit the tower.
@@ -47,7 +49,7 @@ def prepare(model: nn.Module, config: TrainConfig) -> nn.Module:
     return model
 
 
-def _check(model: nn.Module, config: TrainConfig) -> None:
+def _check(model: CLIP, config: TrainConfig) -> None:
     for flag in ("vision_lr", "projection_lr", "text_lr"):
         rate = getattr(config, flag)
         if rate is not None and not 0 <= rate < float("inf"):
@@ -55,7 +57,7 @@ def _check(model: nn.Module, config: TrainConfig) -> None:
     if not 0 < config.layer_decay <= 1:
         raise UserError(f"--layer_decay {config.layer_decay:g} is not in 0..1; give for instance 0.75, or 1 for none")
     depth = max(_layers(model).values()) - 1
-    if config.freeze_blocks != ALL and not 0 <= config.freeze_blocks <= depth:
+    if config.freeze_blocks != ALL and not 0 <= int(config.freeze_blocks) <= depth:
         raise UserError(
             f"--freeze_blocks {config.freeze_blocks} does not fit a tower of {depth} blocks; give 0 to {depth}, or {ALL}"
         )
@@ -72,18 +74,19 @@ def _check(model: nn.Module, config: TrainConfig) -> None:
         )
 
 
-def _add_lora(trunk: nn.Module, rank: int, alpha: float) -> None:
+def _add_lora(trunk: Any, rank: int, alpha: float) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise UserError("--lora_rank needs the package peft; install it with `pip install peft`") from error
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS), trunk)
+    scale = cast(int, alpha)  # peft takes any number and declares an int
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=scale, target_modules=LORA_TARGETS), trunk)
     for block in trunk.blocks:  # else timm's DINOv3 reads qkv.weight itself and passes the update by
         if hasattr(block.attn, "qkv_bias_separate"):
             block.attn.qkv_bias_separate = True
 
 
-def merge_lora(model: nn.Module) -> dict[str, torch.Tensor]:
+def merge_lora(model: CLIP) -> dict[str, torch.Tensor]:
     """The model's state dict with LoRA's updates added to the weights: the keys are those of a model without LoRA.
 
     A model without LoRA gives its state dict. The model itself is not changed.
@@ -97,7 +100,7 @@ def merge_lora(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+def parameter_groups(model: CLIP, config: TrainConfig) -> list[dict]:
     """Groups for a torch optimiser, `{"params": [...], "lr": rate}`: one for each learning rate, `--lr`'s first.
 
     At the defaults there is one group with every parameter in the model's order, which is what upstream trains.
@@ -126,7 +129,7 @@ def _first(rate: float | None, default: float) -> float:
     return default if rate is None else rate
 
 
-def set_frozen(model: nn.Module, step: int, config: TrainConfig) -> None:
+def set_frozen(model: CLIP, step: int, config: TrainConfig) -> None:
     """Take the gradients off what is frozen at this step (from 0), so that the optimiser passes it by.
 
     To be called between the backward pass and the optimiser's step. Only the gradients go: parameters that changed
@@ -138,7 +141,7 @@ def set_frozen(model: nn.Module, step: int, config: TrainConfig) -> None:
         parameter.grad = None
 
 
-def _frozen(model: nn.Module, blocks: int | str) -> Iterator[tuple[str, nn.Parameter]]:
+def _frozen(model: CLIP, blocks: int | str) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters of the embeddings and the first `blocks` blocks of the vision tower, or of all of the tower."""
     layers = _layers(model)
     last = max(layers.values()) if blocks == ALL else int(blocks)
@@ -147,7 +150,7 @@ def _frozen(model: nn.Module, blocks: int | str) -> Iterator[tuple[str, nn.Param
             yield name, parameter
 
 
-def _layers(model: nn.Module) -> dict[str, int]:
+def _layers(model: CLIP) -> dict[str, int]:
     """The layer of each of the vision tower's parameters, the projection apart.
 
     0 for the embeddings, i + 1 for block i, and the number after the last block's for what follows the blocks. A

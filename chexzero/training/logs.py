@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from chexzero.common.errors import UserError, refusal
 from chexzero.common.files import read_json, sha256_of, write_text
 from chexzero.common.formats import read_build
 from chexzero.common.labels import LABELS
 from chexzero.common.versions import PACKAGES, git_revision, version
+from chexzero.model import CLIP
 from chexzero.training import distributed
 from chexzero.training.config import TrainConfig, import_wandb
 
@@ -185,7 +185,7 @@ class Boards:
             ) from error
 
 
-def describe_run(config: TrainConfig, model: nn.Module, data: dict[str, Any]) -> dict[str, Any]:
+def describe_run(config: TrainConfig, model: CLIP, data: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`: enough to run it again and to see that it is the same."""
     return {
         "run_id": uuid.uuid4().hex[:12],

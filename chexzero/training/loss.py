@@ -6,7 +6,6 @@ the diagonal: Radford et al. 2021, as CheXzero uses it. To add a loss, write a `
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +77,7 @@ class SigmoidLoss(PairLoss):
 class Loss:
     """A choice of `--loss`, and where the factor on the cosines and the number added to them begin."""
 
-    criterion: Callable[[str], nn.Module]
+    criterion: type[PairLoss]
     log_scale: float | None = None  # None: CLIP's own
     bias: float | None = None  # None: the model has none
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import h5py
 import numpy as np
@@ -66,11 +66,11 @@ class Run:
         self, model: nn.Module, loader: DataLoader, device: torch.device, optimizer: Updates, config: TrainConfig
     ):
         self.model, self.loader, self.optimizer, self.config = model, loader, optimizer, config
-        self.dataset: CXRDataset = loader.dataset
+        self.dataset = cast(CXRDataset, loader.dataset)
         self.folder, self.is_main = config.folder, distributed.is_main()
         self.progress, self.stop, self.stop_asked = Progress(), resume.StopSignal(), False
         self.stop.listen()
-        self.plan: Batches = loader.sampler
+        self.plan = cast(Batches, loader.sampler)
         self.train_log = CsvLog(self.folder / "train_log.csv", TRAIN_COLUMNS, added=SPEED_COLUMNS[2:])
         self.metrics = CsvLog(self.folder / "metrics.csv", METRIC_COLUMNS, added=["checkpoint_sha256"])
         self.validator = (
@@ -78,7 +78,7 @@ class Run:
         )
         if self.validator and self.is_main:
             self.validator.announce()
-        self.data = distributed.from_main(self._describe_data() if self.is_main else None)
+        self.data: dict[str, Any] = distributed.from_main(self._describe_data() if self.is_main else None)
         self._pending: tuple[int, np.ndarray, torch.Tensor] | None = None
         self.pace = Pace(bare(model), config, device)
 
@@ -108,8 +108,10 @@ class Run:
     @property
     def finished(self) -> bool:
         at, config = self.progress, self.config
-        if at.exhausted or config.max_steps is not None:
-            return at.exhausted or at.step >= config.max_steps
+        if at.exhausted:
+            return True
+        if config.max_steps is not None:
+            return at.step >= config.max_steps
         in_last_epoch = at.epoch == config.epochs - 1
         return at.epoch >= config.epochs or (in_last_epoch and at.batch >= len(self.plan))
 
@@ -184,13 +186,15 @@ class Run:
         self.pace.begin()
         if self.is_main:
             self.train_log.append(row)
-            self.boards.write("train", row)
+            if self.boards:
+                self.boards.write("train", row)
             self._bar.set_postfix_str(f"loss {row['loss']:.3f}, {in_words(pace)}")
         words = f"step {at.step} of {self.optimizer.total_steps}, {in_words(pace)}, {left} left"
         return row["loss"], words
 
     def validate(self) -> None:
         """Validate on rank 0 while the others wait; write `metrics.csv` and `selection.json`; mind `--patience`."""
+        assert self.validator is not None  # a run without validation never asks for one
         at = self.progress
         with self.pace.spent("validating"):
             if self.is_main:
@@ -206,7 +210,8 @@ class Run:
                 )
                 if row is None:
                     self._fail(f"the predictions after step {at.step} are not finite")
-                self.boards.write("valid", row)
+                if self.boards:
+                    self.boards.write("valid", row)
             at.exhausted = distributed.from_main(self.is_main and self.validator.exhausted())
             if at.exhausted and self.is_main:
                 log.info(
@@ -266,7 +271,7 @@ class Run:
             rows = self.plan.batches[max(0, self.progress.batch - 1)]
             self._fail(f"step {self.step} left weights that are not finite", rows)
 
-    def _fail(self, what: str, rows: np.ndarray | tuple = ()) -> None:
+    def _fail(self, what: str, rows: np.ndarray | tuple = ()) -> NoReturn:
         """End the run, naming the batch and the last good checkpoint; nothing that was saved is touched."""
         self._bar.close()
         if not self.is_main:
@@ -344,13 +349,10 @@ class Run:
 
     def _describe_data(self) -> dict[str, Any]:
         config = self.config
-        return describe_data(
-            [
-                config.cxr_filepath,
-                config.txt_filepath,
-                *([config.valid, config.valid_labels] if config.val_interval else []),
-            ]
-        )
+        paths = [config.cxr_filepath, config.txt_filepath]
+        if config.val_interval:
+            paths += [config.valid, config.valid_labels]
+        return describe_data([path for path in paths if path is not None])
 
 
 def next_batch(feed: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor] | None:

@@ -68,7 +68,8 @@ def begin_logits(clip: CLIP, config: TrainConfig) -> None:
         clip.logit_bias = None
     elif clip.logit_bias is None:
         clip.logit_bias = nn.Parameter(torch.tensor(loss.bias))
-        clip.logit_scale.data.fill_(loss.log_scale)
+        if loss.log_scale is not None:
+            clip.logit_scale.data.fill_(loss.log_scale)
 
 
 def for_training(clip: CLIP, device: torch.device, config: TrainConfig) -> nn.Module:
@@ -85,8 +86,8 @@ def for_training(clip: CLIP, device: torch.device, config: TrainConfig) -> nn.Mo
 
 def bare(model: nn.Module) -> CLIP:
     """The CLIP inside what `for_training` made; any other model as it is."""
-    model = getattr(model, "module", model)
-    return getattr(model, "clip", model)
+    inner: Any = getattr(model, "module", model)
+    return getattr(inner, "clip", inner)
 
 
 class Updates:

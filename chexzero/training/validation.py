@@ -39,9 +39,11 @@ class Validator:
         self.config, self.folder, self.dataset, self.held_out, self.device = config, folder, dataset, held_out, device
         self.metrics = CsvLog(folder / "metrics.csv", METRIC_COLUMNS, added=["checkpoint_sha256"])
         self.interval: list = [None, None, None]  # the best step so far, and its metric's lower and upper end
+        assert config.valid is not None and config.valid_labels is not None  # `config.resolve` names them
+        self.images = config.valid
         table, self.labels = read_labels(config.valid_labels)
-        check_rows(config.valid, config.valid_labels, table)
-        check_images(config.valid)
+        check_rows(self.images, config.valid_labels, table)
+        check_images(self.images)
         self.defined = labels_with_both_classes(self.labels)
         self.metric = selection.usable_metric(config.select_by, self.defined)
         averaged = [name for name in selection.members(self.metric or "val_loss") if name in self.defined]
@@ -73,7 +75,7 @@ class Validator:
         Returns the whole row, or None, having written nothing, where the model's predictions are not finite.
         """
         begun = time.perf_counter()
-        with open_images(self.config.valid) as handle:
+        with open_images(self.images) as handle:
             predictions = predict_labels(
                 model, handle["cxr"], batch_size=64, device=self.device, precision=self.config.precision
             )
@@ -105,7 +107,7 @@ class Validator:
     def _select(self, row: dict[str, Any], predictions: NDArray) -> None:
         rows = self.metrics.rows()
         best = selection.best(rows, self.metric)
-        if best and best["step"] == row["step"]:
+        if best and self.metric is not None and best["step"] == row["step"]:
             self.interval = [best["step"], *bootstrap_interval(self.labels, predictions, self.metric, self.defined)]
         content = selection.describe(
             rows, self.metric, self.config.select_by, self.interval[1:], len(self.labels), self._corrected(rows)
@@ -176,8 +178,8 @@ def held_out_loss(
     total = 0.0
     for start in range(0, len(rows), batch_size):
         batch = dataset[rows[start : start + batch_size].tolist()]
-        logits = towers(batch["img"].to(device), batch["txt"].to(device))
+        of_images, of_texts = towers(batch["img"].to(device), batch["txt"].to(device))
         labels = torch.arange(len(batch["row"]), device=device)
-        total += float(pair_loss(*logits, labels, criterion)) * len(labels)
+        total += float(pair_loss(of_images, of_texts, labels, criterion)) * len(labels)
     model.train(was_training)
     return total / len(rows)
