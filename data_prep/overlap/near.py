@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from scipy.stats import binomtest
 
 from data_prep.overlap import disguise, nominate, verify
 from data_prep.overlap.disguise import DISGUISES, Disguise
+
+PREPARED = 200  # nominated images that are kept ready to be compared; each takes 0.8 MB
 
 
 @dataclass
@@ -84,12 +87,13 @@ def second_stage(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Pair]:
     """Compare each evaluation image (uint8 (Q, 320, 320)) with the rows nominated for it."""
+    prepared = lru_cache(maxsize=PREPARED)(lambda row: verify.prepare(fetch(row)))  # a row may be nominated many times
 
     def examine(query: int) -> list[Pair]:
         found = nominations[query]
         own = verify.prepare_poses(images[query]) if len(found.rows) else []
         return [
-            Pair(query, int(row), int(score), verify.compare(own, verify.prepare(fetch(int(row)))))
+            Pair(query, int(row), int(score), verify.compare(own, prepared(int(row))))
             for row, score in zip(found.rows, found.scores, strict=True)
         ]
 

@@ -82,7 +82,12 @@ class Vocabulary:
         values, half = (descriptors - mean) @ axes, DIMENSIONS // 2
         books = [
             MiniBatchKMeans(
-                min(CODES, max(1, len(values) // 4)), random_state=seed, n_init=1, max_iter=20, batch_size=4096
+                min(CODES, max(1, len(values) // 4)),
+                random_state=seed,
+                n_init=1,
+                max_iter=20,
+                batch_size=4096,
+                init_size=3 * CODES,
             )
             .fit(part)
             .cluster_centers_.astype(np.float32)
@@ -96,14 +101,23 @@ class Vocabulary:
         ids, distances = [], []
         for book, part in zip(self.codebooks, (values[:, :half], values[:, half:]), strict=True):
             distance = (book**2).sum(axis=1) - 2 * part @ book.T
-            best = np.argsort(distance, axis=1, kind="stable")[:, : min(n, 6)] if n > 1 else distance.argmin(1)[:, None]
+            best = _nearest_first(distance, min(n, 6))
             ids.append(best)
             distances.append(np.take_along_axis(distance, best, axis=1))
         shape = (len(values), ids[0].shape[1] * ids[1].shape[1])
         together = (distances[0][:, :, None] + distances[1][:, None, :]).reshape(shape)
         words = (ids[0][:, :, None] * len(self.codebooks[1]) + ids[1][:, None, :]).reshape(shape)
-        order = np.argsort(together, axis=1, kind="stable")[:, :n]
-        return np.take_along_axis(words, order, axis=1).astype(np.int32)
+        return np.take_along_axis(words, _nearest_first(together, n), axis=1).astype(np.int32)
+
+
+def _nearest_first(distances: np.ndarray, n: int) -> np.ndarray:
+    """The columns of the `n` smallest values of each row, smallest first: (m, k) -> (m, min(n, k))."""
+    n = min(n, distances.shape[1])
+    if n == 1:
+        return distances.argmin(axis=1)[:, None]
+    best = np.argpartition(distances, n - 1, axis=1)[:, :n]  # sorting whole rows takes five times as long
+    order = np.argsort(np.take_along_axis(distances, best, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(best, order, axis=1)
 
 
 @dataclass
