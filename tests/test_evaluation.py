@@ -368,7 +368,7 @@ def test_constant_images_are_refused_by_name(tmp_path):
 
 def test_upstreams_files_without_ids(tmp_path, caplog):
     with h5py.File(tmp_path / "test.h5", "w") as handle:
-        handle["cxr"] = np.random.default_rng(0).random((3, 8, 8)).astype(np.float32)
+        handle["cxr"] = np.random.default_rng(0).integers(0, 256, (3, 8, 8)).astype(np.float32)
     pd.DataFrame(np.eye(3, 14, dtype=int), columns=LABELS).to_csv(tmp_path / "test_labels.csv", index=False)
     assert len(units(read_set(tmp_path, "test"), "image").table) == 3
     assert "no ids" in caplog.text

@@ -102,7 +102,9 @@ def test_another_library_gives_our_logits(tmp_path, kind, target):
     prepared, tokens = prepare(torch.from_numpy(images), model.image_resolution), tokenize(TEXTS)
     with torch.no_grad():
         expected = model(prepared, tokens)[0].numpy()
-    card = model_card(model, target, tmp_path / "out", RunFolder(tmp_path), Path("checkpoint.pt"), tmp_path)
+    checkpoint = tmp_path / "checkpoint.pt"
+    torch.save(model.state_dict(), checkpoint)
+    card = model_card(model, target, tmp_path / "out", RunFolder(tmp_path), checkpoint, tmp_path)
     export(model, target, tmp_path / "out", card)
     np.savez(tmp_path / "data.npz", images=images, prepared=prepared.numpy(), tokens=tokens.long().numpy())
     Image.fromarray(np.tile(images[0], (2, 1))[:500]).save(tmp_path / "chest.png")
@@ -283,18 +285,18 @@ def test_a_poisoned_run_writes_no_markup_no_code_and_no_folder(tmp_path, monkeyp
     (data / "build.json").write_text(json.dumps({"counts": counts, "overlap": overlap}))
     settings = {"cxr_filepath": str(data / "cxr.h5"), "vision": evil, evil: evil, "valid": str(data / "valid.h5")}
     run = RunFolder(tmp_path / "run", {"settings": settings}, {"checkpoint": "checkpoint.pt", "reason": evil})
+    checkpoint = tmp_path / "checkpoint.pt"
+    torch.save(small_model("vit").state_dict(), checkpoint)
     name = 'x"; import os; os.system("touch harm") #\n'
     for target in LOADERS:
-        card = model_card(small_model("vit"), target, tmp_path / name, run, Path("checkpoint.pt"), tmp_path / "results")
+        card = model_card(small_model("vit"), target, tmp_path / name, run, checkpoint, tmp_path / "results")
         code = card.split("```python")[1].split("```")[0]
         assert [ast.literal_eval(node.value) for node in ast.parse(code).body if "folder =" in ast.unparse(node)] == [
             name
         ]
         assert "<script" not in card and not re.search(r"(?<!\\)\[x(?<!\\)\]", card) and "\n# head" not in card
         assert str(tmp_path) not in card and "private" not in card
-        full = model_card(
-            small_model("vit"), target, tmp_path / name, run, Path("c.pt"), tmp_path / "r", full_paths=True
-        )
+        full = model_card(small_model("vit"), target, tmp_path / name, run, checkpoint, tmp_path / "r", full_paths=True)
         assert str(data / "valid.h5") in full
 
 

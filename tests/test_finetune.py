@@ -175,7 +175,7 @@ def test_lora_state_can_be_resumed():
         (["--layer_decay", "1.5"], "not in 0..1"),
         (["--layer_decay", "0"], "not in 0..1"),
         (["--vision_lr", "-1"], "no learning rate"),
-        (["--text_lr", "nan"], "no learning rate"),
+        (["--text_lr", "nan"], "text_lr nan"),
         (["--freeze_blocks", "4"], "a tower of 3 blocks"),
         (["--freeze_blocks", "-1"], "a tower of 3 blocks"),
         (["--freeze_steps", "5"], "needs --freeze_blocks"),
