@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import h5py
@@ -120,7 +121,11 @@ class CXRDataset(Dataset):
 
 def image_transform(resolution: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """Normalise and resize one image (3, H, W), 0..255, to (3, R, R), by `imaging.normalise.prepare` on one channel."""
-    return lambda image: prepare(image[:1], resolution)[0]
+    return partial(_prepare_one, resolution=resolution)
+
+
+def _prepare_one(image: torch.Tensor, resolution: int) -> torch.Tensor:
+    return prepare(image[:1], resolution)[0]
 
 
 def load_data(

@@ -50,7 +50,7 @@ SOURCES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=SOURCES, metavar="NAME", help=f"the dataset: {', '.join(SOURCES)}")
+    parser.add_argument("name", choices=list(SOURCES), metavar="NAME", help=f"the dataset: {', '.join(SOURCES)}")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it is unpacked")
     parser.add_argument(
         "--from",

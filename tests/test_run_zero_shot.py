@@ -254,7 +254,7 @@ def test_alarms_stand_at_the_top_everywhere(copy, capsys, monkeypatch):
         codes.append(run_zero_shot.main())
     assert codes == [0, EXIT_ALARM] and EXIT_ALARM == 3
     alarms = metrics_of(folder)["alarms"]
-    assert "every label's AUROC is alike on both sets" in alarms
+    assert set(alarms) > made_up and any(NO_FINDING in text for text in alarms.values())
     page, printed = (folder / "report.html").read_text(), capsys.readouterr().out
     for name in alarms:
         shown = html.escape(name, quote=False).replace("'", "&#39;")

@@ -196,7 +196,7 @@ def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd
     unknown = [label for label in labels if table[label].isna().all()]
     for j, label in enumerate(labels):
         values[:, j] = 0.0 if label in unknown else pd.to_numeric(table[label], errors="coerce")
-    if unknown and len(unknown) == len(labels):
+    if len(table) and unknown and len(unknown) == len(labels):
         raise UserError(f"{Path(path)}: every label is blank; name a CSV that has one 0/1 column a label")
     if unknown:
         log.warning("%s has no labels for %s: these are not measured", path, ", ".join(unknown))
