@@ -9,15 +9,17 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path, require_file
-from chexzero.common.hdf5 import NewFile
 from chexzero.data_process import RESOLUTION, _attempt, _in_parallel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +48,14 @@ def read_list(cell: object) -> list[str] | None:
     return list(dict.fromkeys(name.strip().lower() for name in names if name.strip()))
 
 
-def get_unique_labels(labels_df: pd.DataFrame, column: str = "Labels") -> list[str]:
+def get_unique_labels(labels_df: "pd.DataFrame", column: str = "Labels") -> list[str]:
     """Every name in a column of lists, sorted, in lower case; cells that cannot be read are passed over."""
     return sorted({name for cell in labels_df[column] for name in read_list(cell) or ()})
 
 
 def create_multi_hot_labels(
-    labels_df: pd.DataFrame, unique_labels_list: Sequence[str], column: str = "Labels"
-) -> pd.DataFrame:
+    labels_df: "pd.DataFrame", unique_labels_list: Sequence[str], column: str = "Labels"
+) -> "pd.DataFrame":
     """`ImageID` and one column per label: 1 where the row's list has the name as a whole, else 0.
 
     Rows whose list cannot be read are left out, and a warning counts them.
@@ -63,6 +65,8 @@ def create_multi_hot_labels(
     if len(kept) < len(lists):
         log.warning("%d of %d rows have a list of labels that cannot be read", len(lists) - len(kept), len(lists))
     hot = [[int(label in (lists[i] or ())) for label in unique_labels_list] for i in kept]
+    import pandas as pd
+
     table = pd.DataFrame(np.array(hot).reshape(len(kept), -1), columns=list(unique_labels_list))
     table.insert(0, "ImageID", labels_df["ImageID"].iloc[kept].to_numpy())
     return table
@@ -81,6 +85,8 @@ def img_to_h5(
     A file that cannot be read is left out with a warning that names it. `UserError` where none is left.
     """
     stored: list[str] = []
+    from chexzero.common.hdf5 import NewFile  # h5py and pandas here: a process that only reads lists does without
+
     with atomic_path(out_filepath) as temporary, NewFile(temporary) as file:
         shape = (resolution, resolution)
         dataset = file.create_dataset(
@@ -102,7 +108,7 @@ def img_to_h5(
     return stored
 
 
-def order_labels(df: pd.DataFrame, cxr_paths: Sequence[str | os.PathLike]) -> pd.DataFrame:
+def order_labels(df: "pd.DataFrame", cxr_paths: Sequence[str | os.PathLike]) -> "pd.DataFrame":
     """The rows of `df` in the order of the images, by `ImageID` and the file's name; one row per image."""
     names = [Path(path).name for path in cxr_paths]
     by_name = df.drop_duplicates("ImageID").set_index("ImageID", drop=False)
