@@ -136,6 +136,7 @@ def test_memory_does_not_grow_with_the_training_set(tmp_path):
     assert peaks[1] < 1.2 * peaks[0] < times * block.nbytes, peaks
 
 
+@pytest.mark.long
 def test_planted_copies_in_real_radiographs_are_found_dropped_and_shown(shared, tmp_path):
     out = tmp_path / "data"
     few = ["--workers", "1", "--audit_copies", "53", "--audit_unrelated", "40"]
