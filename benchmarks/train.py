@@ -1,7 +1,7 @@
 """How fast training is: the loader alone, the model alone, both together, and a loop as upstream's is described.
 
     python -m benchmarks.train                       # on a GPU: DINOv3 ViT-B and CLIP ViT-B/32
-    python -m benchmarks.train --beside open_clip    # and open_clip's own loop, on the same pairs and model
+    python -m benchmarks.train --beside upstream open_clip    # and open_clip's own loop, on the same pairs and model
     python -m benchmarks.train --vision dinov3_tiny --batch_size 16 --steps 3     # a try on a laptop
 
 Images and reports are random, weights too: speed does not depend on them. All loops of a model run one after the
@@ -174,7 +174,8 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
     model_seconds = seconds_per_step(lambda: train(on_device), args.steps, device)
     both_seconds = seconds_per_step(lambda: train(next(feed)), args.steps, device)
-    loader_seconds = seconds_per_step(lambda: next(feed), args.steps, torch.device("cpu"))
+    ahead = workers * (loader.prefetch_factor or 0)  # batches that lie ready say nothing of how fast they come
+    loader_seconds = seconds_per_step(lambda: next(feed), max(args.steps, 4 * ahead), torch.device("cpu"))
     peak = peak_rate(device, precision)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     table_peak = peak_tflops(name, precision)
@@ -353,7 +354,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048, help="size of the random data")
     parser.add_argument("--num_workers", type=int)
     parser.add_argument("--largest", action="store_true", help="on a GPU: double the batch until it no longer fits")
-    parser.add_argument("--beside", choices=["open_clip"], help="measure open_clip's own training loop too")
+    parser.add_argument(
+        "--beside",
+        nargs="*",
+        choices=["upstream", "open_clip"],
+        default=["upstream"],
+        help="other loops to measure in the same run: one as upstream's, and open_clip's own",
+    )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--grad_checkpointing", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -369,13 +376,14 @@ def main() -> None:
                 return measure(vision, batch_size, args.precision, Path(folder), texts, device, args)
 
             rows = measured(one, args.batch_size, args.largest and device.type == "cuda")
-            try:
-                theirs = measure_upstream(vision, args.batch_size, Path(folder), texts, device, args.steps)
-                print(f"a loop as upstream's: {theirs:.1f} pairs a second")
-            except torch.OutOfMemoryError:  # float32 takes twice the memory
-                theirs = None
-            rows[0]["upstreams_loop"] = theirs
-            if args.beside and rows[0]["fits"]:
+            if "upstream" in args.beside:
+                try:
+                    theirs = measure_upstream(vision, args.batch_size, Path(folder), texts, device, args.steps)
+                    print(f"a loop as upstream's: {theirs:.1f} pairs a second")
+                except torch.OutOfMemoryError:  # float32 takes twice the memory
+                    theirs = None
+                rows[0]["upstreams_loop"] = theirs
+            if "open_clip" in args.beside and rows[0]["fits"]:
                 beside = measure_open_clip(vision, args.batch_size, args.precision, Path(folder), texts, device, args)
                 rows[0]["open_clips_loop"] = beside
                 print(

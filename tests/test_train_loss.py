@@ -73,6 +73,18 @@ def test_loss_and_gradient_are_the_formulas_in_any_number_of_parts(clip, batch, 
         assert (gradient - wanted[name]).abs().max() <= 1e-5 * max(1, wanted[name].abs().max()), name
 
 
+def test_padding_to_a_few_lengths_changes_nothing(clip, batch, monkeypatch):
+    images, texts = batch
+    seen = []
+    encode = clip.encode_text
+    monkeypatch.setattr(clip, "encode_text", lambda texts: seen.append(texts.shape[1]) or encode(texts))
+    short, long = trim_padding(texts), torch.cat([texts[:, :12], texts[:, :3].clamp(max=150), texts[:, 15:]], 1)
+    for padded in (short, long):
+        expected = loss_of(Towers(clip), images, padded).item()
+        assert loss_of(Towers(clip, text_lengths=(16, 20)), images, padded).item() == pytest.approx(expected, abs=1e-6)
+    assert seen == [13, 16, 20, 20]
+
+
 def test_parts_keep_few_activations(clip, batch):
     images, texts = (one.repeat(8, *[1] * (one.ndim - 1)) for one in batch)
 

@@ -1,7 +1,7 @@
 """The training step: mixed precision, gradient caching, clipping, schedule. Default flags give upstream's plain step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,12 +23,22 @@ class Towers(nn.Module):
     `precision` is the type the towers compute in (weights, features and logits stay float32). With `chunks` > 1 the
     batch goes through the towers in so many parts, whose activations are not kept: the backward pass computes them
     again, part by part, from the cached features' gradients. The loss still sees every pair of the batch
-    (Gao et al. 2021, gradient cache), and memory is that of one part.
+    (Gao et al. 2021, gradient cache), and memory is that of one part. `text_lengths`: texts are padded to the next of
+    these lengths, since compiled code is made for each length that it meets; what stands after a text changes nothing.
     """
 
-    def __init__(self, clip: CLIP, precision: str = "fp32", chunks: int = 1, *, alone: bool = False):
+    def __init__(
+        self,
+        clip: CLIP,
+        precision: str = "fp32",
+        chunks: int = 1,
+        *,
+        alone: bool = False,
+        text_lengths: Sequence[int] = (),
+    ):
         super().__init__()
         self.clip, self.precision, self.chunks, self.alone = clip, precision, chunks, alone
+        self.text_lengths = text_lengths
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images: (b, H, W) as stored, or prepared (b, 3, R, R). texts: tokens (b, T). Returns two (b, b x ranks)."""
@@ -47,6 +57,8 @@ class Towers(nn.Module):
         return functional.normalize(features.float(), dim=-1)
 
     def _text_features(self, texts: torch.Tensor) -> torch.Tensor:
+        length = texts.shape[1]
+        texts = functional.pad(texts, (0, next((n for n in self.text_lengths if n >= length), length) - length))
         with self._autocast(texts.device):
             features = self.clip.encode_text(texts)
         return functional.normalize(features.float(), dim=-1)
@@ -74,7 +86,8 @@ def begin_logits(clip: CLIP, config: TrainConfig) -> None:
 
 def for_training(clip: CLIP, device: torch.device, config: TrainConfig) -> nn.Module:
     """Put a CLIP on its device and wrap it as `config` asks: precision, parts, compilation, ranks."""
-    model = Towers(clip.to(device).train(), config.precision, config.grad_accum)
+    lengths = (clip.context_length // 2, clip.context_length) if config.compile else ()
+    model = Towers(clip.to(device).train(), config.precision, config.grad_accum, text_lengths=lengths)
     if config.compile:
         clip.visual.compile()
         clip.transformer.compile()
