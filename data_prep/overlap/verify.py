@@ -14,7 +14,7 @@ from data_prep.overlap import features
 from data_prep.overlap.features import Features
 
 SIZE = 320
-SIDE, POINTS = 256, 400  # shorter side in pixels, and number, of the features
+SIDE, POINTS = 192, 400  # shorter side in pixels, and number, of the features
 RATIO = 0.85  # distance to the nearest descriptor over that to the second (Lowe 2004)
 REPROJECTION = 4.0  # pixels, of the RANSAC
 MIN_INLIERS = 10  # strangers reach 6
