@@ -7,6 +7,8 @@ Reads data/cxr.h5, data/impressions.csv, data/valid.h5 and data/valid_labels.csv
 Without new flags the training is CheXzero's. docs/CLUSTER.md has several GPUs and SLURM.
 """
 
+import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+
 import logging
 import sys
 from contextlib import nullcontext
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def parse_args(argv: list[str] | None = None) -> TrainConfig:
-    return parse_config(__doc__.splitlines()[0], argv)
+    return parse_config((__doc__ or "").partition("\n")[0], argv)
 
 
 def model_pipeline(config: TrainConfig, verbose: int = 0) -> nn.Module:
@@ -69,6 +71,7 @@ def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.M
         context_length=config.context_length,
         plan=partial(plan_batches, config),
         num_workers=workers if workers and processes_can_share() else 0,
+        pixel_range=config.pixel_range,
     )
     clip = load_clip(
         pretrained=not config.random_init,

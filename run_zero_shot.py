@@ -7,6 +7,8 @@ The first writes `results/<run>/report.html`, `report.md`, `metrics.json`, predi
 only command that opens the test set.
 """
 
+import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
@@ -131,6 +133,11 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
     )
     how.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     how.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
+    how.add_argument(
+        "--pixel_range",
+        metavar="BLACK,WHITE",
+        help="the values of black and white in image files of floating-point numbers (default: the run's, else 0,255)",
+    )
     how.add_argument("--seed", type=int, default=1234, help="of the suites that sample (default: %(default)s)")
     add_suite_arguments(parser)
     return EvaluationSettings.from_args(parse_with_config(parser, argv))
@@ -155,9 +162,13 @@ def evaluate(settings: EvaluationSettings) -> Path:
 
     settings = replace(settings, device=str(pick_device(settings.device)))
     choice = choose(settings)
+    settings = replace(settings, pixel_range=settings.pixel_range or choice.pixel_range())
     out = settings.out / choice.name
     others = read_others(settings, data_folder(settings, choice))
-    sets = [read_named_set(data_folder(settings, choice), name) for name in dict.fromkeys(settings.sets)]
+    sets = [
+        read_named_set(data_folder(settings, choice), name, settings.pixel_range)
+        for name in dict.fromkeys(settings.sets)
+    ]
     found = measure(settings, choice)
     ledger = ledger_path(found.data_dir, settings.out)
     reads = record_test_read(ledger, found.predictors, found.sets[1], settings.level, choice.name)

@@ -8,6 +8,8 @@ a, give WiSE-FT (Wortsman et al. 2022). The result is a bare state dict that eve
 Beside it, `<name>.json` names the checkpoints, their hashes and their weights.
 """
 
+import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+
 import argparse
 import os
 from collections.abc import Mapping, Sequence

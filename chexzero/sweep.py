@@ -9,6 +9,8 @@ the validations of all runs. The runs' best checkpoints are evaluated together w
 `run_zero_shot.py --runs DIR DIR ... --ensemble top 10`. docs/CLUSTER.md describes the sweep's file.
 """
 
+import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+
 import argparse
 import itertools
 import logging

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from chexzero import clip
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path, read_table
-from chexzero.common.formats import check_rows, open_images
+from chexzero.common.formats import PixelRange, check_rows, open_images
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP, pick_device
 from chexzero.models.checkpoints import load_model
@@ -27,8 +27,8 @@ from chexzero.models.towers import create_model
 class ImageRows:
     """The images of an HDF5 file, opened in each process that reads them: a handle must not cross a fork."""
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = str(path)
+    def __init__(self, path: str | os.PathLike, pixel_range: str | None = None):
+        self.path, self.pixel_range = str(path), pixel_range
         self._pid: int | None = None
         with open_images(path) as file:
             self.length = len(file["cxr"])
@@ -53,17 +53,20 @@ class ImageRows:
                     f"row {row} of {self.path} cannot be read ({str(error).split(',')[0]}); "
                     f"build the file again with `python -m data_prep build`"
                 ) from error
+        if self.pixel_range and images.dtype != np.uint8:
+            images = PixelRange.parse(self.pixel_range).to_grey(images)
         return torch.from_numpy(images)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "length": self.length, "_pid": None}
+        return {"path": self.path, "pixel_range": self.pixel_range, "length": self.length, "_pid": None}
 
 
 class CXRDataset(Dataset):
     """Pairs of a radiograph and its report: `{"img": float32 (3, H, W), 0..255, "txt": str}`.
 
     img_path: HDF5 with `cxr` (N, H, W). txt_path: CSV with `column`, row i belonging to image i; an empty cell is one
-    space. `size` takes only the first rows. `transform` is applied to the image.
+    space. `size` takes only the first rows. `transform` is applied to the image. pixel_range: `BLACK,WHITE`, the values
+    that stand for 0 and 255 in a file of floating-point images.
 
     Indexed with a list of B rows, it returns them as the training command reads a batch:
     `{"img": (B, H, W) as stored, "txt": tokens, int64 (B, T), "row": int64 (B,)}`, the tokens cut after the longest
@@ -82,6 +85,7 @@ class CXRDataset(Dataset):
         transform: Callable | None = None,
         *,
         context_length: int = clip.CONTEXT_LENGTH,
+        pixel_range: str | None = None,
     ):
         table = read_table(
             txt_path,
@@ -91,7 +95,7 @@ class CXRDataset(Dataset):
         )
         check_rows(img_path, txt_path, table)
         table = table[:size]
-        self.images = ImageRows(img_path)
+        self.images = ImageRows(img_path, pixel_range)
         self.texts: list[str] = table[column].fillna(" ").tolist()
         self.transform, self.context_length = transform, context_length
         self.studies, self.patients, self.same_text = (
@@ -139,6 +143,7 @@ def load_data(
     context_length: int = clip.CONTEXT_LENGTH,
     plan: Callable[[CXRDataset], Sampler[list[int]]] | None = None,
     num_workers: int = 0,
+    pixel_range: str | None = None,
 ) -> tuple[DataLoader, torch.device]:
     """A loader of pairs and the device to train on.
 
@@ -154,6 +159,7 @@ def load_data(
         column=column,
         transform=image_transform(224 if pretrained else 320),
         context_length=context_length,
+        pixel_range=pixel_range,
     )
     if verbose:
         tqdm.write(f"{len(dataset)} pairs in {cxr_filepath} and {txt_filepath}")

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from chexzero.clip import CONTEXT_LENGTH, tokenize, trim_padding
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path, read_json, read_table, safe_name, sha256_of, write_json
-from chexzero.common.formats import check_images, check_rows, open_images, read_labels
+from chexzero.common.formats import check_images, check_rows, grey_images, open_images, read_labels
 from chexzero.common.labels import LABELS, PAIR_TEMPLATE
 from chexzero.eval import bootstrap, evaluate, sigmoid
 from chexzero.imaging.normalise import prepare
@@ -400,8 +400,9 @@ class Predictor:
         batch_size: int = 64,
         precision: str = "fp32",
         progress: bool = False,
+        pixel_range: str | None = None,
     ):
-        self.checkpoint = Path(model_path)
+        self.checkpoint, self.pixel_range = Path(model_path), pixel_range
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.device, self.batch_size, self.precision, self.progress = device, batch_size, precision, progress
 
@@ -441,6 +442,8 @@ class Predictor:
             "precision": self.precision,
             "pairs": [[list(side) for side in pair] for pair in pairs],
         }
+        if self.pixel_range:
+            origin["pixel_range"] = self.pixel_range
         digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()
         cache = self.cache_dir / f"{safe_name(name or digest, 'name of the cached predictions')}.npy"
         y_pred = _read_cache(cache, origin, (len(ImageRows(cxr_filepath)), len(pairs)))
@@ -453,7 +456,11 @@ class Predictor:
         with open_images(cxr_filepath) as handle:
             log.info("%s: %d images of %s", self.checkpoint, len(handle["cxr"]), cxr_filepath)
             features = embed_images(
-                self.model, handle["cxr"], batch_size=self.batch_size, precision=self.precision, progress=self.progress
+                self.model,
+                grey_images(handle, self.pixel_range),
+                batch_size=self.batch_size,
+                precision=self.precision,
+                progress=self.progress,
             )
         check_features(features, f"{self.checkpoint} on {cxr_filepath}")
         return predict_pairs(self.model, features, pairs)

@@ -1,5 +1,7 @@
 """`python -m data_prep <step>`: the table of steps; a step's module is imported only when it is chosen."""
 
+import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+
 import argparse
 import importlib
 import sys

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from chexzero.common.errors import UserError
-from chexzero.common.files import atomic_path
+from chexzero.common.files import UnixLines, atomic_path
 from data_prep import blocks
 from data_prep.releases.rows import Row, read_rows
 from data_prep.roles import ROLES
@@ -71,7 +71,7 @@ def write_left_out(work: Work, plan: Plan, dropped: dict[str, str] | None = None
         atomic_path(work.out / "left_out.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as handle,
     ):
-        writer = csv.DictWriter(handle, LEFT_OUT_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(UnixLines(handle), LEFT_OUT_COLUMNS)
         writer.writeheader()
         writer.writerows(read_left_out(work))
         writer.writerows(left_out(row, reason) for row, reason in list_failures(work, plan))
@@ -87,7 +87,7 @@ def write_odd_ranges(path: Path, odd: Sequence[tuple[Row, str]]) -> None:
         path.unlink(missing_ok=True)
         return
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, LEFT_OUT_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(UnixLines(handle), LEFT_OUT_COLUMNS)
         writer.writeheader()
         writer.writerows(left_out(row, note) for row, note in odd)
     log.warning("%d images have samples far from all others: %s lists them; look at some", len(odd), path)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chexzero.common.errors import UserError
+from data_prep.releases.locate import SUFFIXES, split_ending
 from data_prep.releases.rows import Row, column_names, read_records
 
 #: Columns that name an image, a study or a patient; the first that a list has is taken.
@@ -83,8 +84,8 @@ def _read(file: Path) -> list[str]:
 
 def _without_ending(entry: str) -> str:
     path = entry.replace("\\", "/").strip("/")
-    stem, suffix = os.path.splitext(path)
-    return stem if suffix.lower() in (".png", ".jpg", ".jpeg", ".dcm", ".dicom") else path
+    stem, suffix = split_ending(path)
+    return stem if suffix.lower() in SUFFIXES else path
 
 
 def _names(row: Row) -> list[str]:

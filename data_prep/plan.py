@@ -18,7 +18,7 @@ import PIL
 import simplejpeg
 
 from chexzero.common.errors import UserError
-from chexzero.common.files import atomic_path, sha256_of
+from chexzero.common.files import UnixLines, atomic_path, sha256_of
 from chexzero.data_process import RESOLUTION
 from chexzero.imaging.decode import BULK, REACH
 from data_prep.failures import LEFT_OUT_COLUMNS, Tally, left_out
@@ -76,7 +76,7 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
         open(temporary, "w", newline="", encoding="utf-8") as handle,
         ThreadPoolExecutor(THREADS) as threads,
     ):
-        listed = csv.DictWriter(handle, LEFT_OUT_COLUMNS, lineterminator="\n")
+        listed = csv.DictWriter(UnixLines(handle), LEFT_OUT_COLUMNS)
         listed.writeheader()
         planner = Planner(args, releases, listed, threads)
         for role, names in plan.identity["roles"].items():
@@ -91,7 +91,7 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
     plan.counts = {
         "in_tables": dict(planner.in_tables),
         "empty_reports": dict(planner.empty_reports),
-        "warnings": [] if plan.drawn else differing_counts(planner.in_tables),
+        "warnings": ([] if plan.drawn else differing_counts(planner.in_tables)) + without_labels(planner.unlabelled),
     }
     if planner.keep_out:
         plan.counts["keep_out"] = planner.keep_out.counts()
@@ -127,6 +127,7 @@ class Planner:
         self.in_tables: Counter[str] = Counter()
         self.empty_reports: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
+        self.unlabelled: dict[str, list[str]] = {}
         self.seen: set[int] = set()
         self.bad_records = 0
         self.keep_out = Lists(args.keep_out) if args.keep_out else None
@@ -202,6 +203,8 @@ class Planner:
             if row.problem:
                 raise UserError(f"{row.problem} (the {role} set may lack no image)")
             if not row.path or not row.labels:
+                if row.path:
+                    self.unlabelled.setdefault(f"{row.source}/{row.split}", []).append(row.id)
                 self._leave_out(row, "no labels" if row.path else "study without an image")
                 row.labels = ""
                 continue
@@ -256,6 +259,15 @@ def differing_counts(in_tables: Counter[str]) -> list[str]:
                 f"a derived table, or one cut short, was taken if you did not mean a part of it"
             )
     return sentences
+
+
+def without_labels(unlabelled: dict[str, list[str]]) -> list[str]:
+    """A sentence for each split of an evaluation set in which images have no labels."""
+    return [
+        f"{part.replace('/', ', split ')}: {len(ids):,} images have no labels and are left out, the first {ids[0]}; "
+        "complete the table of labels if it was cut short"
+        for part, ids in unlabelled.items()
+    ]
 
 
 def _wanted(view: str, choice: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from chexzero.common.errors import UserError
-from chexzero.common.files import atomic_path
+from chexzero.common.files import UnixLines, atomic_path
 from chexzero.common.formats import DATA_FILES
 from chexzero.common.hdf5 import NewFile
 from chexzero.common.labels import LABELS
@@ -117,7 +117,7 @@ def new_images(path: Path, ids: list[bytes], attribute: dict[str, Any], size: in
 def new_table(path: Path, columns: list[str]) -> Iterator[Callable[[list], Any]]:
     """A function that appends one line after another to a new CSV; the file is whole or not there."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
+        writer = csv.writer(UnixLines(handle))
         writer.writerow(columns)
         yield writer.writerow
 

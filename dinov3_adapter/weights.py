@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,8 @@ def read_tensors(path: Path) -> convert.State:
     try:
         with open(path, "rb") as handle:
             is_safetensors = handle.read(9)[8:] == b"{"  # eight bytes of length, then a JSON header
+        if not is_safetensors:
+            _check_records(path)
         content: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise WeightsError(f"{path} is cut off or damaged ({error}); fetch it again") from error
@@ -228,6 +231,19 @@ def _check_digest(path: Path) -> None:
             f"{path} is not the file its name says: its SHA-256 begins with {digest[:8]}, not "
             f"{digits[1]}; fetch it again (or rename it, if it is meant to differ)"
         )
+
+
+def _check_records(path: Path) -> None:
+    """Compare every record of a file that is a zip archive, as torch writes since 1.6, with its checksum."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged directory raises whatever reading it comes upon
+        raise WeightsError(f"{path} is damaged ({first_sentence(error)}); fetch it again") from error
+    if damaged:
+        raise WeightsError(f"{path} is damaged: the checksum of its record {damaged[:80]} is wrong; fetch it again")
 
 
 def _locate(weights: str | os.PathLike, name: str) -> Path:

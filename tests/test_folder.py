@@ -109,7 +109,10 @@ def test_everything_in_a_folder_is_read_or_listed(folder):
     Image.open(folder / "b.png").save(folder / "d.tif")
     Image.open(folder / "b.png").save(folder / "d.bmp")
     (folder / "._b.png").write_bytes(b"\0\5\x16\7")
-    (folder / "e.dcm.gz").write_bytes(gzip.compress(whole))
+    (folder / "e.dcm.gz").write_bytes(gzip.compress((folder / "IM0001").read_bytes()))
+    (folder / "f.gz").write_bytes(gzip.compress(whole))  # by content, not by name
+    (folder / "g.tar.gz").write_bytes(gzip.compress(bytes(600)))
+    (folder / "h.dcm.gz").write_bytes(gzip.compress((folder / "IM0001").read_bytes())[:-9])
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     outside = folder.parent / f"{folder.name}_outside"
     outside.mkdir()
@@ -123,17 +126,20 @@ def test_everything_in_a_folder_is_read_or_listed(folder):
     read = {
         *("a/x.JPG", "a/y.png", "b.png", "scan.dicom", "IM0001", "1.2.840.10008", "c.jfif", "\u80f8\u90e8.png"),
         *("no_ending", "caf\\xe9.png", "d.tif", "d.bmp", "linked/1.png"),
+        *("e.dcm.gz", "f.gz"),
     }
     assert set(table["image"]) == read and len(table) == len(read)
     same = table.set_index("image")["edema"]
     assert same[["c.jfif", "no_ending", "d.tif", "d.bmp", "linked/1.png", "caf\\xe9.png"]].eq(same["b.png"]).all()
-    assert same[["scan.dicom", "IM0001"]].eq(same["1.2.840.10008"]).all()
+    np.testing.assert_allclose(same["f.gz"], same["b.png"], atol=1e-6)
+    np.testing.assert_allclose(same[["scan.dicom", "IM0001", "e.dcm.gz"]], same["1.2.840.10008"], atol=1e-6)
     reasons = dict(table.attrs["left_out"])
-    assert reasons["e.dcm.gz"] == "packed with gzip; unpack it" and reasons["gone.png"] == "a broken link"
+    assert reasons["g.tar.gz"] == "packed with gzip; unpack it" and reasons["h.dcm.gz"] == "the gzip file is cut short"
+    assert reasons["gone.png"] == "a broken link"
     assert reasons["half.png"].startswith("the file is cut short") and reasons["pipe.png"] == "not a plain file"
     assert reasons["loop"].startswith("a link to a folder that") and "macOS" in reasons["._b.png"]
-    assert reasons["notes.txt"].startswith("its content is not PNG") and len(reasons) == 7
-    assert len(find_images(folder).images) == len(read) + 1
+    assert reasons["notes.txt"].startswith("its content is not PNG") and len(reasons) == 8
+    assert len(find_images(folder).images) == len(read) + 2
 
 
 def test_weights_that_are_no_numbers_give_no_probabilities(folder):

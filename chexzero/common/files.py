@@ -2,19 +2,23 @@
 
 import codecs
 import csv
+import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
 from chexzero.common.errors import UserError
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +155,7 @@ def read_table(
             raise UserError(f"{path} has the column {twice[0]} {header.count(twice[0])} times; leave one of them")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-            return pd.read_csv(
+            table = pd.read_csv(
                 path,
                 dtype=str,
                 keep_default_na=False,
@@ -162,6 +166,9 @@ def read_table(
                 if all_columns and also is None
                 else [name for name in header if name in columns or name in (also or ())],
             )
+        if not ends_a_line(path):
+            _require_whole_last_row(path, len(header))
+        return table
     except UserError:
         raise
     except UnicodeDecodeError as error:
@@ -170,6 +177,53 @@ def read_table(
         ) from error
     except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
         raise UserError(f"{path} cannot be read as CSV ({' '.join(str(error).split())}); {remedy}") from error
+
+
+def ends_a_line(path: str | os.PathLike) -> bool:
+    """Whether the last byte of a text file ends a line, as that of every table written by a program does."""
+    with open(path, "rb") as handle:
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, size - 1))
+        return handle.read(1) in (b"\n", b"\r", b"")
+
+
+def _require_whole_last_row(path: Path, cells: int) -> None:
+    """Refuse a table that ends within a row (pandas takes the missing cells for empty ones); else warn of its end."""
+    rows, last = -1, []  # the header is row 0
+    with open(path, newline="", encoding="utf-8-sig") as handle:
+        for line in csv.reader(handle):
+            rows, last = rows + 1, line
+    if len(last) < cells:
+        raise UserError(
+            f"{path}, row {rows}, the last: {len(last)} cells where the header has {cells}, and no line end; the file is "
+            "cut short, copy it again"
+        )
+    warn_of_the_end(path, rows)
+
+
+@functools.cache  # once per file and process, however often it is read
+def warn_of_the_end(path: str | os.PathLike, row: int) -> None:
+    """Say that a table's last row has all its cells and yet no line end."""
+    log.warning(
+        "%s does not end with a line end: if it was cut short, its last row (%d) is the place to look", path, row
+    )
+
+
+class UnixLines:
+    """What to give `csv.writer` instead of a text file, for rows that end in a line feed.
+
+    The writer keeps its own line end, CR LF, which makes it quote a cell that holds a bare carriage return; else
+    readers would take that for the end of a row.
+    """
+
+    def __init__(self, handle: IO[str]):
+        self.handle = handle
+
+    def write(self, line: str) -> int:
+        return self.handle.write(f"{line.removesuffix(_CRLF)}\n")
+
+
+_CRLF = "\r\n"
 
 
 def no_formula(cell: Any) -> Any:

@@ -6,8 +6,11 @@ those only the number of rows can be compared, and a warning says so.
 """
 
 import logging
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -37,6 +40,65 @@ DATA_FILES = {
     "train": ("cxr.h5", "impressions.csv"),
     **{name: (images_file(name), labels_file(name)) for name in ("valid", "test")},
 }
+
+
+#: CheXzero's normalisation, to recognise images that it was applied to before they were stored.
+_MEAN, _STD = 101.48761, 83.43944
+
+
+@dataclass(frozen=True)
+class PixelRange:
+    """The stored values that stand for black and for white, in files of floating-point images: `--pixel_range`."""
+
+    black: float
+    white: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`0,1` or `-1,1`; raises `UserError` for anything else."""
+        try:
+            black, white = (float(part) for part in text.split(","))
+        except ValueError:
+            black = white = math.nan
+        if not math.isfinite(black) or not math.isfinite(white) or black >= white:
+            raise UserError(
+                f"--pixel_range={text}: write the value of black and the value of white, as in --pixel_range=-1,1"
+            )
+        return cls(black, white)
+
+    def to_grey(self, stored: np.ndarray) -> np.ndarray:
+        """Values of the range -> float32, 0..255."""
+        return np.clip(
+            (np.asarray(stored, np.float64) - self.black) * (255 / (self.white - self.black)), 0, 255
+        ).astype(np.float32)
+
+    def __str__(self) -> str:
+        return f"{self.black:g},{self.white:g}"
+
+
+class _InGrey:
+    """A dataset of floating-point images that is read as 0..255, in slices."""
+
+    def __init__(self, images: h5py.Dataset, pixel_range: PixelRange):
+        self.images, self.pixel_range = images, pixel_range
+        self.shape, self.dtype = images.shape, np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self.pixel_range.to_grey(self.images[rows])
+
+
+def grey_images(handle: h5py.File, pixel_range: str | None = None) -> Any:
+    """The images of an open file, (N, H, W), read in slices as 0..255.
+
+    pixel_range: `BLACK,WHITE` of a file of floating-point images; one of bytes holds 0..255 and is read as it is.
+    """
+    images = handle["cxr"]
+    if pixel_range is None or images.dtype == np.uint8:
+        return images
+    return _InGrey(images, PixelRange.parse(pixel_range))
 
 
 def open_images(path: str | os.PathLike) -> h5py.File:
@@ -134,18 +196,20 @@ def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, tab
         )
 
 
-def check_images(path: str | os.PathLike, most: int | None = None) -> None:
+def check_images(path: str | os.PathLike, most: int | None = None, pixel_range: str | None = None) -> None:
     """Refuse an image file that would be misread; training and evaluation look at the same things.
 
     Refused are an image of one grey value (black rows are images that failed to be read), values that are not 0..255
-    (0..1, -1..1 or standardised floats), and rows that cannot be read (their checksums are wrong). A set that is
-    nearly black or of very small images gets a warning. most: look at so many
-    images at most, spread over the file (None: at all); of these, one of one grey value is only warned of, because
-    CheXzero's own training files have black rows.
+    (0..1, -1..1 or standardised floats) unless `pixel_range` names what they are and holds them all, and rows that
+    cannot be read (their checksums are wrong). A set that is nearly black, images that hardly differ from one grey
+    value, and very small ones get a warning. most: look at so many images at most, spread over the file (None: at
+    all); of these, one of one grey value is only warned of, because CheXzero's own training files have black rows.
     """
+    wanted = PixelRange.parse(pixel_range) if pixel_range else None
     with open_images(path) as handle:
         images, ids = handle["cxr"], image_ids(handle)
         constant: list[int] = []
+        flat: list[int] = []
         low, high, total, seen = np.inf, -np.inf, 0.0, 0
         step = max(1, -(-len(images) // most)) if most else 1
         for start in range(0, len(images), 64 * step):
@@ -158,9 +222,14 @@ def check_images(path: str | os.PathLike, most: int | None = None) -> None:
                 ) from error
             if not np.isfinite(block).all():
                 raise UserError(f"{path}: images of rows {start + 1} and on hold values that are no numbers; mend them")
-            constant.extend(int(start + step * i) for i in np.flatnonzero(block.max(1) == block.min(1)))
             low, high = min(low, float(block.min())), max(high, float(block.max()))
+            if wanted and images.dtype != np.uint8:
+                block = wanted.to_grey(block)
+            spread = block.max(1).astype(np.float64) - block.min(1)
+            constant.extend(int(start + step * i) for i in np.flatnonzero(spread == 0))
+            flat.extend(int(start + step * i) for i in np.flatnonzero((spread > 0) & (spread < FLAT)))
             total, seen = total + float(block.mean(dtype=np.float64)) * len(block), seen + len(block)
+        _check_range(path, low, high, images.dtype, wanted)
         if constant and most:
             log.warning(
                 "%s: %d of %d images looked at are of one grey value; they teach nothing", path, len(constant), seen
@@ -172,15 +241,58 @@ def check_images(path: str | os.PathLike, most: int | None = None) -> None:
                 f"{first}); they were not read, so no number from them would mean anything; build the "
                 f"file again with `python -m data_prep build`"
             )
-        if low < 0 or high > 255 or (0 < high <= 2 and images.dtype != np.uint8):
-            raise UserError(
-                f"{path}: the images' values are {low:g} to {high:g}, but 0 to 255 are needed, as CheXzero stores them; "
-                "bring them to that range (0..1: times 255) and write the file again"
+        if flat:
+            first = ids[flat[0]] if ids else f"row {flat[0] + 1}"
+            log.warning(
+                "%s: %d of %d images looked at have fewer than %d grey values between their darkest and brightest pixel "
+                "(the first is %s); were they stored on another scale than the rest?",
+                *(path, len(flat), seen, FLAT, first),
             )
         if total / seen < 10:
             log.warning("%s: the images are nearly black (mean %.1f of 255); look at some", path, total / seen)
         if min(images.shape[1:]) < 64:
             log.warning("%s: the images are only %d x %d pixels", path, *images.shape[1:])
+
+
+#: An image whose darkest and brightest pixels are nearer to each other shows nothing that a model could use.
+FLAT = 16
+
+
+def _check_range(path: str | os.PathLike, low: float, high: float, dtype: np.dtype, wanted: PixelRange | None) -> None:
+    """Refuse values that are not 0..255, or not those of the range that was named."""
+    is_bytes = dtype == np.uint8
+    if wanted and not is_bytes:
+        slack = (wanted.white - wanted.black) / 100
+        used = (high - low) / (wanted.white - wanted.black)
+        if low < wanted.black - slack or high > wanted.white + slack or used < 0.1:
+            raise UserError(
+                f"{path}: the images' values are {low:g} to {high:g}, which --pixel_range={wanted} "
+                f"{'does not hold' if used >= 0.1 else 'would show as nearly one grey value'}; name the range they have"
+            )
+        return
+    if low >= 0 and high <= 255 and not 0 < high <= 2:
+        return
+    if is_bytes:  # 0..1 cut to whole numbers
+        raise UserError(
+            f"{path}: the images' values are {low:g} to {high:g}, whole numbers, so that nothing of the pictures is left "
+            "(0..1 written as bytes?); write the file again with 0 to 255"
+        )
+    standard = ((0 - _MEAN) / _STD, (255 - _MEAN) / _STD)
+    known = (
+        ("0,1", low >= 0 and high <= 1),
+        ("-1,1", -1 <= low < 0 and high <= 1),
+        (f"{standard[0]:.4f},{standard[1]:.4f}", low >= standard[0] - 0.01 and high <= standard[1] + 0.01),
+    )
+    guess = next((text for text, fits in known if fits), None)
+    how = (
+        f"if black is {guess.partition(',')[0]} and white is {guess.partition(',')[2]} in it, add --pixel_range={guess}"
+        if guess
+        else "name the values of black and white with --pixel_range=BLACK,WHITE; of standardised images these are "
+        "(0 - mean) / deviation and (255 - mean) / deviation"
+    )
+    raise UserError(
+        f"{path}: the images' values are {low:g} to {high:g}, but 0 to 255 are needed, as CheXzero stores them; {how}"
+    )
 
 
 def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd.DataFrame, np.ndarray]:

@@ -6,6 +6,8 @@ A RUN is a run's folder (its selected checkpoint), a checkpoint, or an exported 
 Writes `report.html`, `report.md`, `metrics.json`, one table and one figure per comparison into `--out`.
 """
 
+import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace

@@ -29,6 +29,11 @@ class Choice:
         found = (run.data_dir() for run in ((self.run,) if self.run else self.runs))
         return next((folder for folder in found if folder), None)
 
+    def pixel_range(self) -> str | None:
+        """The range of the images that the run was told of, so that its evaluation reads them alike."""
+        found = (run.settings.get("pixel_range") for run in ((self.run,) if self.run else self.runs))
+        return next((one for one in found if isinstance(one, str)), None)
+
 
 def choose(settings: EvaluationSettings) -> Choice:
     """The run's selected checkpoint, the top K of its validations, or the checkpoints that were named."""

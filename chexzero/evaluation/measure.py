@@ -42,7 +42,7 @@ class Measured:
 def measure(settings: EvaluationSettings, choice: Choice) -> Measured:
     """Predict, choose thresholds and evaluate; see the module. Nothing is written but the cache of predictions."""
     data_dir = data_folder(settings, choice)
-    sets = [read_set(data_dir, "valid"), read_set(data_dir, "test")]
+    sets = [read_set(data_dir, name, settings.pixel_range) for name in ("valid", "test")]
     counted = [units(one, settings.level) for one in sets]
     prompts = upstream_prompts() + read_alternatives(settings.prompts)
     by_image, predictors = predict(choice.checkpoints, sets, prompts, settings)
@@ -98,6 +98,7 @@ def predictor_of(checkpoint: Path, settings: EvaluationSettings) -> Predictor:
         batch_size=settings.batch_size,
         precision=settings.precision,
         progress=sys.stderr.isatty(),
+        pixel_range=settings.pixel_range,
     )
 
 

@@ -117,7 +117,7 @@ class SummaryScore:
     counts: dict[float, int]
 
 
-def read_named_set(data_dir: Path, name: str) -> NamedSet:
+def read_named_set(data_dir: Path, name: str, pixel_range: str | None = None) -> NamedSet:
     """Read a set and its protocol. Raises `UserError` with the file, the row and the remedy."""
     safe_name(name, "name of an evaluation set")
     remedy = f"make it with `python -m data_prep evaluation-set {name}`, or name the folder that holds it with --data"
@@ -128,7 +128,7 @@ def read_named_set(data_dir: Path, name: str) -> NamedSet:
         raise UserError(f"{labels} has no column but {', '.join(IDENTITY)}; add one 0/1 column per finding")
     truth = np.column_stack([_labels(labels, table[finding]) for finding in findings])
     check_rows(images, labels, table)
-    check_images(images)
+    check_images(images, pixel_range=pixel_range)
     protocol = read_protocol(data_dir, name)
     return NamedSet(name, images, labels, table, findings, truth, protocol, sha256_of(images))
 

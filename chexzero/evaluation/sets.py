@@ -28,16 +28,21 @@ class EvaluationSet:
     truth: np.ndarray
     images_sha256: str
     labels_sha256: str
+    pixel_range: str | None = None
 
 
-def read_set(data_dir: Path, name: str) -> EvaluationSet:
-    """Read `<name>.h5` and `<name>_labels.csv`, sure that rows match and that every image shows something."""
+def read_set(data_dir: Path, name: str, pixel_range: str | None = None) -> EvaluationSet:
+    """Read `<name>.h5` and `<name>_labels.csv`, sure that rows match and that every image shows something.
+
+    pixel_range: `BLACK,WHITE`, the values that stand for 0 and 255 in a file of floating-point images.
+    """
     remedy = "run `python -m data_prep build` first, or name the folder that holds it with --data"
     images, labels = (require_file(data_dir / file, remedy) for file in (images_file(name), labels_file(name)))
     table, truth = read_labels(labels)
     check_rows(images, labels, table)
-    check_images(images)
-    return EvaluationSet(name, images, labels, _identity(table, labels), truth, sha256_of(images), sha256_of(labels))
+    check_images(images, pixel_range=pixel_range)
+    digests = sha256_of(images), sha256_of(labels)
+    return EvaluationSet(name, images, labels, _identity(table, labels), truth, *digests, pixel_range)
 
 
 def _identity(table: pd.DataFrame, path: Path) -> pd.DataFrame:

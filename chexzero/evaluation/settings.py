@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chexzero.common.errors import UserError
+from chexzero.common.formats import PixelRange
 
 LEVELS = ("image", "study_mean", "study_max")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -42,6 +43,7 @@ class EvaluationSettings:
     batch_size: int = 64
     device: str | None = None
     precision: str = "fp32"
+    pixel_range: str | None = None
     seed: int = 1234
     config: Path | None = None
     suites: Mapping[str, Any] = field(default_factory=dict)
@@ -51,6 +53,8 @@ class EvaluationSettings:
             raise UserError("--checkpoint and --ensemble exclude each other; leave one out")
         if self.runs and (self.run or self.checkpoint or not self.ensemble):
             raise UserError("--runs takes the best checkpoints of several runs; add --ensemble top 10 and nothing else")
+        if self.pixel_range:
+            PixelRange.parse(self.pixel_range)
         if self.labels and not self.images:
             raise UserError("--labels belongs to --images FOLDER; add it, or leave --labels out")
 

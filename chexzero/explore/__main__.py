@@ -1,5 +1,7 @@
 """A page to try a model on one image: `python -m chexzero.explore --run checkpoints/<name>`."""
 
+import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+
 import argparse
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from chexzero.explore.app import HOST, create_app, load_explorer, make_server
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m chexzero.explore", description=__doc__.splitlines()[0], epilog=EXIT_CODES
+        prog="python -m chexzero.explore", description=(__doc__ or "").partition("\n")[0], epilog=EXIT_CODES
     )
     what = parser.add_argument_group("what is shown")
     what.add_argument(

@@ -5,6 +5,8 @@ transformer of CLIP), `open_clip` one for `open_clip.create_model("local-dir:DIR
 tokenizer. Each folder holds a model card, filled from the run's own records, with the lines that read an image.
 """
 
+import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+
 import argparse
 from pathlib import Path
 

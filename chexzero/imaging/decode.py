@@ -3,9 +3,11 @@
 This module is all that a worker process loads: no torch.
 """
 
+import contextlib
 import hashlib
 import io
 import os
+import zlib
 from dataclasses import dataclass
 
 import cv2
@@ -32,6 +34,10 @@ REACH = 2.0
 
 #: What the first bytes of other pictures say; TIFF and BMP are read through Pillow.
 _OTHER = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
+
+
+_GZIP = b"\x1f\x8b"
+_GZIP_ONLY = 31  # zlib's word for gzip's header and checksum
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,11 @@ def decode(data: bytes) -> np.ndarray:
     """Decode a PNG, JPEG, DICOM, TIFF or BMP file by its content: grey (H, W) or RGB (H, W, 3), uint8 or uint16.
 
     A file whose three channels are equal is grey: resizing one channel gives upstream's bytes in a third of the time.
-    Raises `UnreadableImage`, a `ValueError`, for what is none of these, damaged, or has more than `MAX_PIXELS` pixels.
+    A file that is packed with gzip (`.dcm.gz`) is unpacked. Raises `UnreadableImage`, a `ValueError`, for what is none
+    of these, damaged, or has more than `MAX_PIXELS` pixels.
     """
+    if data.startswith(_GZIP):
+        data = _unpacked(data)
     if is_dicom(data):
         return decode_dicom(data)
     other = next((name for mark, name in _OTHER.items() if data.startswith(mark)), None)
@@ -91,11 +100,33 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def kind_of(head: bytes) -> str | None:
-    """The format that a file's first 132 bytes announce (PNG, JPEG, DICOM, TIFF, BMP), or None."""
+    """The format that a file's first bytes announce (PNG, JPEG, DICOM, TIFF, BMP), packed with gzip or not; or None.
+
+    head: 132 bytes tell; of a packed file some more, since as many must come out of them.
+    """
+    if head.startswith(_GZIP):
+        with contextlib.suppress(zlib.error):
+            head = zlib.decompressobj(_GZIP_ONLY).decompress(head, 132)
     if is_dicom(head):
         return "DICOM"
     marks = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", **_OTHER}
     return next((name for mark, name in marks.items() if head.startswith(mark)), None)
+
+
+def _unpacked(data: bytes) -> bytes:
+    """A gzip file's content, whose checksum zlib compares; never more than `LARGEST_FILE`."""
+    unpacking = zlib.decompressobj(_GZIP_ONLY)
+    try:
+        content = unpacking.decompress(data, LARGEST_FILE + 1)
+    except zlib.error as error:
+        raise UnreadableImage(f"the gzip file is damaged ({error})") from error
+    if len(content) > LARGEST_FILE:
+        raise UnreadableImage(f"the gzip file unpacks to more than {LARGEST_FILE >> 20} MiB")
+    if not unpacking.eof:
+        raise UnreadableImage("the gzip file is cut short")
+    if unpacking.unused_data:
+        raise UnreadableImage("the gzip file holds more than one file")
+    return content
 
 
 def _decode_other(data: bytes, name: str) -> np.ndarray:

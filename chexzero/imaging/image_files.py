@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 UNREADABLE = (OSError, ValueError, MemoryError)
 FORMATS = "PNG, JPEG, DICOM, TIFF or BMP"
 #: A file of such a name that does not begin as an image does is damaged; one of any other name is no image.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".dcm", ".dicom", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".dcm", ".dicom", ".dcm.gz", ".tif", ".tiff", ".bmp")
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "ZIP", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7-Zip"}
 
 
@@ -87,12 +87,12 @@ def _why_passed_over(path: Path) -> str:
         if not stat.S_ISREG(path.stat().st_mode):
             return "not a plain file"
         with open(path, "rb") as handle:
-            head = handle.read(132)
+            head = handle.read(4096)  # of a packed file enough to see what is in it
     except FileNotFoundError:
         return "a broken link" if path.is_symlink() else "it has gone"
     except OSError as error:
         return error.strerror or str(error)
-    if kind_of(head) or path.suffix.lower() in SUFFIXES:
+    if kind_of(head) or path.name.lower().endswith(SUFFIXES):
         return ""
     packed = next((name for mark, name in _PACKED.items() if head.startswith(mark)), None)
     return f"packed with {packed}; unpack it" if packed else f"its content is not {FORMATS}"

@@ -43,7 +43,7 @@ def read_others(settings: EvaluationSettings, data_dir: Path) -> Others:
     baseline = checkpoints_in(settings.baseline) if settings.baseline else []
     if not settings.radiologists and not settings.supervised:
         return Others([], [], baseline)
-    studies = list(units(read_set(data_dir, "test"), settings.level).table["study_id"])
+    studies = list(units(read_set(data_dir, "test", settings.pixel_range), settings.level).table["study_id"])
     return Others(
         [read_reader(path, studies, binary=True) for path in settings.radiologists],
         [read_reader(path, studies, binary=False) for path in settings.supervised],
@@ -174,7 +174,8 @@ def closing_sections(
     settings: EvaluationSettings, choice: Choice, found: Measured, claim: Claim, figures: Path
 ) -> list[Section]:
     """Cases to look at, if they were asked for, and where everything comes from."""
-    cases = [thumbnails_section(found.test, found.sets[1].images, figures)] if settings.thumbnails else []
+    images, pixel_range = found.sets[1].images, settings.pixel_range
+    cases = [thumbnails_section(found.test, images, figures, pixel_range)] if settings.thumbnails else []
     return [
         *cases,
         provenance.overlap_section(found.data_dir, claim),

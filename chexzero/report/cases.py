@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from chexzero.common.formats import open_images
+from chexzero.common.formats import grey_images, open_images
 from chexzero.common.labels import LABELS
 from chexzero.evaluation.results import SetResult
 from chexzero.report.charts import save
@@ -21,14 +21,15 @@ KINDS = {
 }
 
 
-def thumbnails_section(test: SetResult, images: Path, folder: Path) -> Section:
+def thumbnails_section(test: SetResult, images: Path, folder: Path, pixel_range: str | None = None) -> Section:
     """One figure a label with the cases the model is surest about, right and wrong."""
     first = np.unique(test.units.members, return_index=True)[1]
     rows = test.units.rows[first]
     labels = [label for label in range(len(LABELS)) if np.isfinite(test.auroc[label])]
     chosen = {label: {title: _cases(test, label, *kind) for title, kind in KINDS.items()} for label in labels}
     with open_images(images) as handle:
-        figures = [_sheet(test, label, chosen[label], handle["cxr"], rows, folder) for label in labels]
+        shown = grey_images(handle, pixel_range)
+        figures = [_sheet(test, label, chosen[label], shown, rows, folder) for label in labels]
     rows_shown = [
         [LABELS[label], title, float(test.probability[case, label]), *ids]
         for label, kinds in chosen.items()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
-from chexzero.common.formats import open_images
+from chexzero.common.formats import grey_images, open_images
 from chexzero.evaluation.sets import EvaluationSet
 from chexzero.report.sanity import LOOK, NOT_POSSIBLE, PASSED, Check
 
@@ -63,10 +63,10 @@ def _shrunk(pixels: NDArray) -> NDArray:
     return pixels.reshape(n, SIDE, height // SIDE, SIDE, width // SIDE).mean((2, 4))
 
 
-def read_statistics(path: Path, rows: NDArray | None = None) -> ImageStatistics:
+def read_statistics(path: Path, rows: NDArray | None = None, pixel_range: str | None = None) -> ImageStatistics:
     """Statistics of some rows of an image file, by default of up to 512 that are spread over it."""
     with open_images(path) as handle:
-        images = handle["cxr"]
+        images = grey_images(handle, pixel_range)
         wanted = np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int)) if rows is None else np.unique(rows)
         blocks = [image_statistics(images[part.tolist()]) for part in np.array_split(wanted, -(-len(wanted) // 64))]
     return ImageStatistics(*(np.concatenate([getattr(b, f) for b in blocks]) for f in ("small", "mean", "deviation")))
@@ -134,11 +134,11 @@ def image_checks(valid: EvaluationSet, test: EvaluationSet, training: Path | Non
     """All checks of the images. training: the image file that the run trained on, where it is at hand."""
     frontal = {one.name: np.flatnonzero(one.table["view"] == "frontal") for one in (valid, test)}
     found = {
-        one.name: read_statistics(one.images, frontal[one.name] if len(frontal[one.name]) else None)
+        one.name: read_statistics(one.images, frontal[one.name] if len(frontal[one.name]) else None, one.pixel_range)
         for one in (valid, test)
     }
     checks = [*equal_images(valid, test), *looks_alike("test", found["test"], "validation", found["valid"])]
     if training is None or not training.is_file():
         return [*checks, Check("images lie as the training images do", NOT_POSSIBLE, "no training images at hand")]
-    kept = read_statistics(training)
+    kept = read_statistics(training, pixel_range=test.pixel_range)
     return [*checks, *(c for name in found for c in looks_alike(name, found[name], "training", kept))]

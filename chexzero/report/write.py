@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from chexzero.common.files import no_formula, write_text
+from chexzero.common.files import UnixLines, no_formula, write_text
 from chexzero.common.markup import escape_markdown, without_folders
 from chexzero.report.sections import Figure, Section, Table
 
@@ -130,7 +130,7 @@ def write_report(report: Report, folder: Path) -> Path:
 def as_csv(table: Table) -> str:
     """The table with all digits; undefined cells are empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(UnixLines(text))
     writer.writerow(map(no_formula, table.columns))
     writer.writerows([["" if cell is None else no_formula(cell) for cell in row] for row in table.rows])
     return text.getvalue()

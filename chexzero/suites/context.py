@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from chexzero.common.formats import image_ids, images_file, open_images
+from chexzero.common.formats import grey_images, image_ids, images_file, open_images
 
 
 @dataclass
@@ -80,7 +80,8 @@ class EvaluationContext:
                 features = embed_images(self.model, chosen, **how)
             else:
                 with open_images(path) as handle:
-                    chosen = handle["cxr"] if rows is None else _Rows(handle["cxr"], rows)
+                    images_there = grey_images(handle, self.option("pixel_range"))
+                    chosen = images_there if rows is None else _Rows(images_there, rows)
                     features = embed_images(self.model, chosen, **how)
             check_features(features, str(path))
             self._images[key] = features

@@ -208,7 +208,7 @@ def read_reports(context: EvaluationContext, images: str | Path) -> tuple[list[s
     table = read_table(texts_path, columns, all_columns=False, remedy="name a CSV with these columns")
     names = table[columns[0]].fillna("")
     if plus:
-        names = names.map(lambda name: f"chexpert_plus/{name.rsplit('.', 1)[0]}")
+        names = names.map(_chexpert_plus_id)
     wanted = set(ids)
     if double := next((name for name, n in Counter(names).items() if n > 1 and name in wanted), None):
         raise UserError(f"{texts_path} has two reports of the image {double!r}; leave one of the rows out")
@@ -220,6 +220,14 @@ def read_reports(context: EvaluationContext, images: str | Path) -> tuple[list[s
             f"{ids[0]!r}); name the reports that belong to these images with --report_texts"
         )
     return kept, [texts[name] for name in kept], len(ids) - len(kept)
+
+
+def _chexpert_plus_id(path: str) -> str:
+    """The id that the build gives an image of CheXpert-Plus, whatever stands in front of its split and ends it."""
+    parts = path.replace("\\", "/").split("/")
+    parts = [{"val": "valid", "validation": "valid"}.get(part, part) for part in parts]
+    start = next((i for i, part in enumerate(parts) if part in ("train", "valid", "test")), 0)
+    return f"chexpert_plus/{'/'.join(parts[start:]).rsplit('.', 1)[0]}"
 
 
 def _table_of_the_build(context: EvaluationContext) -> Path | None:

@@ -115,7 +115,7 @@ def plan_batches(config: TrainConfig, dataset: CXRDataset) -> Batches:
             f"--one_per_study needs a column study_id in {config.txt_filepath}; build it with `python -m "
             f"data_prep build`, or leave the flag out"
         )
-    check_images(config.cxr_filepath, most=SAMPLE)
+    check_images(config.cxr_filepath, SAMPLE, config.pixel_range)
     rows, held_out = hold_out(dataset.patients, len(dataset), config.val_pairs, config.seed)
     batches = Batches(
         rows,

@@ -12,7 +12,7 @@ from typing import Any
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import require_file
-from chexzero.common.formats import DATA_FILES, REMEDY, check_images
+from chexzero.common.formats import DATA_FILES, REMEDY, PixelRange, check_images
 from chexzero.common.settings import add_settings, from_namespace, parse_with_config, setting
 from chexzero.model import PRECISIONS
 from chexzero.models.towers import TEXT_SIZES, TOWER_NAMES, vision_name
@@ -38,7 +38,12 @@ def _blocks(text: str) -> int | str:
     return text if text == ALL else int(text)
 
 
+def _pixel_range(text: str) -> str:
+    return str(PixelRange.parse(text))
+
+
 _upstream = partial(setting, group="CheXzero's flags and defaults")
+_data = partial(setting, group="data")
 _model = partial(setting, group="model")
 _length = partial(setting, group="length, validation and selection")
 _stop = partial(setting, group="stopping and going on", free=True)
@@ -75,6 +80,14 @@ class TrainConfig:
     context_length: int = _upstream(77, "longer reports are cut", metavar="TOKENS", least=3)
     random_init: bool = _upstream(False, "train from random weights: ViT-B/16 at 320 pixels")
     model_name: str = _upstream("pt-imp", "name of the run's folder", metavar="NAME", free=True)
+
+    pixel_range: str | None = _data(
+        None,
+        "the values of black and white in image files of floating-point numbers, as --pixel_range=-1,1 (default: 0 and "
+        "255; files of bytes are read as they are)",
+        metavar="BLACK,WHITE",
+        parse=_pixel_range,
+    )
 
     vision: str = _model("vit_b_32", f"vision tower: {TOWER_NAMES}", metavar="NAME", parse=_vision)
     text_encoder: str = _model("chexzero", "text encoder", choices=TEXT_SIZES)
@@ -228,7 +241,7 @@ def check(config: TrainConfig) -> None:
     for path in (config.valid, config.valid_labels) if config.val_interval else ():
         require_file(path or "", f"{REMEDY}, or train without validation with --val_interval 0")
     if config.val_interval:
-        check_images(config.valid or "")  # as every evaluation does
+        check_images(config.valid or "", pixel_range=config.pixel_range)  # as every evaluation does
     else:
         log.warning(
             "no validation: no checkpoint will be selected; name a validation set with --valid and --valid_labels"

@@ -22,13 +22,15 @@ GRACE = 0.5  # seconds
 
 def start() -> torch.device:
     """Join the other ranks, if there are any, and return this rank's device."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
+    size, local_rank = _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
+    if _number("SLURM_STEP_NUM_TASKS", 1) > 1 and not os.environ.get("WORLD_SIZE", "").strip():
         raise UserError(
             "srun started several tasks, but WORLD_SIZE is not set, so that they do not know each other; "
             "export RANK, LOCAL_RANK and WORLD_SIZE as docs/slurm/*.sbatch do, or WORLD_SIZE=1 for "
             "runs of their own"
         )
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if size > 1:
+        _check_companions(size)
     use_cuda = torch.cuda.is_available()
     if use_cuda and local_rank >= torch.cuda.device_count():
         raise UserError(
@@ -38,9 +40,32 @@ def start() -> torch.device:
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT)
     return device
+
+
+def _number(name: str, default: int) -> int:
+    """An environment variable that is a count or a place, from 0; empty counts as not set."""
+    text = os.environ.get(name, "").strip()
+    if text and not text.isdecimal():
+        raise UserError(
+            f"the environment variable {name} is {text!r}, not a whole number; unset it for one process, or start the "
+            "ranks with torchrun"
+        )
+    return int(text or default)
+
+
+def _check_companions(size: int) -> None:
+    """Raise `UserError` unless what torch needs beside a WORLD_SIZE above 1 is set, too."""
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name, "").strip()]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {size}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set, so that "
+            f"this process would wait for others for ever; start the ranks with torchrun, or unset WORLD_SIZE"
+        )
+    if (rank_here := _number("RANK", 0)) >= size:
+        raise UserError(f"RANK is {rank_here} where WORLD_SIZE is {size}; ranks are counted from 0, correct it")
 
 
 def finish() -> None:
@@ -67,7 +92,7 @@ def is_main() -> bool:
 
 def is_first_on_node() -> bool:
     """Whether this process does what each machine needs once."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+    return _number("LOCAL_RANK", 0) == 0
 
 
 def wait_for_main() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from chexzero.common.files import sha256_of, write_json
-from chexzero.common.formats import check_images, check_rows, open_images, read_labels
+from chexzero.common.formats import check_images, check_rows, grey_images, open_images, read_labels
 from chexzero.common.labels import LABELS, MEANS
 from chexzero.common.statistics import auroc, bootstrap_auroc, mean_of_samples, mean_over_labels, percentile_interval
 from chexzero.model import CLIP
@@ -43,7 +43,7 @@ class Validator:
         self.images = config.valid
         table, self.labels = read_labels(config.valid_labels)
         check_rows(self.images, config.valid_labels, table)
-        check_images(self.images)
+        check_images(self.images, pixel_range=config.pixel_range)
         self.defined = labels_with_both_classes(self.labels)
         self.metric = selection.usable_metric(config.select_by, self.defined)
         averaged = [name for name in selection.members(self.metric or "val_loss") if name in self.defined]
@@ -77,7 +77,11 @@ class Validator:
         begun = time.perf_counter()
         with open_images(self.images) as handle:
             predictions = predict_labels(
-                model, handle["cxr"], batch_size=64, device=self.device, precision=self.config.precision
+                model,
+                grey_images(handle, self.config.pixel_range),
+                batch_size=64,
+                device=self.device,
+                precision=self.config.precision,
             )
         if not np.isfinite(predictions).all():
             return None

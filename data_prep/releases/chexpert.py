@@ -18,6 +18,7 @@ from data_prep.releases.locate import (
     given,
     has_columns,
     release_root,
+    split_ending,
     split_places,
 )
 from data_prep.releases.release import Release, bits
@@ -40,7 +41,7 @@ def image_key(text: str, where: str) -> str:
     parts = _after_split(text, where)
     if len(parts) != 4:
         raise BadRecord(f"{where} is {text!r}, not like train/patient00001/study1/view1_frontal.jpg; correct the row")
-    return os.path.splitext("/".join(parts))[0]
+    return split_ending("/".join(parts))[0]
 
 
 def study_key(text: str, where: str) -> str:
@@ -165,8 +166,25 @@ class Chexpert(Release):
         return sorted(rows, key=view_number)
 
     def rows(self, split: str) -> Iterator[Row]:
+        """The labelled images; then, without labels, those that lie beside them on disk and are labelled nowhere."""
         rows = self.plus.rows(split) if split == "test" and self.plus else super().rows(split)
-        return labelled_rows(rows, self.tables[split], split)
+        yield from labelled_rows(rows, self.tables[split], split)
+        if split != "train":
+            yield from self._unlabelled(split)
+
+    def _unlabelled(self, split: str) -> Iterator[Row]:
+        labels = read_table(self.tables[split], split)
+        seen = set()
+        for place in self.images:
+            if (top := place.relative(f"{split}/")) is None:
+                continue
+            for patient in _names_like(r"patient\d+", place.root / top):
+                for study in _names_like(r"study\d+", place.root / top / patient):
+                    for name in sorted(_image_names(place.root / top / patient / study)):
+                        key = split_ending(f"{split}/{patient}/{study}/{name}")[0]
+                        if key not in seen and not {key, key.rsplit("/", 1)[0], key.rsplit("/", 2)[0]} & labels.keys():
+                            yield chexpert_row(self.name, key, view=view_of(key), path=f"{key}.jpg")
+                        seen.add(key)
 
 
 def _what(images: str, splits: Collection[str]) -> str:
@@ -249,10 +267,14 @@ def labelled_rows(rows: Iterable[Row], table: Path, split: str) -> Iterator[Row]
 
 
 def _image_names(folder: Path) -> list[str]:
+    """The names of the images in a folder, without `._x.jpg`, which macOS leaves beside `x.jpg`."""
+    return [name for name in _names_like(r"[^.].*", folder) if name.endswith(SUFFIXES)]
+
+
+def _names_like(pattern: str, folder: Path) -> list[str]:
+    """What in a folder, if it is one, is named so; sorted."""
     try:
-        return [
-            name for name in os.listdir(folder) if name.endswith(SUFFIXES) and not name.startswith(".")
-        ]  # ._x.jpg: what macOS leaves beside x.jpg
+        return sorted(name for name in os.listdir(folder) if re.fullmatch(pattern, name))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
-from data_prep.releases.locate import SUFFIXES, Place, find_file, has_columns, not_found, release_root
+from data_prep.releases.locate import SUFFIXES, Place, find_file, has_columns, not_found, release_root, split_ending
 from data_prep.releases.release import Release
 from data_prep.releases.rows import BadRecord, Row, read_records
 
@@ -108,7 +108,7 @@ def image_files(root: Path) -> dict[str, str]:
     found = {}
     for folder, _, names in os.walk(root, followlinks=True):
         for name in names:
-            stem, suffix = os.path.splitext(name)
+            stem, suffix = split_ending(name)
             if suffix in SUFFIXES and not name.startswith("."):
                 found[stem] = os.path.relpath(os.path.join(folder, name), root)
     return found

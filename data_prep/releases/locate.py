@@ -17,7 +17,7 @@ from data_prep.releases.rows import Row, column_names
 
 DEPTH = 5
 CROWD = 1000  # folders in one folder, from which on they are patients or studies of some set, not looked into
-SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".dcm", ".dicom", ".DCM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".dcm", ".dicom", ".DCM", ".dcm.gz")
 
 #: Folders that hold images by the hundred thousand; nothing that is looked for lies in them.
 IMAGE_FOLDERS = ("train", "valid", "val", "test", "deid_png", "patient*", "study*", ".*")
@@ -199,8 +199,17 @@ def find_images(rows: list[Row], places: Sequence[Place], threads: ThreadPoolExe
         row.root, row.path, row.problem = root, path, problem
 
 
+def split_ending(path: str) -> tuple[str, str]:
+    """As `os.path.splitext`, but `.dcm.gz` is one ending."""
+    stem, ending = os.path.splitext(path)
+    if ending.lower() == ".gz":
+        stem, inner = os.path.splitext(stem)
+        return stem, inner + ending
+    return stem, ending
+
+
 def _find_image(path: str, places: Sequence[Place]) -> tuple[str, str, str]:
-    stem, suffix = os.path.splitext(path)
+    stem, suffix = split_ending(path)
     problem = "not found, with any ending"
     for ending in dict.fromkeys((suffix, *SUFFIXES)):  # the usual ending anywhere, before another one
         for place in places:

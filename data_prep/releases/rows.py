@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from chexzero.common.errors import UserError
-from chexzero.common.files import atomic_path, require_file
+from chexzero.common.files import atomic_path, ends_a_line, require_file, warn_of_the_end
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a report may be longer than the csv module's 128 KiB
 
@@ -128,6 +128,8 @@ def _csv_lines(path: Path) -> Iterator[list[str]]:
         with _open_text(path) as handle:
             for number, line in enumerate(csv.reader(handle, strict=True)):  # noqa: B007 (for the message)
                 yield line
+        if path.suffix != ".gz" and not ends_a_line(path):
+            warn_of_the_end(path, number)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (after row {max(number, 0)}); convert it, for instance with "

@@ -1,0 +1,122 @@
+"""Image files that hold no 0..255: refused with the flag that helps, and read right with it, in training and evaluation."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from evaluation_run import write_run
+from training_corpus import flags, shrink, write_corpus
+
+import run_train
+from chexzero.common.errors import UserError
+from chexzero.common.formats import PixelRange, check_images, grey_images, open_images
+from chexzero.evaluation.checkpoint_choice import choose
+from chexzero.evaluation.measure import measure
+from chexzero.evaluation.settings import EvaluationSettings
+from chexzero.imaging.normalise import MEAN, STD
+from chexzero.train import CXRDataset
+
+STANDARD = f"{-MEAN / STD:.4f},{(255 - MEAN) / STD:.4f}"
+SCALES = {"0,1": lambda x: x / 255, "-1,1": lambda x: x / 127.5 - 1, STANDARD: lambda x: (x - MEAN) / STD}
+
+
+def rewrite(path, scale, dtype=np.float32):
+    """Store the images of a file as `scale` makes them; returns the bytes they were."""
+    with h5py.File(path, "r+") as handle:
+        images = handle["cxr"][:]
+        del handle["cxr"]
+        handle["cxr"] = scale(images.astype(np.float64)).astype(dtype)
+    return images
+
+
+@pytest.mark.parametrize("pixel_range", SCALES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_refusal_names_the_flag_and_the_flag_gives_the_bytes_back(tmp_path, pixel_range, dtype):
+    data = write_corpus(tmp_path, train=6) / "data"
+    with h5py.File(data / "cxr.h5", "r+") as handle:
+        handle["cxr"][:, 0, 0], handle["cxr"][:, 0, 1] = 0, 255
+    images = rewrite(data / "cxr.h5", SCALES[pixel_range], dtype)
+    with pytest.raises(UserError, match=f"add --pixel_range={pixel_range}"):
+        check_images(data / "cxr.h5")
+    check_images(data / "cxr.h5", pixel_range=pixel_range)
+    with open_images(data / "cxr.h5") as handle:
+        np.testing.assert_allclose(grey_images(handle, pixel_range)[1:4], images[1:4], atol=0.02)
+    dataset = CXRDataset(data / "cxr.h5", data / "impressions.csv", "impression", pixel_range=pixel_range)
+    assert torch.equal(dataset[[2]]["img"].round(), torch.from_numpy(images[2:3]).float())
+    assert dataset[2]["img"].shape == (3, 320, 320) and abs(dataset[2]["img"][0] - images[2]).max() < 0.02
+
+
+def test_a_range_that_the_images_do_not_have_is_refused(tmp_path):
+    data = write_corpus(tmp_path, train=6) / "data"
+    rewrite(data / "cxr.h5", lambda x: x / 127.5 - 1)
+    for wrong, why in (("0,1", "does not hold"), ("-30,30", "nearly one grey value")):
+        with pytest.raises(UserError, match=f"--pixel_range={wrong} .*{why}"):
+            check_images(data / "cxr.h5", pixel_range=wrong)
+    with pytest.raises(UserError, match=r"\(0 - mean\) / deviation"):
+        rewrite(data / "cxr.h5", lambda x: 5 * x)
+        check_images(data / "cxr.h5")
+    for odd in ("1", "1,0", "a,b", "0,inf", "0,1,2"):
+        with pytest.raises(UserError, match="value of white"):
+            PixelRange.parse(odd)
+
+
+def test_bytes_of_0_and_1_are_refused_and_bytes_are_never_scaled(tmp_path):
+    data = write_corpus(tmp_path, train=6) / "data"
+    check_images(data / "cxr.h5", pixel_range="0,1")
+    with open_images(data / "cxr.h5") as handle:
+        assert grey_images(handle, "0,1") == handle["cxr"]  # the dataset itself
+    rewrite(data / "cxr.h5", lambda x: x / 100, np.uint8)
+    with pytest.raises(UserError, match="written as bytes"):
+        check_images(data / "cxr.h5")
+
+
+def test_one_image_on_another_scale_is_named(tmp_path, caplog):
+    data = write_corpus(tmp_path, train=6) / "data"
+    with h5py.File(data / "cxr.h5", "r+") as handle:
+        handle["cxr"][4] = handle["cxr"][4] // 32
+        name = handle["id"][4].decode()
+    check_images(data / "cxr.h5")
+    assert "1 of 6 images looked at have fewer than 16 grey values" in caplog.text and name in caplog.text
+
+
+def test_training_on_a_range_is_training_on_bytes(tmp_path, monkeypatch):
+    """The same losses from 0..255 and from -1..1."""
+    shrink(lambda table, key, value: monkeypatch.setitem(table, key, value))
+    for name in ("bytes", "scaled"):
+        write_corpus(tmp_path / name, train=24)
+    for file in ("cxr.h5", "valid.h5"):
+        rewrite(tmp_path / "scaled" / "data" / file, SCALES["-1,1"])
+    steps = ["--max_steps", "3", "--val_interval", "3", "--log_interval", "1", "--lr", "1e-3", "--batch_size", "8"]
+    losses = {}
+    for name, more in (("bytes", []), ("scaled", ["--pixel_range=-1,1"])):
+        run_train.model_pipeline(run_train.parse_args([*flags(tmp_path / name, "run"), *steps, *more]))
+        folder = tmp_path / name / "runs" / "run"
+        losses[name] = [line.split(",")[3] for line in (folder / "train_log.csv").read_text().split()[1:]]
+        settings = json.loads((folder / "config.json").read_text())["settings"]
+        assert settings["pixel_range"] == (None if name == "bytes" else "-1,1")
+    np.testing.assert_allclose(*(np.array(one, float) for one in losses.values()), rtol=1e-4)
+    with pytest.raises(UserError, match="add --pixel_range=-1,1"):
+        run_train.model_pipeline(run_train.parse_args([*flags(tmp_path / "scaled", "other"), *steps]))
+
+
+def test_an_evaluation_of_a_range_is_that_of_bytes(tmp_path):
+    data, run = write_run(tmp_path)
+    found = {}
+    for pixel_range in (None, "0,1"):
+        settings = EvaluationSettings(
+            run=run, out=tmp_path / "out", n_bootstrap=10, device="cpu", pixel_range=pixel_range
+        )
+        found[pixel_range] = measure(settings, choose(settings))
+        if pixel_range is None:
+            for name in ("valid", "test"):
+                rewrite(data / f"{name}.h5", SCALES["0,1"])
+    for was, now in zip(*(one.by_image for one in found.values()), strict=True):
+        np.testing.assert_allclose(now, was, atol=1e-4)
+    np.testing.assert_array_equal(found[None].test.auroc, found["0,1"].test.auroc)
+    assert settings.flags()["pixel_range"] == "0,1"  # which metrics.json and the report keep
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["pixel_range"] = "0,1"
+    (run / "config.json").write_text(json.dumps(config))
+    assert choose(settings).pixel_range() == "0,1"
