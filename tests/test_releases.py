@@ -537,7 +537,7 @@ DAMAGES = {
     ),
     "split spelled otherwise": (
         lambda c: c.edit_plus(lambda t: t.replace({"split": {"train": "Train"}})),
-        "df_chexpert_plus_240401.csv: no row is of the split train",
+        "df_chexpert_plus_240401.csv, row 1: the split is 'Train', none of train, valid, test",
     ),
     "odd file name": (
         lambda c: (c.chexpert / "test/patient64742/study1/view1 (1).jpg").touch(),

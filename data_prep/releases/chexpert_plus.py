@@ -88,9 +88,9 @@ class ChexpertPlus(Release):
         return cls({"": table}, places, {split: find_labels(args, split) for split in sorted(labelled)})
 
     def records(self, split: str) -> Iterator[tuple[str, dict[str, str]]]:
-        """The entries whose column `split` says so."""
+        """The entries whose column `split` says so; those of no split at all are met with the training ones."""
         for number, record in read_records(self.tables[""], COLUMNS, REMEDY):
-            if record["split"] == split:
+            if record["split"] == split or (split == "train" and record["split"] not in self.splits):
                 yield f"{self.tables['']}, row {number}", record
 
     def rows(self, split: str) -> Iterator[Row]:
@@ -105,6 +105,10 @@ class ChexpertPlus(Release):
         return super().inputs() | {f"chexpert_{split}_csv": path for split, path in self.label_tables.items()}
 
     def read(self, entry: dict[str, Any], split: str, where: str) -> Iterable[Row]:
+        if entry["split"] not in self.splits:
+            raise BadRecord(
+                f"{where}: the split is {entry['split'][:40]!r}, none of {', '.join(self.splits)}; correct the row"
+            )
         key = image_key(entry["path_to_image"], f"{where}: path_to_image")
         patient = entry["deid_patient_id"].strip()
         if patient.lower() in ("", "nan", "none"):
