@@ -28,10 +28,13 @@ from chexzero.train import load_clip, load_data, train_batch
 from chexzero.training import distributed, finetune
 from chexzero.training.batches import default_workers, plan_batches
 from chexzero.training.config import TrainConfig, check, parse_config
+from chexzero.training.features import use_cached_features
 from chexzero.training.loss import LOSSES
 from chexzero.training.resume import leave_when_told, save_file
 from chexzero.training.run import Run
+from chexzero.training.show import show_batch
 from chexzero.training.step import Updates, bare, begin_logits, for_training
+from chexzero.training.texts import dataset_options
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,10 @@ def parse_args(argv: list[str] | None = None) -> TrainConfig:
 def model_pipeline(config: TrainConfig, verbose: int = 0) -> nn.Module:
     check(config)
     distributed.start()
+    if config.show_batch:
+        model, data_loader, *_ = make(config)
+        show_batch(Path(config.show_batch), config, data_loader.dataset, data_loader.sampler, bare(model))
+        return bare(model)
     with hold(config.folder) if distributed.is_main() else nullcontext():
         if distributed.is_main():
             open_folder(config.folder, resume=bool(config.resume), overwrite=config.overwrite)
@@ -67,11 +74,11 @@ def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.M
         config.cxr_filepath,
         config.txt_filepath,
         config.batch_size,
-        "impression",
         context_length=config.context_length,
         plan=partial(plan_batches, config),
         num_workers=workers if workers and processes_can_share() else 0,
         pixel_range=config.pixel_range,
+        **dataset_options(config.text_section, config.text_sentences, config.seed),
     )
     clip = load_clip(
         pretrained=not config.random_init,
@@ -82,11 +89,14 @@ def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.M
         text_weights=config.text_weights,
         image_resolution=config.image_resolution,
         drop_path=config.drop_path,
+        patch_dropout=config.patch_dropout,
         grad_checkpointing=config.grad_checkpointing,
     )
     begin_logits(clip, config)
     model = for_training(finetune.prepare(clip, config), device, config)
-    criterion = LOSSES[config.loss].criterion(config.equal_text)
+    if config.cache_features and not config.show_batch:
+        use_cached_features(config, loader.dataset, clip, device)
+    criterion = LOSSES[config.loss].criterion(config.equal_text, config.label_smoothing)
 
     parameters = finetune.parameter_groups(clip, config)
     optimizer: optim.Optimizer
@@ -111,7 +121,7 @@ def train(
     run = Run(model, loader, device, optimizer, config)  # new, or from where a stopped one left off
     if run.is_new:
         if config.val_interval:
-            save(model, run.checkpoint_path())
+            save_checkpoints(run)
             run.validate()
         run.save_last()
 
@@ -124,8 +134,7 @@ def train(
             train_log(mean_loss, run.example_ct, epoch, progress)
         validation_due = run.validation_due()
         if validation_due or run.due(config.save_interval):
-            with run.pace.spent("saving"):
-                save(model, run.checkpoint_path())
+            save_checkpoints(run)
         if validation_due:
             run.validate()
         run.end_step()  # last.pt when due; exit code 75 after SIGTERM or SIGUSR1
@@ -142,6 +151,12 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write the bare state dict, atomically, by rank 0."""
     if distributed.is_main():
         save_file(finetune.merge_lora(bare(model)), Path(path))
+
+
+def save_checkpoints(run: Run) -> None:
+    with run.pace.spent("saving"):
+        for path, model in run.checkpoints().items():
+            save(model, path)
 
 
 @record

@@ -70,7 +70,9 @@ class CXRDataset(Dataset):
 
     Indexed with a list of B rows, it returns them as the training command reads a batch:
     `{"img": (B, H, W) as stored, "txt": tokens, int64 (B, T), "row": int64 (B,)}`, the tokens cut after the longest
-    text. A text is tokenised when it is first read, to at most `context_length` tokens.
+    text. A text is tokenised when it is first read, to at most `context_length` tokens. With `vary` a list of rows that
+    has an attribute `epoch` gets the texts `vary(sections, row, epoch)`, tokenised each time; `sections` are the row's
+    texts in the `columns`.
 
     `studies`, `patients`, `same_text`: int32 (N,), equal for rows of one study, patient or text; None without the
     columns `study_id` and `patient_id`. Raises `UserError` for a missing column, or where the rows are not the rows of the images.
@@ -86,10 +88,12 @@ class CXRDataset(Dataset):
         *,
         context_length: int = clip.CONTEXT_LENGTH,
         pixel_range: str | None = None,
+        columns: Sequence[str] = (),
+        vary: Callable[[Sequence[str], int, int], str] | None = None,
     ):
         table = read_table(
             txt_path,
-            [column],
+            list(dict.fromkeys([column, *columns])),
             also=["id", "study_id", "patient_id"],
             remedy="run `python -m data_prep build` first, or name the file or its text column",
         )
@@ -97,7 +101,8 @@ class CXRDataset(Dataset):
         table = table[:size]
         self.images = ImageRows(img_path, pixel_range)
         self.texts: list[str] = table[column].fillna(" ").tolist()
-        self.transform, self.context_length = transform, context_length
+        self.transform, self.context_length, self.vary = transform, context_length, vary
+        self.sections: list[tuple[str, ...]] = list(zip(*(table[name].fillna("") for name in columns), strict=True))
         self.studies, self.patients, self.same_text = (
             pd.factorize(table[name])[0].astype(np.int32) if name in table else None
             for name in ("study_id", "patient_id", column)
@@ -109,14 +114,17 @@ class CXRDataset(Dataset):
 
     def __getitem__(self, idx: int | Sequence[int]) -> dict[str, Any]:
         if not isinstance(idx, int | np.integer):
-            rows = list(idx)
-            return {"img": self.images.stored(rows), "txt": self.tokens(rows), "row": torch.tensor(rows)}
+            rows, epoch = list(idx), getattr(idx, "epoch", None)
+            return {"img": self.images.stored(rows), "txt": self.tokens(rows, epoch), "row": torch.tensor(rows)}
         idx = range(len(self))[idx]
         image = self.images[idx]
         return {"img": self.transform(image) if self.transform else image, "txt": self.texts[idx]}
 
-    def tokens(self, rows: Sequence[int]) -> torch.Tensor:
+    def tokens(self, rows: Sequence[int], epoch: int | None = None) -> torch.Tensor:
         """Tokens of some texts, int64 (B, T), padded with 0, T the length of the longest."""
+        if self.vary and epoch is not None:
+            texts = [self.vary(self.sections[row], row, epoch) for row in rows]
+            return clip.trim_padding(preprocess_text(texts, self))
         new = [row for row in rows if not self._tokens[row, 0]]
         if new:
             self._tokens[new] = preprocess_text([self.texts[row] for row in new], self).numpy()
@@ -144,6 +152,8 @@ def load_data(
     plan: Callable[[CXRDataset], Sampler[list[int]]] | None = None,
     num_workers: int = 0,
     pixel_range: str | None = None,
+    columns: Sequence[str] = (),
+    vary: Callable[[Sequence[str], int, int], str] | None = None,
 ) -> tuple[DataLoader, torch.device]:
     """A loader of pairs and the device to train on.
 
@@ -160,6 +170,8 @@ def load_data(
         transform=image_transform(224 if pretrained else 320),
         context_length=context_length,
         pixel_range=pixel_range,
+        columns=columns,
+        vary=vary,
     )
     if verbose:
         tqdm.write(f"{len(dataset)} pairs in {cxr_filepath} and {txt_filepath}")

@@ -94,7 +94,7 @@ def find_size(name: str) -> Size:
     return SIZES[name]
 
 
-def build_trunk(size: Size, *, drop_path: float = 0.0) -> nn.Module:
+def build_trunk(size: Size, *, drop_path: float = 0.0, patch_dropout: float = 0.0) -> nn.Module:
     """Build timm's vision transformer: (B, 3, H, W) to the CLS token after the final norm, (B, width).
 
     timm's default for this family is the mean over patches; `global_pool="token"` is DINOv3's own choice. The RoPE
@@ -104,7 +104,13 @@ def build_trunk(size: Size, *, drop_path: float = 0.0) -> nn.Module:
     """
     arguments = {"init_values": 1.0, **size.overrides}
     return timm.create_model(
-        size.architecture, pretrained=False, num_classes=0, global_pool="token", drop_path_rate=drop_path, **arguments
+        size.architecture,
+        pretrained=False,
+        num_classes=0,
+        global_pool="token",
+        drop_path_rate=drop_path,
+        patch_drop_rate=patch_dropout,
+        **arguments,
     )
 
 

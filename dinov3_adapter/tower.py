@@ -84,6 +84,7 @@ def build_vision_tower(
     image_resolution: int = 224,
     embed_dim: int | None = None,
     drop_path: float = 0.0,
+    patch_dropout: float = 0.0,
     grad_checkpointing: bool = False,
 ) -> VisionTower:
     """Build a tower with its weights.
@@ -95,6 +96,7 @@ def build_vision_tower(
     image_resolution: side of the images in pixels, a multiple of 16.
     embed_dim: length of the projected feature; None leaves the projection out and gives the CLS feature.
     drop_path: probability of dropping the last block's branches while training; blocks before it rise to it from 0.
+    patch_dropout: share of an image's patches that is left out while training.
     grad_checkpointing: trade time for memory while training.
 
     Returns the tower in float32, training mode. Raises `WeightsError` (or `AdapterError` for a wrong argument).
@@ -104,7 +106,8 @@ def build_vision_tower(
         weights = size.published[0] if size.published else weight_files.RANDOM
     is_random = not isinstance(weights, Mapping) and str(weights) == weight_files.RANDOM
     trunk, projection = ({}, None) if is_random else weight_files.read_weights(weights, name)
-    tower = VisionTower(build_trunk(size, drop_path=drop_path), image_resolution=image_resolution, embed_dim=embed_dim)
+    trained_trunk = build_trunk(size, drop_path=drop_path, patch_dropout=patch_dropout)
+    tower = VisionTower(trained_trunk, image_resolution=image_resolution, embed_dim=embed_dim)
     tower.set_grad_checkpointing(grad_checkpointing)
     if is_random:
         draw_weights(tower.trunk)
@@ -133,6 +136,7 @@ def build_timm_tower(
     image_resolution: int | None = None,
     embed_dim: int | None = None,
     drop_path: float = 0.0,
+    patch_dropout: float = 0.0,
 ) -> VisionTower:
     """Build a tower of any model that timm has, pooled as timm pools it.
 
@@ -140,7 +144,9 @@ def build_timm_tower(
     for those timm publishes. image_resolution: side of the images in pixels; None for timm's own. Position embeddings
     are resampled to it. Returns the tower in float32, training mode; raises `AdapterError` (or `WeightsError`).
     """
-    trunk: Any = _timm_trunk(architecture, drop_path, pretrained=weights is None)
+    trunk: Any = _timm_trunk(
+        architecture, pretrained=weights is None, drop_path_rate=drop_path, patch_drop_rate=patch_dropout
+    )
     own = trunk.pretrained_cfg["input_size"][-1]
     state = dict(weights) if isinstance(weights, Mapping) else {}
     ours = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
@@ -162,11 +168,11 @@ def build_timm_tower(
     return tower
 
 
-def _timm_trunk(architecture: str, drop_path: float, pretrained: bool) -> nn.Module:
+def _timm_trunk(architecture: str, *, pretrained: bool, **rates: float) -> nn.Module:
     if not timm.is_model(architecture.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{architecture[:12]}*")[:8])
         raise AdapterError(f"timm has no model {architecture!r}{f' (it has {near}, ...)' if near else ''}; choose one")
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    options: dict[str, Any] = {name: rate for name, rate in rates.items() if rate}
     try:
         return timm.create_model(architecture, pretrained=pretrained, num_classes=0, **options)
     except (OSError, RuntimeError, HfHubHTTPError) as error:
@@ -175,7 +181,10 @@ def _timm_trunk(architecture: str, drop_path: float, pretrained: bool) -> nn.Mod
             f"elsewhere and name it with --vision_weights FILE, or take --vision_weights random"
         ) from error
     except TypeError as error:
-        raise AdapterError(f"timm's {architecture} takes no drop_path; leave --drop_path out") from error
+        flags = " and ".join(
+            {"drop_path_rate": "--drop_path", "patch_drop_rate": "--patch_dropout"}[one] for one in options
+        )
+        raise AdapterError(f"timm's {architecture} does not take {flags}; leave that out") from error
 
 
 def _is_classifier(trunk: Any, key: str) -> bool:

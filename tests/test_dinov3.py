@@ -229,3 +229,25 @@ def test_bf16_features_on_a_gpu():
     torch.manual_seed(0)
     tower = build_vision_tower("dinov3_vitb", "random", embed_dim=512).cuda()
     assert benchmark.relative_error(tower, torch.randn(16, 3, 224, 224, device="cuda")) < 1e-2
+
+
+def test_patch_dropout_takes_the_places_of_the_patches_along(monkeypatch):
+    """The patches in another order, none left out: rotary positions that did not come along would change the result."""
+    torch.manual_seed(0)
+    tower = build_vision_tower("dinov3_tiny", "random", image_resolution=64, patch_dropout=0.5)
+    images = torch.randn(2, 3, 64, 64)
+    plain = tower.eval()(images)
+    order = torch.stack([torch.randperm(16), torch.randperm(16)])
+    prefix = tower.trunk.num_prefix_tokens
+
+    def shuffled(tokens):
+        kept = tokens[:, prefix:].gather(1, order[:, :, None].expand(-1, -1, tokens.shape[-1]))
+        return torch.cat([tokens[:, :prefix], kept], 1), order
+
+    monkeypatch.setattr(tower.trunk.patch_drop, "forward", shuffled)
+    assert torch.allclose(tower(images), plain, atol=1e-5)
+    monkeypatch.undo()
+    lengths = []
+    tower.train().trunk.blocks[0].register_forward_pre_hook(lambda _block, inputs: lengths.append(inputs[0].shape[1]))
+    tower(images), tower.eval()(images)
+    assert lengths == [prefix + 8, prefix + 16]

@@ -97,11 +97,14 @@ def single(corpus) -> Path:
     return corpus / "runs/single"
 
 
-@pytest.mark.parametrize("more", [[], ["--grad_accum", "3", "--one_per_study"]])
+VARIED = ["--one_per_study", "--augment", "medium", "--text_sentences", "shuffle", "--label_smoothing", "0.1"]
+
+
+@pytest.mark.parametrize("more", [[], ["--grad_accum", "3", *VARIED, "--ema", "0.9"]])
 def test_a_run_of_two_ranks_is_a_run_of_one(corpus, single, more):
     name = f"double{len(more)}"
     if more:
-        assert run_to_end([process(flags(corpus, "one_" + name, *STEPS, "--one_per_study"))]) == [0]
+        assert run_to_end([process(flags(corpus, "one_" + name, *STEPS, *VARIED, "--ema", "0.9"))]) == [0]
         single = corpus / f"runs/one_{name}"
     assert run_to_end([process(flags(corpus, name, *STEPS, *more), one) for one in ranks(2)]) == [0, 0]
     folders = single, corpus / "runs" / name
@@ -111,8 +114,9 @@ def test_a_run_of_two_ranks_is_a_run_of_one(corpus, single, more):
     one, two = (pd.read_csv(folder / "metrics.csv") for folder in folders)
     assert one["step"].tolist() == two["step"].tolist()
     assert np.allclose(one["mean_13"], two["mean_13"], atol=0.01)  # rounding may swap two images of equal score
-    one, two = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in folders)
-    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
+    for name in ["checkpoint.pt"] + ["ema/checkpoint_8.pt"] * bool(more):
+        one, two = (torch.load(folder / name, weights_only=True) for folder in folders)
+        assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
 
 
 def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on(corpus, single):

@@ -172,20 +172,26 @@ def test_lora_state_can_be_resumed():
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--layer_decay", "1.5"], "not in 0..1"),
-        (["--layer_decay", "0"], "not in 0..1"),
-        (["--vision_lr", "-1"], "no learning rate"),
+        (["--layer_decay", "1.5"], "at most 1"),
+        (["--layer_decay", "0"], "above 0"),
+        (["--vision_lr", "-1"], "at least 0"),
         (["--text_lr", "nan"], "text_lr nan"),
         (["--freeze_blocks", "4"], "a tower of 3 blocks"),
-        (["--freeze_blocks", "-1"], "a tower of 3 blocks"),
         (["--freeze_steps", "5"], "needs --freeze_blocks"),
-        (["--lora_rank", "-2"], "negative"),
-        (["--freeze_blocks", "1", "--freeze_steps", "-1"], "negative"),
+        (["--lora_rank", "-2"], "at least 0"),
+        (["--freeze_blocks", "1", "--freeze_steps", "-1"], "at least 0"),
     ],
 )
 def test_wrong_settings(flags, message):
     with pytest.raises(UserError, match=message):
         finetune.prepare(model_of("plain"), arguments(*flags))
+
+
+@pytest.mark.parametrize("blocks", ["-5", "half", "1.5"])
+def test_a_number_of_blocks_that_is_none(blocks, capsys):
+    with pytest.raises(SystemExit) as left:
+        arguments("--freeze_blocks", blocks)
+    assert left.value.code == 2 and f"'{blocks}' is neither a number of blocks" in capsys.readouterr().err
 
 
 def test_lora_is_for_dinov3_towers():

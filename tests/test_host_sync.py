@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from chexzero.models.towers import create_model
 from chexzero.train import train_batch
+from chexzero.training.augment import Augmentation, augment
 from chexzero.training.config import TrainConfig
 from chexzero.training.loss import LOSSES
 from chexzero.training.step import Updates, begin_logits, for_training
@@ -82,6 +83,8 @@ def test_the_counter_lets_pass_what_does_not_wait():
         {"precision": "bf16"},
         {"grad_accum": 2},
         {"grad_checkpointing": True, "drop_path": 0.1},
+        {"augment": "medium", "augment_flip": True},
+        {"ema": 0.99, "label_smoothing": 0.1, "equal_text": "positive", "patch_dropout": 0.5},
     ],
     ids=lambda settings: "_".join(settings) or "defaults",
 )
@@ -93,6 +96,7 @@ def test_a_step_reads_nothing_back(settings):
         vision_weights="random",
         image_resolution=32,
         drop_path=config.drop_path,
+        patch_dropout=config.patch_dropout,
         grad_checkpointing=config.grad_checkpointing,
     )
     begin_logits(clip, config)
@@ -102,10 +106,15 @@ def test_a_step_reads_nothing_back(settings):
     else:
         inner = torch.optim.SGD(clip.parameters(), lr=1e-3, momentum=0.9)
     updates = Updates(inner, model, config, 10, CPU)
-    criterion = LOSSES[config.loss].criterion(config.equal_text)
+    criterion = LOSSES[config.loss].criterion(config.equal_text, config.label_smoothing)
+    change = Augmentation(config.augment, flip=config.augment_flip, rows=9, seed=0, resolution=32)
     images, texts = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8), torch.randint(1, 49407, (4, 9))
     train_batch(images, texts, model, CPU, criterion, updates)  # what the first step alone sets up
+    numbers = change.numbers(0, torch.arange(4))
+    augment(images, numbers, change.by, 32)
     with HostReads() as reads:
+        if change:
+            images = augment(images, numbers, change.by, 32, flip=True)
         loss = train_batch(images, texts, model, CPU, criterion, updates)
     assert reads.found == []
     assert loss.isfinite()

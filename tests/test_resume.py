@@ -18,6 +18,7 @@ import torch
 from training_corpus import flags, process, run_to_end, write_corpus
 
 from chexzero.common.errors import UserError
+from chexzero.runs.run_folder import AVERAGE
 from chexzero.training import resume
 from chexzero.training.config import TrainConfig
 from chexzero.training.logs import SPEED_COLUMNS, TRAIN_COLUMNS, CsvLog
@@ -39,6 +40,16 @@ STEPS = [
     "0",
     "--drop_path",
     "0.2",
+    "--patch_dropout",
+    "0.25",
+    "--augment",
+    "medium",
+    "--text_sentences",
+    "sample",
+    "--label_smoothing",
+    "0.1",
+    "--ema",
+    "0.9",
     "--one_per_study",
     "--keep_top_k",
     "1",
@@ -65,13 +76,15 @@ def assert_same_run(one: Path, other: Path) -> None:
         ours, theirs = (torch.load(folder / path.name, weights_only=True) for folder in (one, other))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), path.name
-    for name in ("metrics.csv", "train_log.csv"):
+    for name in ("metrics.csv", *(["train_log.csv"] if (one / "train_log.csv").exists() else [])):
         tables = [
             pd.read_csv(folder / name, dtype=str).drop(columns=["seconds", *SPEED_COLUMNS], errors="ignore")
             for folder in (one, other)
         ]
         pd.testing.assert_frame_equal(*tables)
     assert (one / "selection.json").read_text() == (other / "selection.json").read_text()
+    if (one / AVERAGE).exists():
+        assert_same_run(one / AVERAGE, other / AVERAGE)
 
 
 def kill_until_done(corpus: Path, name: str, most: int, rng: random.Random) -> int:

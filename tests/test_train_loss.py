@@ -239,3 +239,13 @@ def test_the_rate_of_each_group_follows_the_schedule(clip):
     functional.mse_loss(weight + bias, torch.zeros(2)).backward()
     updates.step()
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_label_smoothing_is_torchs_with_and_without_equal_texts(smoothing):
+    logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([1, 0, 4, 2, 8, 3])
+    wanted = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert ContrastiveLoss("negative", smoothing)(logits, labels) == wanted
+    same = functional.one_hot(labels, 9).bool()
+    assert torch.allclose(ContrastiveLoss("positive", smoothing)(logits, same), wanted)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from open_clip.model import resize_pos_embed
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transformer import PatchDropout
 from torch import nn
 
 import dinov3_adapter
@@ -83,6 +84,7 @@ def create_model(
     context_length: int = 77,
     random_init: bool = False,
     drop_path: float = 0.0,
+    patch_dropout: float = 0.0,
     grad_checkpointing: bool = False,
 ) -> CLIP:
     """Put a model together: float32, on the CPU, in training mode.
@@ -92,6 +94,7 @@ def create_model(
         the tower (OpenAI's CLIP, Meta's DINOv3; the tiny towers have nothing published and start at random). A
         vision tower that is asked to be random has by default a random text encoder beside it.
     image_resolution: side of the images in pixels, a multiple of the patch size; None for the tower's own.
+    patch_dropout: share of an image's patches that is left out while training (FLIP, Li et al. 2023).
     random_init: both towers at random. With `vit_b_32` this is upstream's `--random_init` model: ViT-B/16 at 320
         pixels, embedding 768.
 
@@ -112,7 +115,14 @@ def create_model(
     )
     vision_name(vision)
     if vision not in CLIP_VISION:
-        visual = _tower(vision, vision_weights, embed_dim, image_resolution, drop_path)
+        visual = _tower(
+            vision,
+            vision_weights,
+            image_resolution,
+            embed_dim=embed_dim,
+            drop_path=drop_path,
+            patch_dropout=patch_dropout,
+        )
         model = CLIP(embed_dim, int(visual.image_resolution), 0, 0, None, **text, visual=visual)
         openai_name = CLIP_VISION["vit_b_32"].published
     else:
@@ -122,6 +132,8 @@ def create_model(
         if random_init and vision == "vit_b_32":
             tower, embed_dim = RANDOM_INIT_VISION, RANDOM_INIT_EMBED_DIM
         model = _clip_model(tower, embed_dim, image_resolution or tower.image_resolution, text)
+        if patch_dropout:
+            model.visual.patch_dropout = PatchDropout(patch_dropout)
         openai_name = tower.published
         vision_weights = vision_weights or OPENAI
     if text_weights is None:
@@ -147,10 +159,9 @@ def create_model(
 
 
 def _tower(
-    name: str, weights: str | os.PathLike | None, embed_dim: int, resolution: int | None, drop_path: float
+    name: str, weights: str | os.PathLike | None, resolution: int | None, **options: Any
 ) -> dinov3_adapter.VisionTower:
     """A tower of timm, DINOv3 or another."""
-    options: dict[str, Any] = {"embed_dim": embed_dim, "drop_path": drop_path}
     is_timm, is_file = name.startswith(TIMM_PREFIX), weights is not None and Path(weights).exists()
     is_export = weights is not None and is_model_folder(weights)
     tensors = read_state_dict(weights) if weights is not None and (is_export or (is_timm and is_file)) else weights

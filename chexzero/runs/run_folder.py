@@ -17,6 +17,8 @@ from chexzero.common.files import inside, read_json, read_table, safe_name
 REMEDY = "name the folder of a run of run_train.py with --run, or checkpoints with --checkpoint"
 
 LAST, PREVIOUS, DAMAGED = "last.pt", "last.previous.pt", "last.damaged.pt"
+#: In a run's folder, the folder of its averaged weights (`--ema`): a run of its own for every command that reads one.
+AVERAGE = "ema"
 #: What a run writes. `--overwrite` removes these and nothing else.
 WRITTEN = (
     "checkpoint.pt",
@@ -31,6 +33,7 @@ WRITTEN = (
     "failed_batch.csv",
     "stopped.json",
     "validation_predictions",
+    AVERAGE,
     ".*.tmp",
     ".*.new",
     "tensorboard",
@@ -44,6 +47,7 @@ BEGUN = (
     "config.json",
     "selection.json",
     "validation_predictions",
+    AVERAGE,
     "tensorboard",
     "wandb",
 )

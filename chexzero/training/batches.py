@@ -5,7 +5,7 @@ workers, and a resumed run starts in the middle of it.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -17,6 +17,17 @@ from chexzero.common.formats import check_images
 from chexzero.train import CXRDataset
 from chexzero.training import distributed
 from chexzero.training.config import TrainConfig
+
+
+class Rows(list[int]):
+    """The rows of a batch, and the epoch in which they are read: what a dataset varies with it follows from both."""
+
+    def __init__(self, rows: Iterable[int], epoch: int):
+        super().__init__(rows)
+        self.epoch = epoch
+
+    def __reduce__(self) -> tuple:  # to a worker process
+        return Rows, (list(self), self.epoch)
 
 
 class Batches(Sampler[list[int]]):
@@ -64,7 +75,7 @@ class Batches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches[self.first :]:
             share = len(batch) // self.world_size
-            yield batch[self.rank * share : (self.rank + 1) * share].tolist()
+            yield Rows(batch[self.rank * share : (self.rank + 1) * share].tolist(), self.epoch)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -18,6 +18,7 @@ from chexzero.model import PRECISIONS
 from chexzero.models.towers import TEXT_SIZES, TOWER_NAMES, vision_name
 from chexzero.runs.run_folder import run_folder
 from chexzero.runs.selection import METRICS
+from chexzero.training import augment, texts
 from chexzero.training.loss import EQUAL_TEXT, LOSSES
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ def _vision(text: str) -> str:
 
 
 def _blocks(text: str) -> int | str:
+    if text != ALL and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of blocks, 0 or more, nor {ALL}")
     return text if text == ALL else int(text)
 
 
@@ -51,6 +54,8 @@ _speed = partial(setting, group="speed and memory")
 _optimisation = partial(setting, group="optimisation")
 _loss = partial(setting, group="loss")
 _tuning = partial(setting, group="fine-tuning")
+_images = partial(setting, group="augmentation of the images")
+_texts = partial(setting, group="what of a report is trained on")
 _logs = partial(setting, group="logs", free=True)
 
 
@@ -113,6 +118,13 @@ class TrainConfig:
     drop_path: float = _model(
         0.0, "stochastic depth in a DINOv3 tower while training (default: 0, off)", metavar="P", least=0, most=0.99
     )
+    patch_dropout: float = _model(
+        0.0,
+        "leave out this share of the patches of each image while training (default: 0)",
+        metavar="P",
+        least=0,
+        most=0.95,
+    )
     grad_checkpointing: bool = _model(False, "keep no activations inside the blocks: less memory, more time")
 
     max_steps: int | None = _length(
@@ -151,6 +163,9 @@ class TrainConfig:
     num_workers: int | None = _speed(
         None, "processes that read (default: by the cores with a GPU, else 0)", least=0, most=256, free=True
     )
+    cache_features: bool = _speed(
+        False, "with --freeze_blocks all: compute the tower's features of each image once, and train from a file"
+    )
     compile: bool = _speed(False, "torch.compile the towers")
     fused: bool = _speed(False, "fused kernels for --optimizer adam")
 
@@ -159,6 +174,14 @@ class TrainConfig:
         "how long AdamW remembers squared gradients (default: 0.999; 0.95 for short trainings)",
         metavar="BETA",
         least=0,
+    )
+    ema: float = _optimisation(
+        0.0,
+        "also keep, validate and save an exponential moving average of the weights, in the run's folder ema/ (default: "
+        "0, off; for instance 0.999)",
+        metavar="DECAY",
+        least=0,
+        most=0.999999,
     )
     warmup_steps: int = _optimisation(0, "linear warm-up of the learning rate", least=0)
     lr_schedule: str = _optimisation("constant", "after the warm-up", choices=("constant", "cosine"))
@@ -170,31 +193,61 @@ class TrainConfig:
     )
 
     loss: str = _loss("clip", "softmax over the batch (CLIP) or each pair alone (SigLIP)", choices=LOSSES)
+    label_smoothing: float = _loss(
+        0.0, "share of each row's target that is spread over all pairs (default: 0)", metavar="SHARE", least=0, most=0.9
+    )
     one_per_study: bool = _loss(False, "never two images of a study in one batch")
     equal_text: str = _loss(
         "negative", "what pairs of a batch with the same text are to each other", choices=EQUAL_TEXT
+    )
+
+    augment: str | None = _images(
+        None,
+        f"change the images at random: {', '.join(augment.PRESETS)}, or strengths NAME=VALUE,... of "
+        f"{', '.join(augment.STRENGTHS)} (default: no; docs/TRAINING.md)",
+        metavar="STRENGTHS",
+        parse=augment.canonical,
+    )
+    augment_flip: bool = _images(False, "mirror every second image: left and right of the reports become wrong")
+    show_batch: str | None = _images(
+        None, "write a picture of the first images as the model would see them, and leave", metavar="FILE", free=True
+    )
+
+    text_section: str = _texts(
+        "impression",
+        "alternate: one by epochs; all but impression need a column findings beside it in the reports",
+        choices=texts.SECTIONS,
+    )
+    text_sentences: str = _texts(
+        "all", "of a report: all sentences, shuffled, a random part of them, or one", choices=texts.SENTENCES
     )
 
     tensorboard: bool = _logs(True, "write event files for TensorBoard (default: yes)")
     wandb: bool = _logs(False, "log to Weights & Biases too")
     wandb_project: str = _logs("chexzero", "name of the project there")
 
-    vision_lr: float | None = _tuning(None, "learning rate of the vision tower (default: --lr)", metavar="LR")
+    vision_lr: float | None = _tuning(None, "learning rate of the vision tower (default: --lr)", metavar="LR", least=0)
     projection_lr: float | None = _tuning(
-        None, "learning rate of the projection after the vision tower (default: --lr)", metavar="LR"
+        None, "learning rate of the projection after the vision tower (default: --lr)", metavar="LR", least=0
     )
-    text_lr: float | None = _tuning(None, "learning rate of the text encoder (default: --lr)", metavar="LR")
+    text_lr: float | None = _tuning(None, "learning rate of the text encoder (default: --lr)", metavar="LR", least=0)
     layer_decay: float = _tuning(
-        1.0, "each vision block learns at this factor of the rate of the block after it (default: 1)", metavar="FACTOR"
+        1.0,
+        "each vision block learns at this factor of the rate of the block after it (default: 1)",
+        metavar="FACTOR",
+        most=1,
     )
     freeze_blocks: int | str = _tuning(
         0, "freeze the vision tower's embeddings and first N blocks, or all of it", metavar="N|all", parse=_blocks
     )
     freeze_steps: int | None = _tuning(
-        None, "for how many steps --freeze_blocks holds (default: the whole run)", metavar="STEPS"
+        None, "for how many steps --freeze_blocks holds (default: the whole run)", metavar="STEPS", least=0
     )
     lora_rank: int = _tuning(
-        0, "train low-rank updates of a vision transformer instead of its weights (default: 0, off)", metavar="R"
+        0,
+        "train low-rank updates of a vision transformer instead of its weights (default: 0, off)",
+        metavar="R",
+        least=0,
     )
     lora_alpha: float = _tuning(16.0, "the updates are scaled by A / R (default: 16)", metavar="A")
 
@@ -219,6 +272,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """The settings with the files that lie beside the training images; refuse those that no run can have."""
     if not config.adam_beta2 < 1:
         raise UserError(f"--adam_beta2 {config.adam_beta2} must be below 1; choose for instance 0.95")
+    if config.label_smoothing and config.loss != "clip":
+        raise UserError(f"--label_smoothing is for --loss clip; leave it out with --loss {config.loss}")
     if config.resume and config.overwrite:
         raise UserError("--resume goes on with a run and --overwrite removes it; leave one of them out")
     if config.select_by == "val_loss" and not config.val_pairs:

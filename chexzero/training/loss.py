@@ -23,9 +23,9 @@ EQUAL_TEXT = ("negative", "positive")
 class PairLoss(nn.Module):
     """A loss of the rows of a logit matrix that knows which pairs of the batch of all ranks match."""
 
-    def __init__(self, equal_text: str = "negative"):
+    def __init__(self, equal_text: str = "negative", smoothing: float = 0.0):
         super().__init__()
-        self.equal_text = equal_text
+        self.equal_text, self.smoothing = equal_text, smoothing
 
     def matches(self, texts: torch.Tensor) -> torch.Tensor:
         """What matches each of this rank's rows among the pairs of all ranks. texts: this rank's tokens (b, T).
@@ -47,15 +47,21 @@ class ContrastiveLoss(PairLoss):
     row's loss is the mean over its matches: -log(e^z / (e^z + sum of e^z over the negatives)). (Feeney and Hughes
     2023, SINCERE; without equal texts it is the cross-entropy. Equal shares of one softmax would change nothing: the
     logits of equal texts are equal, and summed over the batch that is upstream's loss.)
+
+    `smoothing` s: 1 - s times this loss, and s times the mean of the cross-entropies against all pairs of the row, as
+    torch's cross-entropy has it.
     """
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """logits: (b, B). labels: index of each row's match, int64 (b,); or all its matches, bool (b, B)."""
         if labels.dtype != torch.bool:
-            return functional.cross_entropy(logits, labels)
+            return functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
         negatives = logits.masked_fill(labels, -torch.inf).logsumexp(1, keepdim=True)
         losses = functional.softplus(negatives - logits).masked_fill(~labels, 0)
-        return (losses.sum(1) / labels.sum(1)).mean()
+        loss = (losses.sum(1) / labels.sum(1)).mean()
+        if not self.smoothing:
+            return loss
+        return torch.lerp(loss, (logits.logsumexp(1) - logits.mean(1)).mean(), self.smoothing)
 
 
 class SigmoidLoss(PairLoss):

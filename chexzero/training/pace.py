@@ -150,6 +150,8 @@ def in_words(row: dict[str, Any]) -> str:
 
 
 def _counted(clip: CLIP, config: TrainConfig) -> Callable[[int], float] | None:
+    if config.cache_features:  # most of the tower is not run
+        return None
     clip.set_grad_checkpointing(False)
     try:
         return flops_per_pair(clip)

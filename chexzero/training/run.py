@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from chexzero.common.errors import EXIT_USER_ERROR, UserError
 from chexzero.common.files import write_json, write_text
-from chexzero.runs.run_folder import checkpoint_name, checkpoint_steps
+from chexzero.model import CLIP
+from chexzero.runs.run_folder import AVERAGE, checkpoint_name, checkpoint_steps
 from chexzero.train import CXRDataset
 from chexzero.training import distributed, resume
 from chexzero.training.batches import Batches
@@ -38,7 +39,9 @@ from chexzero.training.logs import (
 )
 from chexzero.training.loss import equal_pairs
 from chexzero.training.pace import Pace, in_words
+from chexzero.training.show import augmentation
 from chexzero.training.step import Updates, bare
+from chexzero.training.texts import cut_texts
 from chexzero.training.validation import Validator
 
 log = logging.getLogger(__name__)
@@ -66,18 +69,26 @@ class Run:
         self, model: nn.Module, loader: DataLoader, device: torch.device, optimizer: Updates, config: TrainConfig
     ):
         self.model, self.loader, self.optimizer, self.config = model, loader, optimizer, config
-        self.dataset = cast(CXRDataset, loader.dataset)
+        self.device, self.dataset = device, cast(CXRDataset, loader.dataset)
+        self.augmentation = augmentation(config, self.dataset, bare(model))
         self.folder, self.is_main = config.folder, distributed.is_main()
         self.progress, self.stop, self.stop_asked = Progress(), resume.StopSignal(), False
         self.stop.listen()
         self.plan = cast(Batches, loader.sampler)
         self.train_log = CsvLog(self.folder / "train_log.csv", TRAIN_COLUMNS, added=SPEED_COLUMNS[2:])
-        self.metrics = CsvLog(self.folder / "metrics.csv", METRIC_COLUMNS, added=["checkpoint_sha256"])
-        self.validator = (
-            Validator(config, self.folder, self.dataset, self.plan.held_out, device) if config.val_interval else None
-        )
-        if self.validator and self.is_main:
-            self.validator.announce()
+        #: Whose checkpoints the run validates and saves, in which folder: the model's, and those of its average.
+        self.weights = {self.folder: bare(model)}
+        if optimizer.average:
+            self.weights[self.folder / AVERAGE] = optimizer.average.module
+        self.metrics = [
+            CsvLog(one / "metrics.csv", METRIC_COLUMNS, added=["checkpoint_sha256"]) for one in self.weights
+        ]
+        self.validators = [
+            Validator(config, one, self.dataset, self.plan.held_out, device)
+            for one in (self.weights if config.val_interval else ())
+        ]
+        if self.validators and self.is_main:
+            self.validators[0].announce()
         self.data: dict[str, Any] = distributed.from_main(self._describe_data() if self.is_main else None)
         self._pending: tuple[int, np.ndarray, torch.Tensor] | None = None
         self.pace = Pace(bare(model), config, device)
@@ -131,6 +142,9 @@ class Run:
                     at.epoch, at.batch = at.epoch + 1, 0
                     self.plan.set_position(at.epoch, 0)
                     break
+                if self.augmentation:
+                    images = data["img"].to(self.device, non_blocking=True)
+                    data["img"] = self.augmentation(images, at.epoch, data["row"])
                 self.pace.step(len(self.plan.batches[at.batch]), data["txt"].shape[1])
                 yield at.epoch, data
 
@@ -158,12 +172,12 @@ class Run:
 
     def validation_due(self) -> bool:
         """Every `--val_interval` steps, and after the last one."""
-        return self.validator is not None and (self.due(self.config.val_interval) or (self.finished and self.due(1)))
+        return bool(self.validators) and (self.due(self.config.val_interval) or (self.finished and self.due(1)))
 
-    def checkpoint_path(self) -> Path:
-        """Where this step's weights go, sure that they are finite."""
+    def checkpoints(self) -> dict[Path, CLIP]:
+        """Where this step's weights go, and with `--ema` those of their average, sure that they are finite."""
         self._require_finite_weights()
-        return self.folder / checkpoint_name(self.step)
+        return {folder / checkpoint_name(self.step): model for folder, model in self.weights.items()}
 
     def log(self) -> tuple[float, str]:
         """Write a row of `train_log.csv`; return the mean loss since the row before, and the progress in words."""
@@ -194,34 +208,32 @@ class Run:
 
     def validate(self) -> None:
         """Validate on rank 0 while the others wait; write `metrics.csv` and `selection.json`; mind `--patience`."""
-        assert self.validator is not None  # a run without validation never asks for one
         at = self.progress
         with self.pace.spent("validating"):
             if self.is_main:
                 total, number = at.losses_since_validation
-                row = self.validator.run(
-                    bare(self.model),
-                    {
-                        "step": at.step,
-                        "epoch": at.epoch,
-                        "samples": at.example_ct,
-                        "train_loss": total / number if number else None,
-                    },
-                )
-                if row is None:
-                    self._fail(f"the predictions after step {at.step} are not finite")
-                if self.boards:
-                    self.boards.write("valid", row)
-            at.exhausted = distributed.from_main(self.is_main and self.validator.exhausted())
+                counts = {"step": at.step, "epoch": at.epoch, "samples": at.example_ct}
+                counts["train_loss"] = total / number if number else None
+                for validator, (folder, model) in zip(self.validators, self.weights.items(), strict=True):
+                    row = validator.run(model, counts)
+                    if row is None:
+                        self._fail(f"the predictions after step {at.step} are not finite")
+                    if self.boards:
+                        self.boards.write("valid" if folder == self.folder else f"valid_{folder.name}", row)
+            at.exhausted = self._exhausted()
             if at.exhausted and self.is_main:
                 log.info(
                     "the last %d validations brought no better %s (by more than %g): the run ends at step %d",
                     self.config.patience,
-                    self.validator.metric,
+                    self.validators[0].metric,
                     self.config.min_delta,
                     at.step,
                 )
             at.validated, at.losses_since_validation = at.step, [0.0, 0.0]
+
+    def _exhausted(self) -> bool:
+        """Whether `--patience` has run out for the weights and, with `--ema`, for their average too."""
+        return distributed.from_main(self.is_main and all(validator.exhausted() for validator in self.validators))
 
     def end_step(self) -> None:
         """Save `last.pt` when due; after SIGTERM or SIGUSR1 leave with the exit code that asks to be requeued."""
@@ -312,20 +324,27 @@ class Run:
                         "step": self.step,
                         "progress": asdict(self.progress),
                         "random": random,
-                        "interval": self.validator.interval if self.validator else None,
+                        "interval": self.validators[0].interval if self.validators else None,
+                        "average_interval": self.validators[1].interval if len(self.validators) > 1 else None,
                         "settings": self.config.as_dict(),
                         "data": self.data,
-                        "logs": {one.path.name: one.text() for one in (self.train_log, self.metrics)},
+                        "logs": {self._name(one): one.text() for one in (self.train_log, *self.metrics)},
                         "model": bare(self.model).state_dict(),
                         "updates": self.optimizer.state_dict(),
                     },
                 )
 
+    def _name(self, one: CsvLog) -> str:
+        return one.path.relative_to(self.folder).as_posix()
+
     def _begin_files(self) -> None:
         if self.is_main:
+            cut = cut_texts(self.dataset, self.plan.rows, self.config.seed)
             self.train_log.begin()
-            self.metrics.begin()
-            write_json(self.folder / "config.json", describe_run(self.config, bare(self.model), self.data))
+            for metrics, (folder, model) in zip(self.metrics, self.weights.items(), strict=True):
+                folder.mkdir(exist_ok=True)
+                metrics.begin()
+                write_json(folder / "config.json", describe_run(self.config, model, self.data) | {"reports": cut})
 
     def _continue_from(self, state: dict[str, Any]) -> None:
         resume.check_same(self.folder, state, self.config, self.data)
@@ -334,16 +353,17 @@ class Run:
         known = {one.name for one in fields(Progress)}  # states of earlier versions have more
         self.progress = Progress(**{name: value for name, value in state["progress"].items() if name in known})
         if self.is_main:
-            for one in (self.train_log, self.metrics):
-                if one.path.name in state.get("logs", {}):
-                    one.put_back(state["logs"][one.path.name])  # whatever has become of the file
+            for one in (self.train_log, *self.metrics):
+                one.path.parent.mkdir(exist_ok=True)
+                if self._name(one) in state.get("logs", {}):
+                    one.put_back(state["logs"][self._name(one)])  # whatever has become of the file
                 one.cut_after(self.step)  # what an earlier version wrote gets the columns of this one
             log.info("going on with %s after step %d", self.folder, self.step)
         distributed.wait_for_main()
-        if self.validator:
-            self.validator.interval = state["interval"] or self.validator.interval
-            # --patience may have been raised
-            self.progress.exhausted = distributed.from_main(self.is_main and self.validator.exhausted())
+        if self.validators:
+            for validator, name in zip(self.validators, ("interval", "average_interval"), strict=False):
+                validator.interval = state[name] or validator.interval
+            self.progress.exhausted = self._exhausted()  # --patience may have been raised
         if len(state["random"]) == distributed.world_size():
             resume.restore_random_state(state["random"][distributed.rank()])
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -41,7 +42,11 @@ class Towers(nn.Module):
         self.text_lengths = text_lengths
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """images: (b, H, W) as stored, or prepared (b, 3, R, R). texts: tokens (b, T). Returns two (b, b x ranks)."""
+        """Return the two logit matrices (b, b x ranks).
+
+        images: (b, H, W) as stored, prepared (b, 3, R, R), or a locked tower's features (b, width) before the
+        projection. texts: tokens (b, T).
+        """
         images, texts = self.encode(images, texts)
         return all_pairs(images, texts, self.clip.logit_scale.exp(), self.clip.logit_bias, alone=self.alone)
 
@@ -53,7 +58,7 @@ class Towers(nn.Module):
         if images.ndim == 3:
             images = prepare(images, self.clip.image_resolution, self.clip.normalisation)
         with self._autocast(images.device):
-            features = self.clip.encode_image(images)
+            features = self.clip.visual.head(images) if images.ndim == 2 else self.clip.encode_image(images)
         return functional.normalize(features.float(), dim=-1)
 
     def _text_features(self, texts: torch.Tensor) -> torch.Tensor:
@@ -104,7 +109,7 @@ def bare(model: nn.Module) -> CLIP:
 
 
 class Updates:
-    """An optimiser with what may stand around its step: loss scaling, clipping, warm-up and decay of the rate."""
+    """An optimiser with what may stand around its step: loss scaling, clipping, schedule, an average of the weights."""
 
     def __init__(
         self,
@@ -117,6 +122,10 @@ class Updates:
         self.optimizer, self.model, self.config = optimizer, model, config
         self.total_steps, self.steps = total_steps, 0
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        # The decay rises to --ema: 1 - t^(-2/3) at update t, so that the weights of the beginning are soon forgotten.
+        self.average = (
+            ModelEmaV3(bare(model), config.ema, use_warmup=True, exclude_buffers=True) if config.ema else None
+        )
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self._set_lr()
@@ -145,6 +154,8 @@ class Updates:
             with torch.no_grad():
                 bare(self.model).logit_scale.clamp_(max=math.log(self.config.clip_logit_scale))
         self.steps += 1
+        if self.average:
+            self.average.update(bare(self.model), self.steps)
         self._set_lr()
 
     def _set_lr(self) -> None:
@@ -153,11 +164,14 @@ class Updates:
             group["lr"] = group["initial_lr"] * factor
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "steps": self.steps}
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "steps": self.steps}
+        return state | ({"average": self.average.module.state_dict()} if self.average else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.module.load_state_dict(state["average"])
         self.steps = state["steps"]
         self._set_lr()
 

@@ -1,0 +1,51 @@
+"""Training from a locked tower's kept features equals training from the images."""
+
+import pandas as pd
+import pytest
+from training_corpus import flags, shrink, write_corpus
+
+import run_train
+from chexzero.common.errors import UserError
+from dinov3_adapter.tower import VisionTower
+
+LOCKED = ["--vision_weights", "random", "--freeze_blocks", "all", "--max_steps", "9", "--val_interval", "0"]
+LOCKED += ["--log_interval", "1", "--batch_size", "6", "--lr", "0.05"]
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    shrink(lambda table, key, value: monkeypatch.setitem(table, key, value))
+    return write_corpus(tmp_path, train=24)
+
+
+def train(corpus, name, *more):
+    run_train.model_pipeline(run_train.parse_args(flags(corpus, name, *LOCKED, *more)))
+    return pd.read_csv(corpus / "runs" / name / "train_log.csv")["loss"]
+
+
+def test_losses_are_those_of_the_images_and_the_tower_is_run_once_per_image(corpus, monkeypatch):
+    wanted = train(corpus, "images")
+    seen = []
+    forward = VisionTower.forward
+    monkeypatch.setattr(VisionTower, "forward", lambda self, images: seen.append(images) or forward(self, images))
+    found = train(corpus, "features", "--cache_features", "--grad_accum", "2")
+    assert wanted.std() > 1e-3 and (wanted - found).abs().max() < 1e-5 and not seen
+    kept = list((corpus / "runs/tower_features").iterdir())
+    written = [path.stat().st_mtime_ns for path in kept]
+    assert (train(corpus, "again", "--cache_features") - found).abs().max() < 1e-5
+    assert [path.stat().st_mtime_ns for path in (corpus / "runs/tower_features").iterdir()] == written
+    train(corpus, "other", "--cache_features", "--seed", "5")  # another random tower
+    assert len(list((corpus / "runs/tower_features").iterdir())) == len(kept) + 1 == 2
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--freeze_blocks", "1"], "needs --freeze_blocks all"),
+        (["--augment", "light"], "cannot be used with --augment"),
+        (["--drop_path", "0.1", "--freeze_steps", "3"], "with --drop_path and --freeze_steps"),
+    ],
+)
+def test_what_changes_the_features_is_refused(corpus, more, words):
+    with pytest.raises(UserError, match=words):
+        train(corpus, "refused", "--cache_features", *more)
