@@ -77,7 +77,12 @@ def _key(config: TrainConfig, model: CLIP) -> str:
     """SHA-256 of all that the features depend on."""
     images = next(iter(describe_data([config.cxr_filepath])["files"].values()))
     content = hashlib.sha256()
-    for part in (images["sha256"] or sha256_of(config.cxr_filepath), model.image_resolution, config.precision, config.pixel_range):
+    for part in (
+        images["sha256"] or sha256_of(config.cxr_filepath),
+        model.image_resolution,
+        config.precision,
+        config.pixel_range,
+    ):
         content.update(f"{part} ".encode())
     for name, tensor in model.visual.trunk.state_dict().items():
         content.update(name.encode())
