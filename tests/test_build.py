@@ -640,4 +640,5 @@ def test_another_image_size_is_recorded_and_audited(releases, tmp_path):
     assert json.loads((out / "build.json").read_text())["settings"]["image_size"] == 448
     with pytest.raises(UserError, match="image_size"):
         releases.build(out)
-    main(["audit", "--data", str(out), "--splits", str(tmp_path / "splits"), "--out", str(tmp_path / "audit")])
+    places = ["--data", str(out), "--splits", str(tmp_path / "splits"), "--out", str(tmp_path / "audit")]
+    main(["audit", *places, "--copies", "5"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import run_train
 from chexzero.common.errors import UserError
 from chexzero.common.settings import parse_with_config
 from data_prep.__main__ import main as data_prep
@@ -51,13 +52,12 @@ def test_a_mistake_in_the_file_is_one_sentence(tmp_path, text, word):
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
-def test_every_settings_file_of_ours_is_understood(name, tmp_path):
+def test_every_settings_file_of_ours_is_understood(name, tmp_path, monkeypatch):
     """The command gets as far as looking for the data, which are not there."""
-    command = [sys.executable, ROOT / "run_train.py", "--config", ROOT / "configs" / name]
-    done = subprocess.run(
-        [*command, "--cxr_filepath", tmp_path / "none.h5"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 2 and "data_prep build" in done.stderr, done.stderr
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config", str(ROOT / "configs" / name), "--cxr_filepath", str(tmp_path / "none.h5")]
+    with pytest.raises(UserError, match="data_prep build"):
+        run_train.model_pipeline(run_train.parse_args(argv))
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,15 @@ from chexzero.suites.tables import read_labelled
 from chexzero.zero_shot import embed_images
 from data_prep.__main__ import main as data_prep
 from run_zero_shot import evaluate, parse_args
+from tests.release_corpus import QUICK_AUDIT
 
 
 @pytest.fixture(scope="module")
 def folder(demo_releases, tmp_path_factory):
     """A folder with data/, splits/ and the checkpoint tiny.pt."""
     folder = tmp_path_factory.mktemp("suites_run")
-    data_prep(["build", "--data_root", str(demo_releases), "--out", str(folder / "data"), "--workers", "1"])
+    places = ["--data_root", str(demo_releases), "--out", str(folder / "data")]
+    data_prep(["build", *places, "--workers", "1", *QUICK_AUDIT])
     torch.manual_seed(0)
     model = create_model("dinov3_tiny", text_encoder="tiny", image_resolution=32, random_init=True)
     torch.save(model.state_dict(), folder / "tiny.pt")
