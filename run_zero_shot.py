@@ -197,6 +197,7 @@ def run_suites(settings: EvaluationSettings, choice: Choice, data_dir: Path, out
         settings.batch_size,
         settings.seed,
         settings.flags(),
+        choice.image_size(),
     )
     return [SUITES[name].run(context) for name in wanted]
 
@@ -223,7 +224,10 @@ def predict_images(settings: EvaluationSettings) -> Path:
         raise UserError("--images takes one checkpoint; name one with --checkpoint")
     device = pick_device(settings.device)
     model = load_model(choice.checkpoints[0], device)
-    table = predict_folder(model, folder, settings.labels or LABELS, batch_size=settings.batch_size, device=device)
+    size = choice.image_size()
+    table = predict_folder(
+        model, folder, settings.labels or LABELS, batch_size=settings.batch_size, device=device, size=size
+    )
     left_out = pd.DataFrame(table.attrs["left_out"], columns=["image", "reason"])
     path = images_result(settings.out / choice.name, folder)
     write_text(path, frame_csv(table))
@@ -241,7 +245,7 @@ def predict_images(settings: EvaluationSettings) -> Path:
         print(
             "Where these values stand among validation images is not known; evaluate this checkpoint first, then again"
         )
-    print(f"{len(table)} images with {choice.checkpoints[0].name}: {path}")
+    print(f"{len(table)} images, prepared at {size} x {size} pixels, with {choice.checkpoints[0].name}: {path}")
     if len(left_out):
         print(f"{len(left_out)} files are left out; {path.stem}_left_out.csv says why")
     print("Probabilities compare “finding” with “no finding”; they rank images and are no diagnosis.")

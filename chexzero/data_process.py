@@ -22,12 +22,11 @@ from tqdm import tqdm
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path, read_table, require_file, write_text
-from chexzero.common.resample import lanczos
+from chexzero.common.resample import RESOLUTION, lanczos
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RESOLUTION = 320
 NO_IMPRESSION = "NO IMPRESSION"
 
 #: No image of more pixels is decoded.

@@ -15,6 +15,7 @@ from torch import nn
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, write_json
+from chexzero.common.resample import RESOLUTION
 from chexzero.imaging.decode import read_file
 from chexzero.imaging.image_files import UNREADABLE, ImageFiles, find_images, images_in, printable, reason
 from chexzero.imaging.normalise import prepare
@@ -45,11 +46,17 @@ def folder_features(
 
 
 def predict_folder(
-    model: CLIP, folder: Path, labels: Sequence[str], *, batch_size: int = 64, device: str | torch.device = "cpu"
+    model: CLIP,
+    folder: Path,
+    labels: Sequence[str],
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    size: int = RESOLUTION,
 ) -> pd.DataFrame:
     """One row per image: `image` (path in the folder) and one column per label, its probability against "no <label>".
 
-    Files that are no images or cannot be read, and images of one grey value, are left out; `attrs["left_out"]` of the
+    size: the side in pixels at which the model's training images were stored. Files that are no images or cannot be read, and images of one grey value, are left out; `attrs["left_out"]` of the
     result lists them, (path in the folder, reason), and warnings name those that looked like images. Raises
     `UserError` where nothing is left, or where the model's probabilities are not finite. Where the model gives all
     images the same probabilities, a warning says so.
@@ -63,7 +70,7 @@ def predict_folder(
     found = find_images(folder)
     left_out = [(printable(path.relative_to(folder)), why) for path, why in found.passed_over]
     names, features = [], []
-    for batch_names, batch in _readable(folder, found.images, batch_size, left_out):
+    for batch_names, batch in _readable(folder, found.images, batch_size, size, left_out):
         names += batch_names
         features.append(embed_images(model, batch, batch_size=batch_size, device=device))
     if not names:
@@ -101,14 +108,14 @@ def images_result(results: Path, folder: Path) -> Path:
 
 
 def _readable(
-    folder: Path, paths: Sequence[Path], size: int, left_out: list[tuple[str, str]]
+    folder: Path, paths: Sequence[Path], at_once: int, size: int, left_out: list[tuple[str, str]]
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    for start in range(0, len(paths), size):
+    for start in range(0, len(paths), at_once):
         names, pixels = [], []
-        for path in paths[start : start + size]:
+        for path in paths[start : start + at_once]:
             name = printable(path.relative_to(folder))
             try:
-                pixels.append(read_file(path))
+                pixels.append(read_file(path, size))
             except UNREADABLE as error:
                 log.warning("%s is left out: %s", printable(path), reason(error))
                 left_out.append((name, reason(error)))

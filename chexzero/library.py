@@ -18,6 +18,7 @@ import torch
 from chexzero.common.errors import UserError
 from chexzero.common.files import sha256_of
 from chexzero.common.labels import LABELS, PAIR_TEMPLATE
+from chexzero.common.resample import RESOLUTION
 from chexzero.evaluation.standing import Standing, read_standing
 from chexzero.imaging.image_files import ImageFiles
 from chexzero.model import CLIP
@@ -34,10 +35,11 @@ class ChestCLIP:
 
     model: CLIP
     checkpoint: Path | None = None
+    image_size: int = RESOLUTION  # side in pixels at which its training images were stored
 
     def embed_images(self, paths: Paths, batch_size: int = 64) -> np.ndarray:
         """Features of image files: float32 (N, D), rows of length 1; `UserError` for one that cannot be read."""
-        return embed_images(self.model, ImageFiles(paths), batch_size=batch_size)
+        return embed_images(self.model, ImageFiles(paths, self.image_size), batch_size=batch_size)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Features of texts: float32 (T, D), rows of length 1. A text longer than the context is cut."""
@@ -73,5 +75,8 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> ChestCL
     """
     path = Path(path)
     is_run = any((path / name).is_file() for name in ("selection.json", "train_log.csv"))
-    checkpoint = read_run(path).selected() if is_run else path
-    return ChestCLIP(load_model(checkpoint, device), checkpoint)
+    if not is_run:
+        return ChestCLIP(load_model(path, device), path)
+    run = read_run(path)
+    checkpoint = run.selected()
+    return ChestCLIP(load_model(checkpoint, device), checkpoint, run.image_size())

@@ -18,7 +18,16 @@ import torch
 from browser import CHROMIUM, Browser
 
 from chexzero.common.errors import UserError
-from chexzero.explore.app import CONNECTIONS, MAX_LABELS, Explorer, create_app, load_explorer, make_server, parse_labels
+from chexzero.explore.app import (
+    CONNECTIONS,
+    MAX_LABELS,
+    SILENCE,
+    Explorer,
+    create_app,
+    load_explorer,
+    make_server,
+    parse_labels,
+)
 from chexzero.explore.heatmap import patch_features
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
@@ -175,6 +184,26 @@ def test_slow_connections_hold_no_threads_and_no_answers_back(address):
     with urllib.request.urlopen(address, timeout=10) as answer:
         assert answer.status == 200
     assert time.perf_counter() - began < 5 and threading.active_count() == before
+    for one in slow:
+        one.close()
+
+
+@pytest.mark.long
+def test_400_slow_connections(address):
+    """No thread is held by them, however many; when they have been silent for long enough the page answers again."""
+    place = ("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))
+    before, slow = threading.active_count(), []
+    for _ in range(400):
+        one = socket.create_connection(place)
+        one.sendall(b"POST /analyse HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nhalf")
+        slow.append(one)
+    assert threading.active_count() == before
+    began = time.perf_counter()
+    with urllib.request.urlopen(address, timeout=600) as answer:
+        assert answer.status == 200
+    took = time.perf_counter() - began
+    assert took < SILENCE * (-(-400 // CONNECTIONS) + 1), took
+    assert threading.active_count() == before
     for one in slow:
         one.close()
 

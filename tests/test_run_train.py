@@ -25,7 +25,6 @@ from chexzero.common.labels import COMPETITION_LABELS, LABELS
 from chexzero.imaging.normalise import prepare
 from chexzero.models.checkpoints import load_model
 from chexzero.runs.run_folder import read_run
-from chexzero.training import logs
 from chexzero.training.logs import METRIC_COLUMNS, SPEED_COLUMNS, TRAIN_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -273,16 +272,6 @@ def test_the_record_is_enough_to_run_again(finished, corpus):
     train("--config", finished / "config.json", "--model_name", "other_seed", "--seed", 7, "--max_steps", 3)
     losses = [pd.read_csv(corpus / f"runs/{name}/train_log.csv")["loss"][0] for name in ("again", "other_seed")]
     assert losses[0] != losses[1]
-
-
-def test_the_recorded_hash_of_the_build_is_taken(tmp_path):
-    (tmp_path / "cxr.h5").write_bytes(b"images")
-    build = {"drawn": True, "files": {"cxr.h5": {"sha256": "ab", "rows": 3}}}
-    (tmp_path / "build.json").write_text(json.dumps(build))
-    (tmp_path / "impressions.csv").write_text("text")
-    found = logs.describe_data([tmp_path / "cxr.h5", tmp_path / "impressions.csv"])
-    assert found["drawn"] is True
-    assert [entry["sha256"][:2] for entry in found["files"].values()] == ["ab", "98"]
 
 
 def test_patience_ends_a_run_and_only_the_best_stay(corpus):

@@ -152,6 +152,16 @@ def _problem(handle: h5py.File) -> str | None:
     return None
 
 
+def image_side(path: str | os.PathLike) -> int | None:
+    """The side of a file's square images in pixels; None where they are not square, or it is no such file."""
+    try:
+        with open_images(path) as handle:
+            height, width = handle["cxr"].shape[1:]
+    except UserError:
+        return None
+    return int(width) if height == width else None
+
+
 def image_ids(handle: h5py.File) -> list[str] | None:
     """The row ids of an image file, or None for upstream's files, which have none; whole numbers become text."""
     if "id" not in handle:

@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+RESOLUTION = 320  # the side of stored images in pixels, unless another was asked for: CheXzero's
+
 SHIFT = 22  # Pillow's weights are fractions of 2**SHIFT, exact in float32
 SUPPORT = 3  # of Lanczos, in pixels of the smaller image
 GROUP = 8  # neighbouring output pixels that share one product

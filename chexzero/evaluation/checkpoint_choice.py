@@ -8,6 +8,7 @@ from typing import Any
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import require_file, safe_name
+from chexzero.common.resample import RESOLUTION
 from chexzero.evaluation.settings import EvaluationSettings
 from chexzero.runs.run_folder import RunFolder, best_checkpoints, read_run, step_of
 
@@ -28,6 +29,10 @@ class Choice:
         """The folder whose validation set the run or runs used, if there is one on record."""
         found = (run.data_dir() for run in ((self.run,) if self.run else self.runs))
         return next((folder for folder in found if folder), None)
+
+    def image_size(self) -> int:
+        """The side in pixels at which the run's images were stored, 320 where no run is known."""
+        return next((run.image_size() for run in ((self.run,) if self.run else self.runs)), RESOLUTION)
 
     def pixel_range(self) -> str | None:
         """The range of the images that the run was told of, so that its evaluation reads them alike."""

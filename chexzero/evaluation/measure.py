@@ -1,5 +1,6 @@
 """Predict both labelled sets, choose thresholds on validation, and compute every number of the 14 labels."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from chexzero.common.formats import read_build
+from chexzero.common.errors import UserError
+from chexzero.common.formats import image_side, read_build
 from chexzero.common.labels import LABELS
 from chexzero.evaluation.checkpoint_choice import Choice
 from chexzero.evaluation.prompts import Prompt, read_alternatives, upstream_prompts
@@ -17,6 +19,8 @@ from chexzero.evaluation.sets import EvaluationSet, read_set, units
 from chexzero.evaluation.settings import EvaluationSettings
 from chexzero.metrics import best_thresholds
 from chexzero.zero_shot import Pair, Predictor, check_predictions, ensemble
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def measure(settings: EvaluationSettings, choice: Choice) -> Measured:
     """Predict, choose thresholds and evaluate; see the module. Nothing is written but the cache of predictions."""
     data_dir = data_folder(settings, choice)
     sets = [read_set(data_dir, name, settings.pixel_range) for name in ("valid", "test")]
+    check_the_runs_data(choice, sets[0], named=settings.data is not None)
     counted = [units(one, settings.level) for one in sets]
     prompts = upstream_prompts() + read_alternatives(settings.prompts)
     by_image, predictors = predict(choice.checkpoints, sets, prompts, settings)
@@ -56,6 +61,32 @@ def measure(settings: EvaluationSettings, choice: Choice) -> Measured:
         for one, unit, values in zip(sets, counted, upstream, strict=True)
     )
     return Measured(data_dir, read_build(data_dir), sets, prompts, by_image, scores, predictors, valid, test)
+
+
+def check_the_runs_data(choice: Choice, valid: EvaluationSet, named: bool) -> None:
+    """Compare a validation set with what the run recorded of the one that selected its checkpoint.
+
+    Raises `UserError` where it is another set and was not `named` by the user: a run's folder that was moved may find
+    some other `data/` where its own once lay. One that was named is only warned of. Images of another size than the
+    run's are warned of too.
+    """
+    for run in (choice.run,) if choice.run else choice.runs:
+        recorded = run.validated_on()
+        here = {"valid": (valid.images, valid.images_sha256), "valid_labels": (valid.labels, valid.labels_sha256)}
+        other = [path for name, (path, sha256) in here.items() if recorded.get(name, sha256) != sha256]
+        if other and not named:
+            raise UserError(
+                f"{other[0]} is not the file that {run.path} was validated on (its config.json has another SHA-256): "
+                "the run was moved, or the data were made again; name the folder of the data with --data"
+            )
+        if other:
+            log.warning("%s is not the file that %s was validated on", " and ".join(map(str, other)), run.path)
+        if (side := image_side(valid.images)) and side != run.image_size():
+            log.warning(
+                "%s holds images of %d x %d pixels, but %s trained on images of %d x %d (--image_size of the build): "
+                "figures may be lower for that alone",
+                *(valid.images, side, side, run.path, run.image_size(), run.image_size()),
+            )
 
 
 def predict(

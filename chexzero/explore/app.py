@@ -24,6 +24,7 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import read_table
 from chexzero.common.formats import read_build
 from chexzero.common.labels import FINDINGS
+from chexzero.common.resample import RESOLUTION
 from chexzero.explore.heatmap import patch_similarity
 from chexzero.imaging.decode import decode, prepare_pixels
 from chexzero.imaging.image_files import UNREADABLE, reason
@@ -49,24 +50,25 @@ THREADS, CONNECTIONS, SILENCE = 4, 32, 30
 
 @dataclass
 class Explorer:
-    """A model and the reports it is compared with; one request at a time uses the model."""
+    """A model and the reports it is compared with; one request at a time is worked on."""
 
     model: CLIP
     name: str
     drawn: bool
     reports: list[str]
     report_features: np.ndarray
+    image_size: int = RESOLUTION
 
     def __post_init__(self):
         self.lock = threading.Lock()
 
     def analyse(self, data: bytes, filename: str, labels: list[str]) -> dict:
         """Probabilities, heat maps and nearest reports for one image file's bytes."""
-        try:
-            image = prepare_pixels(decode(data)).copy()  # Pillow's memory is read-only
-        except UNREADABLE as error:
-            raise UserError(f"{filename}: {reason(error)}; choose a radiograph as PNG, JPEG or DICOM") from error
-        with self.lock:
+        with self.lock:  # also while decoding, for a large picture takes as much memory as the model
+            try:
+                image = prepare_pixels(decode(data), size=self.image_size).copy()  # Pillow's memory is read-only
+            except UNREADABLE as error:
+                raise UserError(f"{filename}: {reason(error)}; choose a radiograph as PNG, JPEG or DICOM") from error
             features = embed_images(self.model, image[None])
             texts = embed_texts(self.model, labels + [f"no {label}" for label in labels])
             maps = patch_similarity(
@@ -197,7 +199,8 @@ def load_explorer(run: Path, checkpoint: Path | None, reports: Path | None, max_
     if reports is None and drawn and training.is_file():
         reports = training
     texts = [] if reports is None else _distinct_reports(reports, max_reports)
-    return Explorer(model, run.name, drawn, texts, embed_texts(model, texts) if texts else np.zeros((0, 0)))
+    features = embed_texts(model, texts) if texts else np.zeros((0, 0))
+    return Explorer(model, run.name, drawn, texts, features, folder.image_size())
 
 
 def _distinct_reports(path: Path, limit: int) -> list[str]:

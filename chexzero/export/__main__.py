@@ -52,7 +52,7 @@ def main(argv=None) -> None:
     card = model_card(
         model, args.to, args.folder, run, checkpoint, args.results or Path("results") / args.run.name, args.full_paths
     )
-    how = export(model, args.to, args.folder, card)
+    how = export(model, args.to, args.folder, card, run.image_size())
     print(f"wrote {args.folder} from {checkpoint}\nload it with {how}")
 
 

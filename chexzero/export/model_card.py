@@ -79,6 +79,7 @@ def model_card(
         drawn=run.drawn or bool(build.get("drawn")),
         settings=settings,
         resolution=model.image_resolution,
+        stored=run.image_size(),
         context_length=model.context_length,
         mean=MEAN,
         std=STD,

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from chexzero.common.errors import UserError, refusal
+from chexzero.common.resample import RESOLUTION
 from chexzero.imaging.normalise import CHEXZERO, prepare
 from chexzero.model import CLIP, HEAD_WIDTH, count_blocks
 from chexzero.models import key_names
@@ -24,7 +25,6 @@ from chexzero.simple_tokenizer import default_tokenizer
 
 log = logging.getLogger(__name__)
 
-STORED_SIZE = 320  # side of the images that data_prep stores
 OPSET = 18
 ONNX_ABOUT = "clip.json"
 #: Tensors of a tower that only this project's loader reads.
@@ -32,7 +32,7 @@ OURS_ALONE = ("image_resolution", "architecture")
 LARGEST_ONNX = 2**31 - 2**24  # bytes of weights; protobuf ends at 2 GiB
 
 
-def to_hf(model: CLIP, folder: Path) -> str:
+def to_hf(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
     """Write a transformers folder; returns the sentence that says how to load it."""
     import transformers
 
@@ -154,7 +154,7 @@ def _hf_tokenizer(model: CLIP):
     )
 
 
-def to_open_clip(model: CLIP, folder: Path) -> str:
+def to_open_clip(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
     """Write an open_clip folder; returns the sentence that says how to load it."""
     from safetensors.torch import save_file
 
@@ -231,7 +231,7 @@ def _open_clip_trunk(model: CLIP) -> dict[str, Any]:
 
 
 class _VisionForOnnx(nn.Module):
-    """Stored images, float32 (B, 320, 320) in 0..255, to features of length 1: the preparation is in the graph."""
+    """Stored images, float32 (B, S, S) in 0..255, to features of length 1: the preparation is in the graph."""
 
     def __init__(self, model: CLIP):
         super().__init__()
@@ -254,7 +254,7 @@ class _TextForOnnx(nn.Module):
         return normalize(self.model.encode_text(tokens), dim=-1)
 
 
-def to_onnx(model: CLIP, folder: Path) -> str:
+def to_onnx(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
     """Write `vision.onnx`, `text.onnx`, `tokenizer.json` and `clip.json`; returns how to use them."""
     try:
         import onnxscript  # noqa: F401  (torch.onnx needs it and says so only deep inside)
@@ -274,7 +274,7 @@ def to_onnx(model: CLIP, folder: Path) -> str:
         )
     for name in ("onnxscript", "onnx_ir"):  # a line for every node they touch
         logging.getLogger(name).setLevel(logging.WARNING)
-    images, tokens = torch.rand(2, STORED_SIZE, STORED_SIZE) * 255, torch.randint(1, 100, (2, model.context_length))
+    images, tokens = torch.rand(2, stored, stored) * 255, torch.randint(1, 100, (2, model.context_length))
     towers = {
         "vision.onnx": (_VisionForOnnx(model), images, "images", "image_features"),
         "text.onnx": (_TextForOnnx(model), tokens, "tokens", "text_features"),
@@ -306,7 +306,7 @@ def to_onnx(model: CLIP, folder: Path) -> str:
         "logit_bias": 0.0 if model.logit_bias is None else model.logit_bias.item(),
         "context_length": model.context_length,
         "image_resolution": model.image_resolution,
-        "images": f"float32 (batch, {STORED_SIZE}, {STORED_SIZE}), grey, 0..255, as data_prep stores them",
+        "images": f"float32 (batch, {stored}, {stored}), grey, 0..255, as data_prep stores them",
         "tokens": f"int64 (batch, {model.context_length}), CLIP's byte-pair tokens padded with 0, which "
         "tokenizers.Tokenizer.from_file('tokenizer.json') gives",
         "logits": "logit_scale * image_features @ text_features.T + logit_bias",
@@ -315,7 +315,8 @@ def to_onnx(model: CLIP, folder: Path) -> str:
     return f'onnxruntime.InferenceSession("{folder}/vision.onnx") and the same of text.onnx (see {folder}/clip.json)'
 
 
-WRITERS: dict[str, Callable[[CLIP, Path], str]] = {"hf": to_hf, "open_clip": to_open_clip, "onnx": to_onnx}
+#: Name -> writer of a model into a folder, which is given the side of the images that the model trained on, too.
+WRITERS: dict[str, Callable[[CLIP, Path, int], str]] = {"hf": to_hf, "open_clip": to_open_clip, "onnx": to_onnx}
 
 
 def is_dinov3(model: CLIP) -> bool:
@@ -332,15 +333,18 @@ def require_vision_transformer(model: CLIP, target: str) -> None:
         )
 
 
-def export(model: CLIP, target: str, folder: Path, card: str = "") -> str:
-    """Write `model` and its card for `target` into a new `folder`, whole or not at all; returns how to load it."""
+def export(model: CLIP, target: str, folder: Path, card: str = "", stored: int = RESOLUTION) -> str:
+    """Write `model` and its card for `target` into a new `folder`, whole or not at all; returns how to load it.
+
+    stored: the side in pixels at which its training images were stored.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder; name another")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        how = WRITERS[target](model, partial).replace(str(partial), str(folder))
+        how = WRITERS[target](model, partial, stored).replace(str(partial), str(folder))
         if card:
             (partial / "README.md").write_text(card, encoding="utf-8")
         for file in partial.iterdir():

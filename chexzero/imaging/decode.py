@@ -71,9 +71,9 @@ def prepare_image(root: str, path: str, depth16: str = "stretch", size: int = RE
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def read_file(path: str | os.PathLike) -> np.ndarray:
-    """Read and prepare one file, wherever it lies: uint8 (320, 320). Raises `OSError` or `UnreadableImage`."""
-    return prepare_pixels(decode(_read(path)))
+def read_file(path: str | os.PathLike, size: int = RESOLUTION) -> np.ndarray:
+    """Read and prepare one file, wherever it lies: uint8 (size, size). Raises `OSError` or `UnreadableImage`."""
+    return prepare_pixels(decode(_read(path)), size=size)
 
 
 def _read(path: str | os.PathLike) -> bytes:

@@ -111,11 +111,11 @@ def reason(error: Exception) -> str:
 class ImageFiles:
     """Image files as `zero_shot.embed_images` takes them: a slice reads and prepares those files only.
 
-    `files[i:j]` is uint8 (j - i, 320, 320). A file that cannot be read, or shows nothing, raises `UserError`.
+    `files[i:j]` is uint8 (j - i, size, size); `size` is the side at which the model's training images were stored. A file that cannot be read, or shows nothing, raises `UserError`.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike]):
-        self.paths = [Path(path) for path in paths]
+    def __init__(self, paths: Sequence[str | os.PathLike], size: int = RESOLUTION):
+        self.paths, self.size = [Path(path) for path in paths], size
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -123,11 +123,10 @@ class ImageFiles:
     def __getitem__(self, rows: slice) -> np.ndarray:
         with ThreadPoolExecutor() as threads:  # decoding and resizing release the interpreter's lock
             images = list(threads.map(self._read, self.paths[rows]))
-        return np.stack(images) if images else np.zeros((0, RESOLUTION, RESOLUTION), np.uint8)
+        return np.stack(images) if images else np.zeros((0, self.size, self.size), np.uint8)
 
-    @staticmethod
-    def _read(path: Path) -> np.ndarray:
+    def _read(self, path: Path) -> np.ndarray:
         try:
-            return read_file(path)
+            return read_file(path, self.size)
         except UNREADABLE as error:
             raise UserError(f"{path}: {reason(error)}; repair it or leave it out") from error

@@ -13,6 +13,7 @@ import pandas as pd
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import inside, read_json, read_table, safe_name
+from chexzero.common.resample import RESOLUTION
 
 REMEDY = "name the folder of a run of run_train.py with --run, or checkpoints with --checkpoint"
 
@@ -74,6 +75,13 @@ class RunFolder:
         """Whether the run recorded that its data were drawn."""
         data = self.config.get("data")
         return isinstance(data, dict) and bool(data.get("drawn"))
+
+    def image_size(self) -> int:
+        """The side in pixels of the stored images it trained on, on which others are brought; 320 if not on record."""
+        data = self.config.get("data")
+        sides = data.get("image_size") if isinstance(data, dict) else None
+        side = sides.get(self.settings.get("cxr_filepath")) if isinstance(sides, dict) else None
+        return side if isinstance(side, int) and 0 < side <= 4096 else RESOLUTION
 
     def data_dir(self) -> Path | None:
         """The folder whose validation set the run used, if its record names one that exists."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from chexzero.common.formats import grey_images, image_ids, images_file, open_images
+from chexzero.common.resample import RESOLUTION
 
 
 @dataclass
@@ -24,6 +25,7 @@ class EvaluationContext:
     batch_size: int = 64
     seed: int = 1234
     options: dict[str, Any] = field(default_factory=dict)
+    image_size: int = RESOLUTION  # side in pixels to which a folder's images are brought
     _images: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)
     _folders: dict[Path, list[Path]] = field(default_factory=dict, repr=False)
     _texts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -76,7 +78,7 @@ class EvaluationContext:
             }
             if path.is_dir():
                 files = self._files(path)
-                chosen: Any = ImageFiles(files if rows is None else [files[row] for row in rows])
+                chosen: Any = ImageFiles(files if rows is None else [files[row] for row in rows], self.image_size)
                 features = embed_images(self.model, chosen, **how)
             else:
                 with open_images(path) as handle:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 import os
 import platform
@@ -16,12 +17,14 @@ import torch
 
 from chexzero.common.errors import UserError, refusal
 from chexzero.common.files import read_json, sha256_of, write_text
-from chexzero.common.formats import read_build
+from chexzero.common.formats import image_side, read_build
 from chexzero.common.labels import LABELS
 from chexzero.common.versions import PACKAGES, git_revision, version
 from chexzero.model import CLIP
 from chexzero.training import distributed
 from chexzero.training.config import TrainConfig, import_wandb
+
+log = logging.getLogger(__name__)
 
 #: Columns that a clock or a gauge fills: equal runs differ in these alone.
 SPEED_COLUMNS = ["pairs_per_second", "data_wait", "tflops", "share_of_peak", "memory_gib", "validating", "saving"]
@@ -50,8 +53,7 @@ METRIC_COLUMNS = [
     "seconds",
     "checkpoint_sha256",
 ]
-#: Files up to this size are hashed where no build.json gives their hash; a larger one would delay the start by
-#: minutes.
+#: Files up to this size are hashed at the start of a run; a larger one would delay it by minutes.
 HASHED_UP_TO = 4 * 2**30
 
 
@@ -211,21 +213,31 @@ def describe_run(config: TrainConfig, model: CLIP, data: dict[str, Any]) -> dict
 
 
 def describe_data(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
-    """Size and SHA-256 of each data file (as the `build.json` beside it has it), and whether the data are drawn."""
+    """Size and SHA-256 of each data file, the side of the images in pixels, and whether the data are drawn.
+
+    Of a file too large to be hashed at the start of a run, the hash is the one that the `build.json` beside it has for
+    a file of this size. A file that is not as its `build.json` says is named in a warning.
+    """
     files: dict[str, Any] = {}
+    sides: dict[str, int] = {}
     drawn = None
     for path in map(Path, paths):
         record = read_build(path.parent)
         drawn = record.get("drawn", drawn)
-        size = path.stat().st_size
-        known = _recorded_hash(record, path.name)
-        files[str(path)] = {"bytes": size, "sha256": known or (sha256_of(path) if size <= HASHED_UP_TO else None)}
-    return {"files": files, "drawn": drawn}
+        size, entry = path.stat().st_size, _recorded(record, path.name)
+        digest = sha256_of(path) if size <= HASHED_UP_TO else entry.get("sha256")
+        if entry and (entry.get("bytes", size) != size or entry.get("sha256", digest) != digest):
+            log.warning("%s is not the file that build.json beside it records: it was changed or replaced since", path)
+            digest = digest if size <= HASHED_UP_TO else None
+        files[str(path)] = {"bytes": size, "sha256": digest}
+        if path.suffix == ".h5" and (side := image_side(path)):
+            sides[str(path)] = side
+    return {"files": files, "drawn": drawn, "image_size": sides}
 
 
-def _recorded_hash(build: dict, name: str) -> str | None:
+def _recorded(build: dict, name: str) -> dict[str, Any]:
     entry = build.get("files", {}).get(name)
-    return entry.get("sha256") if isinstance(entry, dict) else None
+    return entry if isinstance(entry, dict) else {}
 
 
 def _number(cell: str | None) -> int | float | str | None:

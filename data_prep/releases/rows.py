@@ -3,6 +3,7 @@
 import csv
 import gzip
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -137,7 +138,7 @@ def _csv_lines(path: Path) -> Iterator[list[str]]:
         ) from error
     except csv.Error as error:
         raise UserError(f"{path}, after row {max(number, 0)}: not readable as CSV ({error}); copy it again") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({reason}); check its permissions or copy it again") from error
 

@@ -2,12 +2,13 @@
 
     python -m tests.fuzz --files 10000 --seed 1
 
-Prints a table and every failure, with the number by which its file can be made again (`--keep FORMAT NUMBER FILE`).
+With `--record FILE` it goes on where an earlier call with this file stopped. Prints a table and every failure, with the number by which its file can be made again (`--keep FORMAT NUMBER FILE`).
 Exit code 1 if there is a failure: a traceback, a crash, a file that takes too long, or an altered value that was read
 although the format carries checksums.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=10000, help="damaged files (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the damage (default: %(default)s)")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS), help="(default: all)")
+    parser.add_argument("--record", type=Path, help="keep every outcome in this file; the next call goes on from it")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long")
     parser.add_argument(
         "--keep", nargs=3, metavar=("FORMAT", "NUMBER", "FILE"), help="write one damaged file, and leave"
     )
@@ -28,7 +31,7 @@ def main() -> int:
         name, number, path = args.keep
         Path(path).write_bytes(damaged_file(name, int(number), args.seed))
         return 0
-    counts, failures = campaign(args.files, args.seed, args.formats)
+    counts, failures = campaign(args.files, args.seed, args.formats, args.record, args.seconds)
     print(f"| format | files | {' | '.join(OUTCOMES)} |\n|---|--:|{'--:|' * len(OUTCOMES)}")
     rows = {**counts, "all": sum(counts.values(), start=type(next(iter(counts.values())))())}
     for name, found in rows.items():

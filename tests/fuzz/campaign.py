@@ -1,10 +1,13 @@
 """Damage files, read each in a process of bounded memory and time, and count what became of them."""
 
 import contextlib
+import json
+import math
 import multiprocessing
 import os
 import resource
 import tempfile
+import time
 import traceback
 import zlib
 from collections import Counter
@@ -146,14 +149,31 @@ class Reader:
             self.process = None
 
 
-def campaign(files: int, seed: int, formats: list[str]) -> tuple[dict[str, Counter], list[tuple[str, int, str, str]]]:
-    """Read `files` damaged files, the formats in turn: counts by format and outcome, and the failures."""
+def campaign(
+    files: int, seed: int, formats: list[str], record: Path | None = None, seconds: float = math.inf
+) -> tuple[dict[str, Counter], list[tuple[str, int, str, str]]]:
+    """Read `files` damaged files, the formats in turn: counts by format and outcome, and the failures.
+
+    record: a file with a line per damaged file that was read; those in it are not read again. seconds: stop after so
+    long; with a record the next call goes on.
+    """
     counts = {name: Counter() for name in formats}
     failures = []
+    lines = record.read_text().splitlines() if record and record.exists() else []
+    known = {(name, number, of): rest for name, number, of, *rest in map(json.loads, lines)}
+    end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, contextlib.closing(Reader(folder)) as reader:
         for i in range(files):
             name, number = formats[i % len(formats)], i // len(formats)
-            outcome, words = reader.read(name, number, seed)
+            if (name, number, seed) in known:
+                outcome, words = known[name, number, seed]
+            elif time.monotonic() > end:
+                continue
+            else:
+                outcome, words = reader.read(name, number, seed)
+                if record:
+                    with open(record, "a", encoding="utf-8") as handle:
+                        handle.write(json.dumps([name, number, seed, outcome, words]) + "\n")
             counts[name][outcome] += 1
             if outcome in (TRACEBACK, CRASH, SLOW) or (outcome == OTHER and FORMATS[name].checked):
                 failures.append((name, number, outcome, words))

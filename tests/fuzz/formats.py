@@ -1,5 +1,6 @@
 """Every format that is read: a small sound file of it, and the reader that a command would use."""
 
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -125,16 +126,56 @@ def read_yaml(path: Path) -> Any:
 
 SETTINGS = {"lr": 0.0001, "names": ["a", "b"], "data": {"cxr": "data/cxr.h5", "rows": list(range(60))}}
 
+
+def packed_dicom() -> bytes:
+    return gzip.compress(dicom(), mtime=0)
+
+
+def jpeg_dicom() -> bytes:
+    """A DICOM file around a JPEG."""
+    import pydicom
+
+    file = pydicom.dcmread(io.BytesIO(dicom()))
+    file.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.WindowCenter, file.WindowWidth = 8, 8, 7, 128, 256
+    file.PixelData = pydicom.encaps.encapsulate([encoded(".jpg")()])
+    file["PixelData"].VR = "OB"
+    out = io.BytesIO()
+    file.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def parquet() -> bytes:
+    import pandas as pd
+
+    out = io.BytesIO()
+    pd.DataFrame({"id": [f"patient{i}" for i in range(40)], "text": [f"Report {i}." for i in range(40)]}).to_parquet(
+        out
+    )
+    return out.getvalue()
+
+
+def read_release_table(path: Path) -> list:
+    from data_prep.releases.rows import read_records
+
+    return [tuple(record.values()) for _, record in read_records(path, ["id"], "copy it again", ["text"])]
+
+
 FORMATS = {
     "png": Format(".png", encoded(".png"), read_picture, checked=True),
     "png16": Format(".png", encoded(".png", 65535), read_picture, checked=True),
     "jpeg": Format(".jpg", encoded(".jpg"), read_picture),
     "jpeg progressive": Format(".jpg", encoded(".jpg", 255, cv2.IMWRITE_JPEG_PROGRESSIVE, 1), read_picture),
     "dicom": Format(".dcm", dicom, read_picture),
+    "dicom, gzip": Format(".dcm.gz", packed_dicom, read_picture, checked=True),
+    "dicom, jpeg": Format(".dcm", jpeg_dicom, read_picture),
     "tiff": Format(".tif", encoded(".tif"), read_picture),
     "bmp": Format(".bmp", encoded(".bmp"), read_picture),
     "hdf5": Format(".h5", hdf5, read_hdf5, checked=True),
     "csv": Format(".csv", table, read_labels),
+    "csv of a release": Format(".csv", table, read_release_table),
+    "csv, gzip": Format(".csv.gz", lambda: gzip.compress(table(), mtime=0), read_release_table, checked=True),
+    "parquet": Format(".parquet", parquet, read_release_table),
     "json": Format(".json", lambda: json.dumps(SETTINGS, indent=1).encode(), read_json),
     "yaml": Format(".yaml", lambda: json.dumps(SETTINGS, indent=1).encode(), read_yaml),
     "safetensors": Format(".safetensors", weights(".safetensors"), read_weights),
