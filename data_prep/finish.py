@@ -11,7 +11,9 @@ from chexzero.common.files import write_json
 from data_prep import blocks
 from data_prep.failures import Tally, write_left_out, write_odd_ranges
 from data_prep.overlap.contract import Audit, Role
+from data_prep.plan import patients_of
 from data_prep.record import Counts, build_record, summary
+from data_prep.releases.rows import read_rows
 from data_prep.roles import ROLES
 from data_prep.sets import FILES, MANIFESTS, good_blocks, write_role
 from data_prep.work import Plan, Work, cpu_count, positive, remove_remains, require_space
@@ -70,6 +72,7 @@ def finish(work: Work, plan: Plan, workers: int) -> None:
     require_space(work.out, sum(plan.rows.values()) * plan.image_size**2, "joining the images")
     audit = _audit(work, plan, workers)
     dropped = {name: audit.reasons.get(name, "overlap with an evaluation set") for name in audit.drop_ids}
+    dropped = _of_kept_out_patients(work, plan) | dropped
     counts = Counts(plan)
     rows: dict[str, int] = {}
     for role in ROLES:
@@ -82,6 +85,25 @@ def finish(work: Work, plan: Plan, workers: int) -> None:
     write_json(work.out / "build.json", record)
     work.discard()
     print(summary(record, work.out, plan.finishing["splits"]))
+
+
+def _of_kept_out_patients(work: Work, plan: Plan) -> dict[str, str]:
+    """Training images of patients of whom `--keep_out` named another one: id -> why they go, as `--on_overlap` has it.
+
+    The lists are another evaluation's sets, so that what holds for an overlap with our own holds for them.
+    """
+    kept = plan.counts.get("kept_patients") or {}
+    rows = read_rows(work.rows_path("train")) if kept else ()
+    found = {row.id: kept[name] for row in rows for name in sorted(patients_of(row) & kept.keys())}
+    on_overlap, first = plan.finishing["on_overlap"], next(iter(found), None)
+    if found and on_overlap == "stop":
+        raise UserError(
+            f"{len(found)} training images are of patients of whom {found[first]} names another image, the first is "
+            f"{first}; leave them out with --on_overlap drop, or keep them with --on_overlap keep"
+        )
+    if found and on_overlap == "keep":
+        log.warning("%d training images are of patients of whom a list of --keep_out names another image", len(found))
+    return {name: f"patient of {file}" for name, file in found.items()} if on_overlap == "drop" else {}
 
 
 def _check_blocks(work: Work, plan: Plan) -> None:

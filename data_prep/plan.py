@@ -95,6 +95,7 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
     }
     if planner.keep_out:
         plan.counts["keep_out"] = planner.keep_out.counts()
+        plan.counts["kept_patients"] = planner.kept_patients
         for file, counted in plan.counts["keep_out"].items():
             counted["images"] = planner.kept_out[file]
             if counted["found"] < counted["entries"]:
@@ -132,6 +133,7 @@ class Planner:
         self.bad_records = 0
         self.keep_out = Lists(args.keep_out) if args.keep_out else None
         self.kept_out: Counter[str] = Counter()
+        self.kept_patients: dict[str, str] = {}  # patient -> the list that names an image of theirs
 
     def role_rows(self, role: str, names: dict[str, list[str]]) -> Iterator[Row]:
         """The rows of a role, found on disk."""
@@ -183,6 +185,7 @@ class Planner:
             return "study without an image"
         if self.keep_out and (file := self.keep_out.match(row)):
             self.kept_out[file] += 1
+            self.kept_patients.update(dict.fromkeys(patients_of(row), Path(file).name))
             return f"kept out by {Path(file).name}"
         if not _wanted(row.view, self.args.views):
             return f"view is {row.view}"
@@ -241,6 +244,13 @@ class Planner:
 
     def _leave_out(self, row: Row, reason: str) -> None:
         self.listed.writerow(left_out(row, reason))
+
+
+def patients_of(row: Row) -> set[str]:
+    """Whom an image is of, by its path and by the table, in the spelling that releases of the same patients share."""
+    own = "" if row.source in ("chexpert", "chexpert_plus", "chexpert5x200") else f"{row.source}/"
+    names = {name.removeprefix(f"{row.source}/") for name in (row.patient_id, row.patient_id_column) if name}
+    return {own + name for name in names}
 
 
 def _keep_out_inputs(args: argparse.Namespace) -> dict[str, Path]:

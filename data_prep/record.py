@@ -104,10 +104,14 @@ def is_finished(plan: Plan, out: Path) -> bool:
         settings = dict(record["settings"])
         old = {name: record[name] for name in ("roles", "inputs", "images", "libraries")} | {"settings": settings}
         settings.pop("max_failures")
+        counts = [n for parts in record.get("counts", {}).values() for n in parts.values()]
+        sixteen_bit = sum(n.get("sixteen_bit", 0) for n in counts)
         sizes = {out / name: file["bytes"] for name, file in record["files"].items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is not the record of a build ({error}); {REDO}") from error
     new = plan.identity | {"settings": plan.identity["settings"] | {"on_overlap": plan.finishing["on_overlap"]}}
+    if sixteen_bit and "range16" not in old["settings"] and old["settings"].get("depth16") == "stretch":
+        old["settings"]["range16"] = "smallest to largest sample"  # what was done before there was a choice
     for section, name in RECORDED_LATER:
         old[section] = {name: new[section][name]} | old[section]
     if old != new:

@@ -17,10 +17,13 @@ from test_releases import plan_rows
 
 from chexzero.common import files
 from chexzero.common.errors import UserError
-from chexzero.common.files import UnixLines, read_table
+from chexzero.common.files import UnixLines, read_table, write_json
 from chexzero.suites.tables import _chexpert_plus_id
 from chexzero.training import distributed
+from data_prep.finish import _of_kept_out_patients
+from data_prep.record import is_finished
 from data_prep.releases.rows import read_records
+from data_prep.work import Plan, Work
 from dinov3_adapter import weights
 from dinov3_adapter.errors import WeightsError
 
@@ -89,6 +92,39 @@ def test_what_lies_in_test_and_has_no_labels_is_listed(corpus, tmp_path, caplog)
     assert "chexpert, split test: 1 images have no labels and are left out, the first chexpert/test/patient64743" in (
         caplog.text
     )
+
+
+@pytest.mark.parametrize("entry", ["train/patient00001/study1/view1_frontal.jpg", "train/patient00001/study1"])
+def test_other_images_of_a_kept_out_patient_go_too(corpus, tmp_path, entry, caplog):
+    """A list names one image, or one study, of a patient who has two studies; the list is another test set."""
+    (tmp_path / "their_test.txt").write_text(f"{entry}\n")
+    rows = plan_rows(corpus.flags("--keep_out", str(tmp_path / "their_test.txt")), tmp_path / "data")
+    left = [row.id for row in rows["train"] if "patient00001" in row.id]
+    assert left == ["chexpert_plus/train/patient00001/study2/view1_frontal"]
+    work = Work(tmp_path / "data")
+    plan = work.read_plan()
+    assert _of_kept_out_patients(work, plan) == {left[0]: "patient of their_test.txt"}
+    plan.finishing["on_overlap"] = "keep"
+    assert _of_kept_out_patients(work, plan) == {} and "1 training images are of patients" in caplog.text
+    plan.finishing["on_overlap"] = "stop"
+    with pytest.raises(UserError, match="patient00001/study2.*--on_overlap drop"):
+        _of_kept_out_patients(work, plan)
+
+
+@pytest.mark.parametrize("sixteen_bit, same", [(0, True), (3, False)])
+def test_a_build_of_before_the_robust_range_is_another_build(tmp_path, sixteen_bit, same):
+    """Its 16-bit images, if it has any, were scaled by their smallest and largest sample."""
+    settings = {"depth16": "stretch", "range16": "bulk 0.1..0.9, reach 2"}
+    identity = {"roles": {}, "settings": settings, "inputs": {}, "images": {}, "libraries": {"simplejpeg": "1"}}
+    plan = Plan(identity=identity, finishing={"on_overlap": "drop"}, rows={}, counts={}, drawn=False)
+    counts = {"train": {"rexgradient/train": {"sixteen_bit": sixteen_bit}}, "valid": {}}
+    old = identity | {"settings": {"depth16": "stretch", "on_overlap": "drop", "max_failures": 0}, "libraries": {}}
+    write_json(tmp_path / "build.json", old | {"files": {}, "counts": counts})
+    if same:
+        assert is_finished(plan, tmp_path)
+    else:
+        with pytest.raises(UserError, match="range16: smallest to largest sample, now bulk"):
+            is_finished(plan, tmp_path)
 
 
 def test_packed_dicom_files_are_found(corpus, tmp_path):
