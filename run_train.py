@@ -14,6 +14,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn, optim
@@ -24,7 +25,7 @@ from chexzero.common.errors import run_command
 from chexzero.common.folders import hold
 from chexzero.common.processes import processes_can_share
 from chexzero.runs.run_folder import open_folder
-from chexzero.train import load_clip, load_data, train_batch
+from chexzero.train import CXRDataset, load_clip, load_data, train_batch
 from chexzero.training import distributed, finetune
 from chexzero.training.batches import default_workers, plan_batches
 from chexzero.training.config import TrainConfig, check, parse_config
@@ -48,7 +49,7 @@ def model_pipeline(config: TrainConfig, verbose: int = 0) -> nn.Module:
     distributed.start()
     if config.show_batch:
         model, data_loader, *_ = make(config)
-        show_batch(Path(config.show_batch), config, data_loader.dataset, data_loader.sampler, bare(model))
+        show_batch(Path(config.show_batch), config, data_loader, bare(model))
         return bare(model)
     with hold(config.folder) if distributed.is_main() else nullcontext():
         if distributed.is_main():
@@ -83,6 +84,7 @@ def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.M
     clip = load_clip(
         pretrained=not config.random_init,
         context_length=config.context_length,
+        text_positions=config.text_positions,
         vision=config.vision,
         text_encoder=config.text_encoder,
         vision_weights=config.vision_weights,
@@ -95,7 +97,7 @@ def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.M
     begin_logits(clip, config)
     model = for_training(finetune.prepare(clip, config), device, config)
     if config.cache_features and not config.show_batch:
-        use_cached_features(config, loader.dataset, clip, device)
+        use_cached_features(config, cast(CXRDataset, loader.dataset), clip, device)
     criterion = LOSSES[config.loss].criterion(config.equal_text, config.label_smoothing)
 
     parameters = finetune.parameter_groups(clip, config)

@@ -1,9 +1,10 @@
 """The DINOv3 vision transformers there are, as data. A size is added by adding an entry."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -115,8 +116,8 @@ def build_trunk(size: Size, *, drop_path: float = 0.0, patch_dropout: float = 0.
 
 
 def draw_weights(trunk: nn.Module) -> None:
-    """Draw every matrix of the blocks anew with a deviation of 1 / sqrt(inputs), in place: for towers that start at
-    random.
+    """Draw every matrix of the blocks anew with a deviation of 1 / sqrt(inputs), and let the patch embedding begin as a
+    whitening, in place: for towers that start at random.
 
     timm draws all with 0.02, which suits a width of 2,500. In a narrow tower the blocks then add next to nothing, and
     it learns late what lies in single patches.
@@ -125,6 +126,25 @@ def draw_weights(trunk: nn.Module) -> None:
     for module in blocks.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    _whiten(cast(nn.Conv2d, cast(Any, trunk).patch_embed.proj).weight.data)
+
+
+def _whiten(weight: torch.Tensor) -> None:
+    """Fill a patch embedding (width, channels, P, P) with cosines, of the lowest frequencies first, each scaled to about
+    the same deviation on radiographs; filters beyond P x P stay as they were drawn.
+
+    The amplitude of a radiograph falls steeply with frequency. Random filters all answer to the mean of a patch, and
+    what is fine in it, such as a line or a margin, comes out ten times weaker.
+    """
+    channels, side = weight.shape[1:3]
+    places, orders = torch.arange(side) + 0.5, torch.arange(side)
+    cosines = torch.cos(math.pi / side * orders[:, None] * places) * (2 / side) ** 0.5
+    cosines[0] /= 2**0.5  # now orthonormal
+    frequencies = (orders[:, None] ** 2 + orders**2).double().sqrt().flatten()
+    first = frequencies.argsort(stable=True)[: len(weight)]
+    amplitude = 11 / (1 + 2 * frequencies[first] ** 1.6)  # of normalised images of 128 pixels; a rough fit is enough
+    filters = cosines[first // side, :, None] * cosines[first % side, None, :] / amplitude[:, None, None]
+    weight[: len(first)] = (filters / channels)[:, None].to(weight)
 
 
 def trunk_shapes(size: Size) -> dict[str, torch.Size]:

@@ -160,6 +160,13 @@ def test_shorter_and_longer_context(tmp_path):
     assert torch.equal(shorter.encode_text(TOKENS), source.encode_text(TOKENS))
     with pytest.raises(UserError, match="choose --context_length 77 or less"):
         create_model("dinov3_tiny", context_length=100, **options)
+    longer = create_model("dinov3_tiny", context_length=256, text_positions="new", **options)
+    assert torch.equal(longer.encode_text(TOKENS), source.encode_text(TOKENS))
+    assert longer.positional_embedding[77:].std() > 0
+    longer = create_model("dinov3_tiny", context_length=153, text_positions="interpolate", **options)
+    assert torch.allclose(longer.positional_embedding[::2], source.positional_embedding, atol=1e-6)
+    middle = (source.positional_embedding[3] + source.positional_embedding[4]) / 2
+    assert torch.allclose(longer.positional_embedding[7], middle, atol=1e-6)
 
 
 def test_open_clip_name(monkeypatch, tmp_path):

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from open_clip.model import resize_pos_embed
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transformer import PatchDropout
 from torch import nn
+from torch.nn import functional
 
 import dinov3_adapter
 from chexzero.clip import weights_file
@@ -82,6 +83,7 @@ def create_model(
     image_resolution: int | None = None,
     embed_dim: int = 512,
     context_length: int = 77,
+    text_positions: str | None = None,
     random_init: bool = False,
     drop_path: float = 0.0,
     patch_dropout: float = 0.0,
@@ -94,6 +96,8 @@ def create_model(
         the tower (OpenAI's CLIP, Meta's DINOv3; the tiny towers have nothing published and start at random). A
         vision tower that is asked to be random has by default a random text encoder beside it.
     image_resolution: side of the images in pixels, a multiple of the patch size; None for the tower's own.
+    text_positions: where the text weights come from for positions after their last, one of `POSITIONS`; None refuses
+        a `context_length` that is longer than theirs.
     patch_dropout: share of an image's patches that is left out while training (FLIP, Li et al. 2023).
     random_init: both towers at random. With `vit_b_32` this is upstream's `--random_init` model: ViT-B/16 at 320
         pixels, embedding 768.
@@ -147,7 +151,7 @@ def create_model(
         together = str(text_weights) == str(vision_weights)
         if state is None or not together:
             state = _read_clip(str(text_weights), openai_name, "--text_weights")
-        _load_text(model, state, text_weights, text_encoder)
+        _load_text(model, state, text_weights, text_encoder, text_positions)
         if together and "logit_scale" in state:
             model.logit_scale.data.copy_(state["logit_scale"])
             if "logit_bias" in state:
@@ -242,15 +246,24 @@ def _load_vision(model: CLIP, state: Mapping[str, torch.Tensor], source: str | o
     log.info("%s: image tower (%d tensors)", source, len(part))
 
 
-def _load_text(model: CLIP, state: Mapping[str, torch.Tensor], source: str | os.PathLike, text_encoder: str) -> None:
+def _load_text(
+    model: CLIP,
+    state: Mapping[str, torch.Tensor],
+    source: str | os.PathLike,
+    text_encoder: str,
+    text_positions: str | None,
+) -> None:
     part = {key: value.float() for key, value in state.items() if _TEXT_KEY.match(key)}
     positions = part.get("positional_embedding")
     if positions is not None:
         if len(positions) < model.context_length:
-            raise UserError(
-                f"{source} was trained for texts of {len(positions)} tokens; choose --context_length "
-                f"{len(positions)} or less"
-            )
+            if text_positions is None:
+                raise UserError(
+                    f"{source} was trained for texts of {len(positions)} tokens; choose --context_length "
+                    f"{len(positions)} or less, or say what the later positions are with --text_positions "
+                    f"{' or '.join(POSITIONS)}"
+                )
+            positions = POSITIONS[text_positions](positions, model.positional_embedding.data)
         part["positional_embedding"] = positions[: model.context_length]  # the mask is causal: later ones never count
     wanted = {key: value for key, value in model.state_dict().items() if _TEXT_KEY.match(key)}
     _load_part(model, part, wanted, f"{source} ({describe(state)}) does not fit --text_encoder {text_encoder}")
@@ -260,6 +273,17 @@ def _load_text(model: CLIP, state: Mapping[str, torch.Tensor], source: str | os.
         len(part),
         len(state) - len(part),
     )
+
+
+def _interpolated(positions: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    return functional.interpolate(positions.T[None], size=len(drawn), mode="linear", align_corners=True)[0].T
+
+
+#: `--text_positions` -> the embeddings (T, D) of a longer context, from those of the weights and from random ones.
+POSITIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "interpolate": _interpolated,  # all are stretched, so that short texts change a little too
+    "new": lambda positions, drawn: torch.cat([positions, drawn[len(positions) :]]),  # the first stay as they are
+}
 
 
 def _load_part(model: CLIP, part: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], problem: str) -> None:

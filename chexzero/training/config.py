@@ -15,7 +15,7 @@ from chexzero.common.files import require_file
 from chexzero.common.formats import DATA_FILES, REMEDY, PixelRange, check_images
 from chexzero.common.settings import add_settings, from_namespace, parse_with_config, setting
 from chexzero.model import PRECISIONS
-from chexzero.models.towers import TEXT_SIZES, TOWER_NAMES, vision_name
+from chexzero.models.towers import POSITIONS, TEXT_SIZES, TOWER_NAMES, vision_name
 from chexzero.runs.run_folder import run_folder
 from chexzero.runs.selection import METRICS
 from chexzero.training import augment, texts
@@ -213,6 +213,11 @@ class TrainConfig:
         None, "write a picture of the first images as the model would see them, and leave", metavar="FILE", free=True
     )
 
+    text_positions: str | None = _texts(
+        None,
+        "with a --context_length beyond that of the text weights (77): stretch their positions, or draw the later ones",
+        choices=POSITIONS,
+    )
     text_section: str = _texts(
         "impression",
         "alternate: one by epochs; all but impression need a column findings beside it in the reports",

@@ -212,7 +212,7 @@ class Run:
         with self.pace.spent("validating"):
             if self.is_main:
                 total, number = at.losses_since_validation
-                counts = {"step": at.step, "epoch": at.epoch, "samples": at.example_ct}
+                counts: dict[str, Any] = {"step": at.step, "epoch": at.epoch, "samples": at.example_ct}
                 counts["train_loss"] = total / number if number else None
                 for validator, (folder, model) in zip(self.validators, self.weights.items(), strict=True):
                     row = validator.run(model, counts)

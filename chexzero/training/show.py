@@ -2,10 +2,12 @@
 
 import textwrap
 from pathlib import Path
+from typing import cast
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch.utils.data import DataLoader
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import atomic_path
@@ -27,7 +29,7 @@ def augmentation(config: TrainConfig, dataset: CXRDataset, model: CLIP) -> Augme
     )
 
 
-def show_batch(path: Path, config: TrainConfig, dataset: CXRDataset, plan: Batches, model: CLIP) -> None:
+def show_batch(path: Path, config: TrainConfig, loader: DataLoader, model: CLIP) -> None:
     """Write a contact sheet (PNG) of the run's first images and texts.
 
     One line per pair: the image as it is stored and scaled, then, with `--augment`, as it is seen in the first epochs;
@@ -35,6 +37,7 @@ def show_batch(path: Path, config: TrainConfig, dataset: CXRDataset, plan: Batch
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--show_batch {path} must end with .png; rename it")
+    dataset, plan = cast(CXRDataset, loader.dataset), cast(Batches, loader.sampler)
     batch, change = dataset[Rows(next(iter(plan))[:IMAGES], epoch=0)], augmentation(config, dataset, model)
     rows = batch["row"]
     seen = {"without augmentation" if change else "": batch["img"]}

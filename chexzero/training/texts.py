@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chexzero.simple_tokenizer import default_tokenizer
 from chexzero.train import CXRDataset
@@ -60,7 +61,7 @@ def _some(sentences: list[str], count: int, draw: np.random.Generator) -> list[s
     return [sentences[place] for place in draw.permutation(len(sentences))[:count]]
 
 
-def cut_texts(dataset: CXRDataset, rows: Sequence[int], seed: int) -> dict[str, Any]:
+def cut_texts(dataset: CXRDataset, rows: NDArray, seed: int) -> dict[str, Any]:
     """Count, and say, how much of the reports does not fit into the context: of all or, of many, of some drawn ones."""
     drawn = np.random.default_rng(seed).permutation(rows)[:COUNTED]
     vary = dataset.vary
