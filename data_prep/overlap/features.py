@@ -41,6 +41,11 @@ def _span(lines: np.ndarray) -> slice:
     return slice(int(live[0]), int(live[-1]) + 1) if len(live) else slice(0, len(lines))
 
 
+def without_specks(image: np.ndarray) -> np.ndarray:
+    """Take out what is thinner than three pixels: noise of single pixels, lines of a grid. uint8 (H, W)."""
+    return cv2.medianBlur(image, 5)
+
+
 def extract(image: np.ndarray, side: int, n: int) -> Features:
     """Find the `n` strongest SIFT features of the content, its shorter side resized to `side` pixels.
 

@@ -130,6 +130,7 @@ class Views:
 
 def view_features(image: np.ndarray) -> list[Features]:
     """Features of an evaluation image in each view: as it is, with local contrast, zoomed in; each in all poses."""
+    image = features.without_specks(image)
     box = features.content_box(image)
     content = np.ascontiguousarray(image[box])
     dy, dx = (round(ZOOM * side) for side in content.shape)
@@ -160,7 +161,7 @@ def prepare(images: np.ndarray, workers: int) -> tuple[Vocabulary, list[Views]]:
 
 def signature(image: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """Make the signature of one training image: the words and places of its features, a SIGNATURE scalar array."""
-    found = features.extract(image, SIDE, WORDS)
+    found = features.extract(features.without_specks(image), SIDE, WORDS)
     result = np.zeros((), SIGNATURE)
     n = len(found.points)
     result["words"] = -1

@@ -77,7 +77,7 @@ def at_size(image: np.ndarray) -> np.ndarray:
 
 def prepare(image: np.ndarray) -> Prepared:
     """Prepare a square uint8 image; it is resized to 320 x 320."""
-    image = at_size(image)
+    image = features.without_specks(at_size(image))
     mask = np.zeros(image.shape, np.float32)
     mask[features.content_box(image)] = 1
     return Prepared(image, mask, features.extract(image, SIDE, POINTS))
