@@ -18,7 +18,8 @@ from chexzero.evaluation.checkpoint_choice import choose
 from chexzero.evaluation.measure import check_the_runs_data
 from chexzero.evaluation.sets import read_set
 from chexzero.evaluation.settings import EvaluationSettings
-from chexzero.explore.app import Explorer
+from chexzero.explore.app import Explorer, load_explorer
+from chexzero.export.model_card import _build_of
 from chexzero.folder import predict_folder
 from chexzero.imaging.decode import prepare_pixels
 from chexzero.imaging.image_files import ImageFiles
@@ -155,3 +156,33 @@ def test_the_page_decodes_one_image_at_a_time(evaluated, monkeypatch):
     for one in threads:
         one.join()
     assert most == 1
+
+
+def test_the_page_shows_no_reports_that_lie_where_the_drawn_ones_were(evaluated, tmp_path, caplog):
+    """The run is recorded as of drawn data; its folder was moved to a machine with real reports at the same path."""
+    data, run = evaluated
+    reports = tmp_path / "impressions.csv"
+    reports.write_text("impression\nA drawn report.\n")
+    record(run, data)
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["txt_filepath"] = str(reports)
+    config["data"] |= {"drawn": True, "files": {str(reports): {"sha256": sha256_of(reports), "bytes": 28}}}
+    write_json(run / "config.json", config)
+    assert load_explorer(run, None, None, 10).reports == ["A drawn report."]
+    reports.write_text("impression\nThe report of a patient.\n")
+    assert load_explorer(run, None, None, 10).reports == []
+    assert "its reports are not shown" in caplog.text
+    assert load_explorer(run, None, reports, 10).reports == ["The report of a patient."]  # named by the user
+
+
+@pytest.mark.parametrize("then, shown", [("ab", True), ("cd", False), (None, True)])
+def test_the_model_card_takes_no_counts_of_other_data(evaluated, tmp_path, then, shown):
+    data, run = evaluated
+    record(run, data)
+    counts = {"train": {"chexpert_plus/train": {"images": 7}}}
+    write_json(tmp_path / "build.json", {"files": {"cxr.h5": {"sha256": "ab"}}, "counts": counts})
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["cxr_filepath"] = str(tmp_path / "cxr.h5")
+    config["data"]["files"] |= {str(tmp_path / "cxr.h5"): {"sha256": then}}
+    write_json(run / "config.json", config)
+    assert bool(_build_of(read_run(run), tmp_path)) is shown

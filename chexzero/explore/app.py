@@ -21,7 +21,7 @@ from flask import Flask, Request, abort, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from chexzero.common.errors import UserError
-from chexzero.common.files import read_table
+from chexzero.common.files import read_table, sha256_of
 from chexzero.common.formats import read_build
 from chexzero.common.labels import FINDINGS
 from chexzero.common.resample import RESOLUTION
@@ -197,7 +197,10 @@ def load_explorer(run: Path, checkpoint: Path | None, reports: Path | None, max_
     training = Path(folder.settings.get("txt_filepath") or "")
     drawn = folder.drawn or bool(read_build(training.parent).get("drawn"))
     if reports is None and drawn and training.is_file():
-        reports = training
+        if folder.recorded_sha256("txt_filepath") in (None, sha256_of(training)):
+            reports = training
+        else:  # perhaps real ones, where the drawn ones once lay
+            log.warning("%s is not the file that %s was trained on; its reports are not shown", training, run)
     texts = [] if reports is None else _distinct_reports(reports, max_reports)
     features = embed_texts(model, texts) if texts else np.zeros((0, 0))
     return Explorer(model, run.name, drawn, texts, features, folder.image_size())

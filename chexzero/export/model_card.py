@@ -41,6 +41,15 @@ NOT_THE_MODEL = (
 )
 
 
+def _build_of(run: RunFolder, data_dir: Path) -> dict[str, Any]:
+    """`build.json` of the run's data; nothing where it is by now that of other data."""
+    build = read_build(data_dir)
+    images = Path(str(run.settings.get("cxr_filepath", "cxr.h5"))).name
+    entry = build.get("files", {}).get(images)
+    now, then = entry.get("sha256") if isinstance(entry, dict) else None, run.recorded_sha256("cxr_filepath")
+    return {} if now and then and now != then else build
+
+
 def model_card(
     model: CLIP, target: str, folder: Path, run: RunFolder, checkpoint: Path, results: Path, full_paths: bool = False
 ) -> str:
@@ -51,7 +60,7 @@ def model_card(
     folder: where the export will lie. results: the folder with the `metrics.json` of this run's evaluation.
     """
     data_dir = Path(run.settings.get("cxr_filepath", "data/cxr.h5")).parent
-    build, digest = read_build(data_dir), sha256_of(checkpoint)
+    build, digest = _build_of(run, data_dir), sha256_of(checkpoint)
     claim = training_claim(run, {checkpoint: digest}, data_dir, {})
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("chexzero.export"),

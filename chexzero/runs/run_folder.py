@@ -129,12 +129,16 @@ class RunFolder:
 
     def validated_on(self) -> dict[str, str]:
         """SHA-256 of the validation set's files, by the setting that names them; of those on record."""
+        found = {name: self.recorded_sha256(name) for name in ("valid", "valid_labels")}
+        return {name: sha256 for name, sha256 in found.items() if sha256}
+
+    def recorded_sha256(self, setting: str) -> str | None:
+        """SHA-256 of the data file that a setting names, as it was when the run began; None if not on record."""
         data = self.config.get("data")
         files = data.get("files") if isinstance(data, dict) else None
-        entries = {name: (files or {}).get(self.settings.get(name)) for name in ("valid", "valid_labels")}
-        return {
-            name: entry["sha256"] for name, entry in entries.items() if isinstance(entry, dict) and entry.get("sha256")
-        }
+        entry = files.get(self.settings.get(setting)) if isinstance(files, dict) else None
+        sha256 = entry.get("sha256") if isinstance(entry, dict) else None
+        return sha256 if isinstance(sha256, str) else None
 
     def recorded(self, step: int | None) -> dict[str, float]:
         """The validation row of a step: column -> value; {} where there is none."""

@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the damage (default: %(default)s)")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS), help="(default: all)")
     parser.add_argument("--record", type=Path, help="keep every outcome in this file; the next call goes on from it")
+    parser.add_argument("--one_bit", action="store_true", help="flip one bit per file, and do nothing else")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long")
     parser.add_argument(
         "--keep", nargs=3, metavar=("FORMAT", "NUMBER", "FILE"), help="write one damaged file, and leave"
@@ -29,9 +30,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.keep:
         name, number, path = args.keep
-        Path(path).write_bytes(damaged_file(name, int(number), args.seed))
+        Path(path).write_bytes(damaged_file(name, int(number), args.seed, args.one_bit))
         return 0
-    counts, failures = campaign(args.files, args.seed, args.formats, args.record, args.seconds)
+    counts, failures = campaign(args.files, args.seed, args.formats, args.record, args.seconds, args.one_bit)
     print(f"| format | files | {' | '.join(OUTCOMES)} |\n|---|--:|{'--:|' * len(OUTCOMES)}")
     rows = {**counts, "all": sum(counts.values(), start=type(next(iter(counts.values())))())}
     for name, found in rows.items():

@@ -54,10 +54,14 @@ def damage(data: bytes, rng: np.random.Generator) -> bytes:
     return data
 
 
-def damaged_file(name: str, number: int, seed: int) -> bytes:
-    """The damaged file of this number: the same for the same seed."""
+def damaged_file(name: str, number: int, seed: int, one_bit: bool = False) -> bytes:
+    """The damaged file of this number: the same for the same seed. one_bit: nothing but one flipped bit."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
-    return damage(FORMATS[name].make(), rng)
+    data = FORMATS[name].make()
+    if not one_bit:
+        return damage(data, rng)
+    at = int(rng.integers(len(data)))
+    return data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :]
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -97,14 +101,14 @@ def _work(link: Connection, folder: str) -> None:
     bounded = False
     while True:
         try:
-            name, number, seed = link.recv()
+            name, number, seed, one_bit = link.recv()
         except EOFError:
             return
         path = Path(folder) / f"{os.getpid()}{FORMATS[name].suffix}"
         if name not in sound:
             path.write_bytes(FORMATS[name].make())
             sound[name] = FORMATS[name].read(path)
-        path.write_bytes(damaged_file(name, number, seed))
+        path.write_bytes(damaged_file(name, number, seed, one_bit))
         if not bounded and len(sound) == len(FORMATS):
             bounded = True
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -120,7 +124,7 @@ class Reader:
     def __init__(self, folder: str):
         self.folder, self.process = folder, None
 
-    def read(self, name: str, number: int, seed: int) -> tuple[str, str]:
+    def read(self, name: str, number: int, seed: int, one_bit: bool) -> tuple[str, str]:
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.link, theirs = context.Pipe()
@@ -131,7 +135,7 @@ class Reader:
         else:
             first = 0
         try:
-            self.link.send((name, number, seed))
+            self.link.send((name, number, seed, one_bit))
             if self.link.poll(SECONDS + first):
                 return self.link.recv()
             outcome = SLOW, f"more than {SECONDS} s"
@@ -150,7 +154,12 @@ class Reader:
 
 
 def campaign(
-    files: int, seed: int, formats: list[str], record: Path | None = None, seconds: float = math.inf
+    files: int,
+    seed: int,
+    formats: list[str],
+    record: Path | None = None,
+    seconds: float = math.inf,
+    one_bit: bool = False,
 ) -> tuple[dict[str, Counter], list[tuple[str, int, str, str]]]:
     """Read `files` damaged files, the formats in turn: counts by format and outcome, and the failures.
 
@@ -170,7 +179,7 @@ def campaign(
             elif time.monotonic() > end:
                 continue
             else:
-                outcome, words = reader.read(name, number, seed)
+                outcome, words = reader.read(name, number, seed, one_bit)
                 if record:
                     with open(record, "a", encoding="utf-8") as handle:
                         handle.write(json.dumps([name, number, seed, outcome, words]) + "\n")

@@ -109,7 +109,8 @@ def read_labels(path: Path) -> tuple:
 def read_weights(path: Path) -> list:
     from chexzero.models.checkpoints import read_state_dict
 
-    return [(key, value.numpy()) for key, value in sorted(read_state_dict(path).items())]
+    # copied, for the tensors of a .safetensors file are the file itself, which the next damage overwrites
+    return [(key, value.numpy().copy()) for key, value in sorted(read_state_dict(path).items())]
 
 
 def read_json(path: Path) -> Any:
