@@ -25,7 +25,7 @@ TILE_FILLED = 0.6  # of a tile must be in both pictures
 MIN_TILES = 6
 #: (inliers, median correlation of the tiles' texture) from which two images are called one picture: either pair. Noise
 #: takes the inliers away, and letters over the picture the texture; another exposure of the patient lacks both.
-SAME = ((10, 0.9), (70, 0.5))
+SAME = ((10, 0.93), (70, 0.5))
 MIN_OVERLAP = 0.3  # of the smaller picture
 
 
