@@ -12,7 +12,7 @@ from benchmarks import dinov3 as benchmark
 from chexzero.common.files import read_json
 from dinov3_adapter import SIZES, AdapterError, build_vision_tower, to_huggingface, tower_from_state_dict
 from dinov3_adapter.convert import from_huggingface
-from dinov3_adapter.registry import trunk_shapes
+from dinov3_adapter.registry import build_trunk, trunk_shapes
 
 TOLERANCE = 1e-5
 
@@ -251,3 +251,19 @@ def test_patch_dropout_takes_the_places_of_the_patches_along(monkeypatch):
     tower.train().trunk.blocks[0].register_forward_pre_hook(lambda _block, inputs: lengths.append(inputs[0].shape[1]))
     tower(images), tower.eval()(images)
     assert lengths == [prefix + 8, prefix + 16]
+
+
+def test_a_random_tower_answers_to_fine_detail_as_to_the_mean_of_a_patch():
+    """On pictures whose amplitude falls with frequency as a radiograph's does; filters drawn at random would not."""
+    torch.manual_seed(0)
+    frequency = torch.fft.fftfreq(128)[:, None].hypot(torch.fft.rfftfreq(128)) * 128
+    pictures = torch.fft.irfft2(torch.fft.rfft2(torch.randn(24, 128, 128)) / (1 + frequency) ** 1.8)
+    pictures = (pictures / pictures.std())[:, None].expand(-1, 3, -1, -1)
+    tower = build_vision_tower("dinov3_tiny", "random")
+    drawn = build_trunk(SIZES["dinov3_tiny"])
+    spread = []
+    for trunk in (tower.trunk, drawn):
+        answers = trunk.patch_embed(pictures).flatten(0, -2)
+        values = torch.linalg.svdvals(answers - answers.mean(0))
+        spread.append(float(values[0] / values[len(values) // 2]))
+    assert spread[0] < 5 < 20 < spread[1]
