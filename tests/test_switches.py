@@ -11,7 +11,10 @@ def runs(*lasts):
 
 def test_differences_are_paired_by_seed():
     found = table({"none": runs(0.60, 0.70, 0.80), "ema": runs(0.61, 0.72, 0.83)}).splitlines()
-    assert found[2:] == ["| none | 0.700 | | |", "| ema | 0.720 | +0.020 | -0.005 to +0.045 |"]  # 0.01 * 4.303 / sqrt(3)
+    assert found[2:] == [
+        "| none | 0.700 | | |",
+        "| ema | 0.720 | +0.020 | -0.005 to +0.045 |",
+    ]  # 0.01 * 4.303 / sqrt(3)
 
 
 def test_the_curve_is_the_mean_over_seeds():
