@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from chexzero.common.errors import run_command
 from chexzero.common.folders import hold
 from chexzero.common.processes import processes_can_share
-from chexzero.runs.run_folder import open_folder
+from chexzero.runs.run_folder import AVERAGE, open_folder
 from chexzero.train import CXRDataset, load_clip, load_data, train_batch
 from chexzero.training import distributed, finetune
 from chexzero.training.batches import default_workers, plan_batches
@@ -60,6 +60,8 @@ def model_pipeline(config: TrainConfig, verbose: int = 0) -> nn.Module:
         train(model, data_loader, device, criterion, optimizer, config)
 
         save(model, config.folder / "checkpoint.pt")
+        if optimizer.average:
+            save(optimizer.average.module, config.folder / AVERAGE / "checkpoint.pt")
     distributed.finish()
     if verbose:
         log.info("%s", bare(model))

@@ -49,6 +49,9 @@ def test_its_folder_is_a_run_with_checkpoints_validations_and_a_selection(corpus
     one, other = (load_model(run.checkpoint_of(6)).state_dict() for run in (whole, average))
     assert one.keys() == other.keys()
     assert any(not torch.equal(one[key], other[key]) for key in one)
+    assert {path.name for path in average.path.glob("*.pt")} == {
+        f"checkpoint{end}.pt" for end in ("", "_0", "_3", "_6")
+    }
     logs = [pd.read_csv(run.path / "metrics.csv") for run in (whole, average)]
     assert logs[0]["mean_13"][0] == logs[1]["mean_13"][0] and logs[0]["val_loss"].isna().all()
 
