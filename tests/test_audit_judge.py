@@ -139,9 +139,9 @@ def test_maps_that_a_copy_may_have(matrix, sane):
 @pytest.mark.parametrize(
     ("inliers", "score", "overlap", "same"),
     [
-        (10, 0.9, 0.3, True),
+        (10, 0.93, 0.3, True),
         (9, 0.99, 1.0, False),
-        (69, 0.89, 1.0, False),
+        (69, 0.92, 1.0, False),
         (70, 0.5, 0.3, True),
         (300, 0.49, 1.0, False),
         (300, 0.99, 0.29, False),
