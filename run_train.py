@@ -49,7 +49,9 @@ def model_pipeline(config: TrainConfig, verbose: int = 0) -> nn.Module:
     distributed.start()
     if config.show_batch:
         model, data_loader, *_ = make(config)
-        show_batch(Path(config.show_batch), config, data_loader, bare(model))
+        if distributed.is_main():
+            show_batch(Path(config.show_batch), config, data_loader, bare(model))
+        distributed.finish()
         return bare(model)
     with hold(config.folder) if distributed.is_main() else nullcontext():
         if distributed.is_main():
