@@ -18,7 +18,7 @@ from chexzero.evaluation.settings import EvaluationSettings
 from chexzero.imaging.normalise import MEAN, STD
 from chexzero.train import CXRDataset
 
-STANDARD = f"{-MEAN / STD:.4f},{(255 - MEAN) / STD:.4f}"
+STANDARD = f"{-MEAN / STD:.5g},{(255 - MEAN) / STD:.5g}"
 SCALES = {"0,1": lambda x: x / 255, "-1,1": lambda x: x / 127.5 - 1, STANDARD: lambda x: (x - MEAN) / STD}
 
 
@@ -57,6 +57,14 @@ def test_a_range_that_the_images_do_not_have_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"\(0 - mean\) / deviation"):
         rewrite(data / "cxr.h5", lambda x: 5 * x)
         check_images(data / "cxr.h5")
+    for scale in (
+        lambda x: x / 255 - 0.5,
+        lambda x: (x / 255 - 0.449) / 0.226,
+    ):  # no range is proposed that is not theirs
+        data = write_corpus(tmp_path / f"{len(list(tmp_path.iterdir()))}", train=6) / "data"
+        rewrite(data / "cxr.h5", scale)
+        with pytest.raises(UserError, match=r"\(0 - mean\) / deviation"):
+            check_images(data / "cxr.h5")
     for odd in ("1", "1,0", "a,b", "0,inf", "0,1,2"):
         with pytest.raises(UserError, match="value of white"):
             PixelRange.parse(odd)
@@ -70,6 +78,14 @@ def test_bytes_of_0_and_1_are_refused_and_bytes_are_never_scaled(tmp_path):
     rewrite(data / "cxr.h5", lambda x: x / 100, np.uint8)
     with pytest.raises(UserError, match="written as bytes"):
         check_images(data / "cxr.h5")
+
+
+@pytest.mark.parametrize("most, said", [(100, True), (250, False)])
+def test_a_set_that_is_nowhere_bright_is_said(tmp_path, most, said, caplog):
+    with h5py.File(tmp_path / "cxr.h5", "w") as handle:
+        handle["cxr"] = (np.random.default_rng(0).random((9, 64, 64)) * most).astype(np.float32)
+    check_images(tmp_path / "cxr.h5")
+    assert ("no pixel of 9 images is brighter than" in caplog.text) is said
 
 
 def test_one_image_on_another_scale_is_named(tmp_path, caplog):

@@ -258,6 +258,11 @@ def check_images(path: str | os.PathLike, most: int | None = None, pixel_range: 
                 "(the first is %s); were they stored on another scale than the rest?",
                 *(path, len(flat), seen, FLAT, first),
             )
+        if 2 < high < 128 and seen >= 8:
+            log.warning(
+                "%s: no pixel of %d images is brighter than %g of 255; were they stored on another scale (0 to %g)?",
+                *(path, seen, high, high),
+            )
         if total / seen < 10:
             log.warning("%s: the images are nearly black (mean %.1f of 255); look at some", path, total / seen)
         if min(images.shape[1:]) < 64:
@@ -287,13 +292,16 @@ def _check_range(path: str | os.PathLike, low: float, high: float, dtype: np.dty
             f"{path}: the images' values are {low:g} to {high:g}, whole numbers, so that nothing of the pictures is left "
             "(0..1 written as bytes?); write the file again with 0 to 255"
         )
-    standard = ((0 - _MEAN) / _STD, (255 - _MEAN) / _STD)
-    known = (
-        ("0,1", low >= 0 and high <= 1),
-        ("-1,1", -1 <= low < 0 and high <= 1),
-        (f"{standard[0]:.4f},{standard[1]:.4f}", low >= standard[0] - 0.01 and high <= standard[1] + 0.01),
+    known = ((0, 1), (-1, 1), ((0 - _MEAN) / _STD, (255 - _MEAN) / _STD))
+    near = ((black, white, (white - black) / 4) for black, white in known)  # of the values, some reach both ends
+    guess = next(
+        (
+            f"{black:.5g},{white:.5g}"
+            for black, white, part in near
+            if black - 0.01 <= low < black + part and white - part < high <= white + 0.01
+        ),
+        None,
     )
-    guess = next((text for text, fits in known if fits), None)
     how = (
         f"if black is {guess.partition(',')[0]} and white is {guess.partition(',')[2]} in it, add --pixel_range={guess}"
         if guess
