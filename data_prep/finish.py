@@ -96,7 +96,7 @@ def _of_kept_out_patients(work: Work, plan: Plan) -> dict[str, str]:
     rows = read_rows(work.rows_path("train")) if kept else ()
     found = {row.id: kept[name] for row in rows for name in sorted(patients_of(row) & kept.keys())}
     on_overlap, first = plan.finishing["on_overlap"], next(iter(found), None)
-    if found and on_overlap == "stop":
+    if first and on_overlap == "stop":
         raise UserError(
             f"{len(found)} training images are of patients of whom {found[first]} names another image, the first is "
             f"{first}; leave them out with --on_overlap drop, or keep them with --on_overlap keep"

@@ -1,8 +1,13 @@
 """Fixtures that several test files use."""
 
+import chexzero.common.interrupts  # noqa: F401
+
+import signal
 from pathlib import Path
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # commands that the tests import leave Ctrl-C to pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

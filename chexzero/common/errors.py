@@ -4,8 +4,11 @@ import errno
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
 
 EXIT_CODES = (
     "exit codes: 0 done; 2 a wrong input, said in one sentence; 3 a check failed and --strict was given; 75 a training stopped by a signal "
@@ -47,6 +50,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     Ctrl-C; any other exception is a fault of ours and keeps its traceback.
     """
     _repair_standard_streams()
+    if signal.getsignal(signal.SIGINT) is leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     code: int | str | None
     try:
@@ -63,6 +68,12 @@ def run_command(main: Callable[[], int | None]) -> None:
         ) in multiprocessing.active_children():  # workers leave SIGTERM to the command: Python would wait for them
             child.kill()
     sys.exit(code)
+
+
+def leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """What Ctrl-C does while a command is still being imported (`chexzero.common.interrupts`): no work is lost."""
+    os.write(2, b"interrupted\n")
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _say(error: BaseException) -> int | str | None:

@@ -1,25 +1,14 @@
 """Ctrl-C ends a command in one word, from its first import on.
 
-A command imports this before anything else, since what it imports takes seconds: until `run_command` takes over, an
-interruption would end in a traceback.
+A command imports this before anything else, since what it imports takes seconds. Until `run_command` takes over, an
+interruption would be raised within some library's import: a traceback, or whatever the library makes of it.
 """
 
-import os
-import sys
-from types import TracebackType
+import signal
+import threading
 
-from chexzero.common.errors import EXIT_INTERRUPTED, causes
+from chexzero.common.errors import leave_at_once
 
-_usual = sys.excepthook
-
-
-def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Also where a library has turned the interruption into an error of its own, an ImportError say."""
-    if not any(isinstance(one, KeyboardInterrupt) for one in causes(error)):
-        _usual(kind, error, traceback)
-        return
-    print("interrupted", file=sys.stderr, flush=True)
-    os._exit(EXIT_INTERRUPTED)
-
-
-sys.excepthook = _say
+in_main_thread = threading.current_thread() is threading.main_thread()
+if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, leave_at_once)
