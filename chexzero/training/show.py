@@ -51,7 +51,9 @@ def show_batch(path: Path, config: TrainConfig, loader: DataLoader, model: CLIP)
     for place, line in enumerate(lines):
         words = words_of(batch["txt"][place])
         line.suptitle(
-            "\n".join(textwrap.wrap(f"row {int(rows[place])}: {words}", 32 * max(3, len(columns)))), fontsize=8
+            "\n".join(textwrap.wrap(f"row {int(rows[place])}: {words}", 32 * max(3, len(columns)))),
+            fontsize=8,
+            parse_math=False,
         )
         for axes, title, images in zip(line.subplots(1, len(columns), squeeze=False)[0], seen, columns, strict=True):
             axes.imshow(images[place], cmap="gray", vmin=0, vmax=255)
