@@ -126,15 +126,15 @@ def read_named_set(data_dir: Path, name: str, pixel_range: str | None = None) ->
     findings = [str(column) for column in table.columns if column not in IDENTITY]
     if not findings:
         raise UserError(f"{labels} has no column but {', '.join(IDENTITY)}; add one 0/1 column per finding")
-    truth = np.column_stack([_labels(labels, table[finding]) for finding in findings])
+    truth = np.column_stack([labels_or_unknown(labels, table[finding]) for finding in findings])
     check_rows(images, labels, table)
     check_images(images, pixel_range=pixel_range)
     protocol = read_protocol(data_dir, name)
     return NamedSet(name, images, labels, table, findings, truth, protocol, sha256_of(images))
 
 
-def _labels(path: Path, column: "pd.Series[str]") -> Floats:
-    """0, 1, or NaN where the cell is empty."""
+def labels_or_unknown(path: Path, column: "pd.Series[str]") -> Floats:
+    """Labels (N,) of a column: 0, 1, or NaN where the cell is empty. Raises `UserError` with the row for anything else."""
     values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
     wrong = np.flatnonzero(column.notna().to_numpy() & ~np.isin(values, (0, 1)))
     if len(wrong):

@@ -36,6 +36,7 @@ SUITES: Mapping[str, Suite] = {
     "chexbench": Suite("chexbench"),
     "subgroups": Suite("subgroups"),
     "retrieval": Suite("retrieval"),
+    "probe": Suite("probe"),
 }
 
 

@@ -15,6 +15,7 @@ import yaml
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_table, require_file
 from chexzero.common.formats import read_build, read_labels
+from chexzero.evaluation.named_sets import labels_or_unknown
 from chexzero.suites.context import EvaluationContext
 
 #: Columns that name a row rather than a finding; `dicom_id` ... `ViewPosition` stand in MIMIC-CXR-LT's tables.
@@ -151,16 +152,22 @@ def read_labelled(
     images: str | Path,
     labels_path: str | Path | None = None,
     labels: Sequence[str] | None = None,
+    unknown: bool = False,
 ) -> LabelledImages:
     """Join the label CSV of an image file by id (`id`, or MIMIC's `dicom_id`).
 
     images: `"valid"`, `"test"`, an image file or a folder of images. labels_path: by default `<images>_labels.csv`
-    beside the images. labels: the columns to read; by default every column that does not name a row. Images without
-    ids (upstream's files) are joined by position when there are as many rows.
+    beside the images. labels: the columns to read; by default every column that does not name a row. unknown: whether
+    a label may be empty (NaN). Images without ids (upstream's files) are joined by position when there are as many
+    rows.
     """
     path = labels_file(context, images, labels_path)
     labels = label_columns(path) if labels is None else list(labels)
-    table, truth = read_labels(path, labels)
+    if unknown:
+        table = read_table(path, labels, remedy=LABELS_REMEDY)
+        truth = np.column_stack([labels_or_unknown(path, table[label]) for label in labels])
+    else:
+        table, truth = read_labels(path, labels)
     if len(table) == 0:
         raise UserError(f"{path} has no rows; name a CSV with at least one labelled image")
     there, n_there = context.image_ids(images)
