@@ -173,8 +173,9 @@ def evaluate(settings: EvaluationSettings) -> Path:
     ledger = ledger_path(found.data_dir, settings.out)
     reads = record_test_read(ledger, found.predictors, found.sets[1], settings.level, choice.name)
     with replaced_together(out) as folder:
-        more = [*score_sets(settings, choice, sets, folder), *run_suites(settings, choice, found.data_dir, folder)]
-        alarms = write_results(settings, choice, found, others, reads, more, folder)
+        scored, checks = score_sets(settings, choice, sets, found.data_dir, folder)
+        more = [*scored, *run_suites(settings, choice, found.data_dir, folder)]
+        alarms = write_results(settings, choice, found, others, reads, more, folder, checks)
     print_table(found.valid, found.test)
     print_alarms(alarms)
     print(f"report: {out / 'report.html'}")

@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 
 Floats = NDArray[np.floating]
 Result = pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]
-#: The texts that ask for a finding, and those that deny it. The features of one side are averaged.
+#: The texts that ask for a finding, and those that deny it. The features of one side are averaged; without a denial
+#: the probability is the logistic function of the cosine with the other side.
 Pair = tuple[Sequence[str], Sequence[str]]
 
 #: Part of what a cache is compared by; raise it when the way from image to probability changes.
@@ -339,13 +340,16 @@ def embed_texts(model: CLIP, texts: Sequence[str], *, batch_size: int = 256) -> 
 def mean_text_features(embed: Callable[[list[str]], Floats], groups: Sequence[Sequence[str]]) -> Floats:
     """One feature per group of texts: (G, D), rows of length 1.
 
-    Upstream's averaging: each text's feature has length 1, the group's mean is normalised again. `embed` gives the
-    features (T, D) of a list of texts and is called once, each distinct text standing in the list once.
+    Upstream's averaging: each text's feature has length 1, the group's mean is normalised again; of a group without
+    texts it is 0. `embed` gives the features (T, D) of a list of texts and is called once, each distinct text standing
+    in the list once.
     """
     texts = list(dict.fromkeys(chain.from_iterable(groups)))
-    features = dict(zip(texts, embed(texts), strict=True))
-    means = (np.mean([features[text] for text in group], axis=0) for group in groups)
-    return np.stack([mean / np.linalg.norm(mean) for mean in means])
+    embedded = embed(texts)
+    features = dict(zip(texts, embedded, strict=True))
+    none = np.zeros((1, embedded.shape[1]), embedded.dtype)
+    means = (np.mean([features[text] for text in group] or none, axis=0) for group in groups)
+    return np.stack([mean / (np.linalg.norm(mean) or 1) for mean in means])
 
 
 def label_pairs(labels: Sequence[str], template: Sequence[str] = PAIR_TEMPLATE) -> list[Pair]:
@@ -405,6 +409,8 @@ class Predictor:
         self.checkpoint, self.pixel_range = Path(model_path), pixel_range
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.device, self.batch_size, self.precision, self.progress = device, batch_size, precision, progress
+        self._texts: dict[str, Floats] = {}
+        self._images: tuple[str, Floats] | None = None  # of the file embedded last
 
     @cached_property
     def sha256(self) -> str:
@@ -419,6 +425,7 @@ class Predictor:
     def forget_model(self) -> None:
         """Free the model's memory; it is loaded again if it is needed again."""
         self.__dict__.pop("model", None)
+        self._images = None
 
     def predict(
         self,
@@ -434,11 +441,12 @@ class Predictor:
         file without a note, as upstream's, is taken when its shape fits. `images_sha256`: where it is known already.
         """
         if self.cache_dir is None:
-            return self._compute(cxr_filepath, pairs)
+            return self._compute(cxr_filepath, pairs, images_sha256)
+        images_sha256 = images_sha256 or sha256_of(cxr_filepath)
         origin = {
             "version": CACHE_VERSION,
             "model": self.sha256,
-            "images": images_sha256 or sha256_of(cxr_filepath),
+            "images": images_sha256,
             "precision": self.precision,
             "pairs": [[list(side) for side in pair] for pair in pairs],
         }
@@ -448,22 +456,32 @@ class Predictor:
         cache = self.cache_dir / f"{safe_name(name or digest, 'name of the cached predictions')}.npy"
         y_pred = _read_cache(cache, origin, (len(ImageRows(cxr_filepath)), len(pairs)))
         if y_pred is None:
-            y_pred = self._compute(cxr_filepath, pairs)
+            y_pred = self._compute(cxr_filepath, pairs, images_sha256)
             _write_cache(cache, origin, y_pred)
         return y_pred
 
-    def _compute(self, cxr_filepath: str | os.PathLike, pairs: Sequence[Pair]) -> Floats:
-        with open_images(cxr_filepath) as handle:
-            log.info("%s: %d images of %s", self.checkpoint, len(handle["cxr"]), cxr_filepath)
-            features = embed_images(
-                self.model,
-                grey_images(handle, self.pixel_range),
-                batch_size=self.batch_size,
-                precision=self.precision,
-                progress=self.progress,
-            )
-        check_features(features, f"{self.checkpoint} on {cxr_filepath}")
-        return predict_pairs(self.model, features, pairs)
+    def text_features(self, texts: Sequence[str]) -> Floats:
+        """Features (T, D) of `texts`; each distinct text is encoded once per checkpoint."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if new:
+            self._texts.update(zip(new, embed_texts(self.model, new), strict=True))
+        return np.stack([self._texts[text] for text in texts])
+
+    def _compute(self, cxr_filepath: str | os.PathLike, pairs: Sequence[Pair], images_sha256: str | None) -> Floats:
+        if self._images is None or images_sha256 is None or self._images[0] != images_sha256:
+            with open_images(cxr_filepath) as handle:
+                log.info("%s: %d images of %s", self.checkpoint, len(handle["cxr"]), cxr_filepath)
+                features = embed_images(
+                    self.model,
+                    grey_images(handle, self.pixel_range),
+                    batch_size=self.batch_size,
+                    precision=self.precision,
+                    progress=self.progress,
+                )
+            check_features(features, f"{self.checkpoint} on {cxr_filepath}")
+            self._images = (images_sha256 or "", features)
+        _warn_of_cut_prompts(self.model, pairs)
+        return pair_probabilities(self._images[1], *pair_features(self.text_features, pairs))
 
 
 def check_features(features: Floats, where: str) -> None:

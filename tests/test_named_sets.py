@@ -1,6 +1,7 @@
 """Evaluation sets by name: unknown labels, protocols of one's own, and the figures against scikit-learn."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,15 +14,23 @@ from sklearn.metrics import roc_auc_score
 
 import run_zero_shot
 from chexzero.common.errors import UserError
+from chexzero.common.files import read_json, write_json
+from chexzero.common.labels import LABELS
+from chexzero.evaluation.checkpoint_choice import choose
 from chexzero.evaluation.named_sets import (
     NamedSet,
     Protocol,
     Summary,
     read_named_set,
     read_protocol,
+    score_choices,
     score_findings,
     summarise,
 )
+from chexzero.evaluation.prompt_choice import OWN, WAYS, ask_sets, pairs
+from chexzero.evaluation.settings import EvaluationSettings
+from chexzero.evaluation.trained_images import image_hashes, trained_images
+from chexzero.runs.run_folder import read_run
 
 ROOT = Path(__file__).parents[1]
 FINDINGS = ["edema", "fracture", "normal", "Pneumothorax, left"]
@@ -87,7 +96,8 @@ def test_summaries_choose_columns_by_name_and_count():
 def test_the_packages_protocols_can_be_read_and_name_their_sources(tmp_path):
     folder = ROOT / "chexzero/evaluation/protocols"
     names = [path.stem for path in folder.glob("*.yaml")]
-    assert {"padchest", "openi", "chestxray14", "rsna", "siim", "montgomery", "shenzhen", "chexpert"} <= set(names)
+    known = {"padchest", "openi", "chestxray14", "rsna", "siim", "montgomery", "shenzhen", "chexpert", "vindr", "mimic"}
+    assert known | {"chexpert5x200", "mimic5x200"} <= set(names)
     for name in names:
         protocol = read_protocol(tmp_path, name)
         assert protocol.source and protocol.summaries
@@ -164,6 +174,98 @@ def test_the_command_scores_sets_beside_the_14_labels(tmp_path):
         assert area["auroc"] == pytest.approx(roc_auc_score(truth, predicted[name][known]), abs=1e-9)
         assert (area["n"], area["n_pos"]) == (known.sum(), truth.sum())
     assert found["sets"]["padchest"]["findings"] == 3 and found["sets"]["little"]["findings"] == 4
+    choice = found["prompt_choice"]["little"]
+    assert (
+        choice["chosen"] == found["prompt_choice"]["padchest"]["chosen"] and choice["chosen_on"] == "valid_labels.csv"
+    )
+    assert choice["worth"] == pytest.approx(choice["means"][choice["chosen"]] - choice["means"]["pair"], abs=2e-6)
+    assert choice["lower"] <= choice["worth"] <= choice["upper"]
+    assert choice["means"]["pair"] == pytest.approx(found["sets"]["little"]["mean_auroc"], abs=1e-9)  # it asks as this
     page = path.read_text()
     assert "PadChest, physicians’ labels" in page and "RadZero" in page and "Pneumothorax, left" in page
     assert (path.parent / "figures/set_little.pdf").is_file()
+
+
+FIVE = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
+
+
+def test_the_likeliest_of_five_and_the_precision_of_retrieval():
+    truth = np.eye(5)[np.arange(60) % 5]
+    truth[0, 1] = 1  # two findings: no question of which
+    truth[1] = np.nan
+    random = np.random.default_rng(4)
+    scores = np.where(np.nan_to_num(truth) == 1, 0.6, 0.4) + 0.2 * random.random(truth.shape)
+    scores[2] = [0.9, 0.1, 0.1, 0.1, 0.1]  # wrong
+    scores[3] = 0.5  # a tie of five
+    data = replace(set_of(truth, Protocol("one", one_of=[f"f{j}" for j in range(5)])))
+    found = score_choices(data, scores)
+    assert len(found.credit) == 58 and found.credit.sum() == pytest.approx(58 - 2 + 0.2)
+    for k in (5, 10):
+        by_hand = [np.mean(found.labels[np.argsort(-np.delete(scores, [0, 1], 0)[:, j])[:k]] == j) for j in range(5)]
+        assert list(found.precision[k]) == pytest.approx(by_hand)
+    assert 100 not in found.precision  # there are not so many
+
+
+def test_ways_of_asking():
+    protocol = Protocol(
+        "one", synonyms={"Effusion": ["pleural effusion", "fluid"]}, pairs={"N": {"positive": ["a"], "negative": ["b"]}}
+    )
+    findings = ["Effusion", "N", "Pleural_Effusion"]
+    asked = {name: pairs(protocol, findings, way) for name, way in WAYS.items()}
+    assert asked["pair"][0] == (["pleural effusion"], ["no pleural effusion"]) and asked["pair"][1] == (["a"], ["b"])
+    assert asked["positive only"][:2] == [(["pleural effusion"], []), (["a"], [])]
+    assert asked["there is"][2] == (["there is Pleural_Effusion"], ["there is no Pleural_Effusion"])
+    assert asked["synonyms averaged"][0][0] == ["pleural effusion", "fluid"]
+    assert {"pleural fluid", "effusion"} < set(asked["synonyms averaged"][2][0])  # the package's prompt file knows them
+
+
+def test_each_model_is_loaded_once_and_each_file_embedded_once(tmp_path, monkeypatch):
+    from chexzero import zero_shot
+
+    data, run = write_run(tmp_path)
+    write_set(data)
+    calls = []
+    for name in ("load_clip", "embed_images", "embed_texts"):
+        real = getattr(zero_shot, name)
+
+        def counted(*args, _name=name, _real=real, **kwargs):
+            calls.append((_name, len(args[1]) if len(args) > 1 else 0))
+            return _real(*args, **kwargs)
+
+        monkeypatch.setattr(zero_shot, name, counted)
+    settings = EvaluationSettings(run=run, out=tmp_path / "results", device="cpu")
+    choice = choose(settings)
+    (one,) = ask_sets(settings, choice, [read_named_set(data, "little")], data)
+    names = [name for name, _ in calls]
+    assert names.count("load_clip") == 1 and names.count("embed_images") == 2  # the set and the validation set
+    texts = [n for name, n in calls if name == "embed_texts"]
+    assert sum(texts) < sum(len({*p, *n}) for way in WAYS.values() for p, n in pairs(one.data.protocol, LABELS, way))
+    assert set(one.probability) == {OWN, *WAYS} and one.chosen in WAYS
+
+
+def test_training_images_within_a_set_are_an_alarm(tmp_path):
+    data, run = write_run(tmp_path)
+    table = pd.concat([pd.read_csv(data / "test_labels.csv")[["id", "patient_id", "study_id", "view", *FIVE]]])
+    shutil.copy(data / "test.h5", data / "chexpert5x200.h5")
+    table.to_csv(data / "chexpert5x200_labels.csv", index=False)
+    hashes = image_hashes(data / "test.h5")
+    (tmp_path / "splits").mkdir()
+    manifest = pd.DataFrame({"id": [f"chexpert_plus/train/patient9/study1/view{i}" for i in range(4)]})
+    manifest["pixel_sha256"] = [*hashes[:3], "ab"]  # three by their pixels
+    manifest.loc[3, "id"] = "chexpert_plus/train/" + "/".join(table["id"][7].split("/")[-3:])  # and one by its id
+    manifest.to_csv(tmp_path / "splits/train.csv", index=False)
+    build, config = read_json(data / "build.json"), read_json(run / "config.json")
+    write_json(data / "build.json", build | {"files": {"cxr.h5": {"sha256": "aa"}}})
+    config["settings"]["cxr_filepath"] = "data/cxr.h5"
+    write_json(run / "config.json", config | {"data": {"files": {"data/cxr.h5": {"sha256": "aa"}}}})
+    flags = ["--run", str(run), "--out", str(tmp_path / "results"), "--n_bootstrap", "20", "--device", "cpu"]
+    flags += ["--splits", str(tmp_path / "splits"), "--sets", "chexpert5x200"]
+    path = run_zero_shot.evaluate(run_zero_shot.parse_args(flags))
+    found = metrics_of(path.parent)
+    assert "4 of 108 images" in found["alarms"]["no image of chexpert5x200 was trained on"]
+    assert "Warning: 4 of 108 images of chexpert5x200 are training images" in path.read_text()
+    likeliest = found["sections"]["set_chexpert5x200"]["likeliest"]["protocol"]
+    assert 0.5 < likeliest["accuracy"] <= 1 and likeliest["images"] == (table[FIVE].sum(1) == 1).sum()
+    assert trained_images(None, data, tmp_path).why_unknown
+    write_json(data / "build.json", build)
+    assert "does not hold" in trained_images(read_run(run), data, tmp_path / "splits").why_unknown

@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 from sklearn.utils import resample
 
+from chexzero.common.intervals import clustered_interval
 from chexzero.eval import average_precision
 from chexzero.evaluation.calibration import expected_calibration_error
 from chexzero.metrics import best_thresholds, rates
@@ -135,24 +136,24 @@ def test_chance_of_a_block_is_the_share_of_all_orders(sizes, k):
 
 @pytest.mark.parametrize(("right", "n"), [(0, 7), (3, 7), (7, 7), (1, 1), (60, 100)])
 def test_interval_without_clusters_is_wilsons(right, n):
-    mean, lower, upper = metrics.clustered_interval([1] * right + [0] * (n - right), np.arange(n))
+    mean, lower, upper = clustered_interval([1] * right + [0] * (n - right), np.arange(n))
     want = binomtest(right, n).proportion_ci(method="wilson")
     assert (mean, lower, upper) == pytest.approx((right / n, want.low, want.high))
 
 
 def test_interval_counts_each_cluster_once():
     values = np.repeat([1, 0, 1, 0, 0], 8)
-    clustered = metrics.clustered_interval(values, np.repeat(np.arange(5), 8))
-    once = metrics.clustered_interval(values[::8], np.arange(5))
+    clustered = clustered_interval(values, np.repeat(np.arange(5), 8))
+    once = clustered_interval(values[::8], np.arange(5))
     assert clustered == pytest.approx(once)
-    assert np.isnan(metrics.clustered_interval([], [])).all()
+    assert np.isnan(clustered_interval([], [])).all()
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(400):  # 40 patients, 1 to 9 questions each, the share of right answers varies between patients
         size = rng.integers(1, 10, 40)
         clusters = np.repeat(np.arange(40), size)
         right = rng.random(len(clusters)) < rng.beta(2, 2, 40)[clusters]
-        _, lower, upper = metrics.clustered_interval(right, clusters)
+        _, lower, upper = clustered_interval(right, clusters)
         covered += lower <= 0.5 <= upper
     assert 0.90 <= covered / 400 <= 0.99
 

@@ -141,3 +141,24 @@ def enough(truth: NDArray) -> NDArray[np.bool_]:
     """Which labels of (N, L) have at least `FEW` positive and `FEW` negative cases: (L,)."""
     n_pos = np.asarray(truth).sum(0)
     return np.minimum(n_pos, len(truth) - n_pos) >= FEW
+
+
+def clustered_interval(values: ArrayLike, clusters: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of values in 0..1 and its Wilson interval, widened where the rows of a cluster go together.
+
+    values: (N,), usually right (1) or wrong (0). clusters: (N,), rows of one patient or image share a value.
+    The Wilson interval is taken at N / deff rows, deff being the variance of the mean with clusters over
+    the one without (never below 1; Kish 1965). Returns mean, lower, upper; NaN without rows.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) == 0:
+        return (float("nan"),) * 3
+    n, mean = len(values), values.mean()
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(index, weights=values - mean)
+    spread = np.square(values - mean).sum()
+    deff = max(1.0, np.square(sums).sum() / spread) if spread > 1e-12 else n / len(sums)
+    size, z = n / deff, float(norm.ppf(0.5 + level / 2))
+    centre = (mean + z * z / (2 * size)) / (1 + z * z / size)
+    half = z / (1 + z * z / size) * np.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
+    return float(mean), float(max(0.0, min(centre - half, mean))), float(min(1.0, max(centre + half, mean)))

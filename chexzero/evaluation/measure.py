@@ -43,6 +43,16 @@ class Measured:
         return bool(self.build.get("drawn"))
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of every model: an image file with its SHA-256, pairs of prompts, and their names in messages."""
+
+    images: Path
+    sha256: str
+    pairs: Sequence[Pair]
+    names: Sequence[str]
+
+
 def measure(settings: EvaluationSettings, choice: Choice) -> Measured:
     """Predict, choose thresholds and evaluate; see the module. Nothing is written but the cache of predictions."""
     data_dir = data_folder(settings, choice)
@@ -94,28 +104,23 @@ def predict(
 ) -> tuple[list[np.ndarray], list[Predictor]]:
     """The ensemble's probabilities (N images, len(prompts)) of each set, and the models that gave them."""
     names = [f"{prompt.label} ({prompt.name})" for prompt in prompts]
-    images = [(one.images, one.images_sha256) for one in sets]
-    return predict_files(checkpoints, images, [prompt.pair for prompt in prompts], settings, names)
+    pairs = [prompt.pair for prompt in prompts]
+    return predict_files(checkpoints, [Request(one.images, one.images_sha256, pairs, names) for one in sets], settings)
 
 
 def predict_files(
-    checkpoints: Sequence[Path],
-    images: Sequence[tuple[Path, str]],
-    pairs: Sequence[Pair],
-    settings: EvaluationSettings,
-    names: Sequence[str] | None = None,
+    checkpoints: Sequence[Path], requests: Sequence[Request], settings: EvaluationSettings
 ) -> tuple[list[np.ndarray], list[Predictor]]:
-    """The ensemble's probabilities (N images, len(pairs)) of each file, checked. One model is in memory at a time.
+    """The ensemble's probabilities (N images, len(pairs)) of each request, checked, and the models that gave them.
 
-    images: each file and its SHA-256. names: of the pairs, for messages; default: the first text that asks.
+    One model is in memory at a time; requests for the same file that follow each other embed it once.
     """
-    names = names or [pair[0][0] for pair in pairs]
-    members: list[list[np.ndarray]] = [[] for _ in images]
+    members: list[list[np.ndarray]] = [[] for _ in requests]
     predictors = [predictor_of(checkpoint, settings) for checkpoint in checkpoints]
     for predictor in predictors:
-        for (path, sha256), found in zip(images, members, strict=True):
-            found.append(predictor.predict(path, pairs, images_sha256=sha256))
-            check_predictions(found[-1], f"{predictor.checkpoint} on {path}", names)
+        for one, found in zip(requests, members, strict=True):
+            found.append(predictor.predict(one.images, one.pairs, images_sha256=one.sha256))
+            check_predictions(found[-1], f"{predictor.checkpoint} on {one.images}", one.names)
         predictor.forget_model()
     return [ensemble(found) for found in members], predictors
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import NDArray
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_table, require_file, safe_name, sha256_of
@@ -50,7 +51,8 @@ class Summary:
 @dataclass(frozen=True)
 class Protocol:
     """How a set is asked and scored. `templates` are the two sides' forms, `{}` standing for each of a finding's
-    words: its synonyms, else its column's name (in lower case if `lower_case`). `pairs` replaces both sides."""
+    words: its synonyms, else its column's name (in lower case if `lower_case`). `pairs` replaces both sides. `one_of`:
+    columns of which an image has one; the likeliest of them is scored, too."""
 
     title: str
     protocol: str = "Every column is a finding; its name is asked for."
@@ -62,18 +64,24 @@ class Protocol:
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pairs: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     no_findings: Sequence[str] = ()
+    one_of: Sequence[str] = ()
     summaries: Sequence[Summary] = ()
+
+    def words(self, finding: str) -> list[str]:
+        """What a finding is called in prompts: its synonyms, else its column's name."""
+        return list(self.synonyms.get(finding, [finding.lower() if self.lower_case else finding]))
 
     def prompts(self, finding: str) -> tuple[list[str], list[str]]:
         """The texts of both sides, each averaged."""
         if finding in self.pairs:
             return list(self.pairs[finding]["positive"]), list(self.pairs[finding]["negative"])
-        words = self.synonyms.get(finding, [finding.lower() if self.lower_case else finding])
-        positive, negative = (
-            [form.replace("{}", word) for form in self.templates[side] for word in words]
-            for side in ("positive", "negative")
-        )
+        positive, negative = (filled(self.templates[side], self.words(finding)) for side in ("positive", "negative"))
         return positive, negative
+
+
+def filled(forms: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Each word in each form, `{}` standing for it."""
+    return [form.replace("{}", word) for form in forms for word in words]
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,8 @@ def read_named_set(data_dir: Path, name: str, pixel_range: str | None = None) ->
     check_rows(images, labels, table)
     check_images(images, pixel_range=pixel_range)
     protocol = read_protocol(data_dir, name)
+    if astray := [name for name in protocol.one_of if name not in findings]:
+        raise UserError(f"{labels} has no column {astray[0]!r}, of which its protocol asks for the likeliest; add it")
     return NamedSet(name, images, labels, table, findings, truth, protocol, sha256_of(images))
 
 
@@ -165,6 +175,39 @@ def read_protocol(data_dir: Path, name: str) -> Protocol:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is no protocol of an evaluation set ({reason}); see docs/EVALUATION.md") from error
     return protocol
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How often the likeliest of the `one_of` columns is the right one, over the images that have exactly one of them.
+
+    credit, labels: (n,), 1 where right (shared among ties), and which column is right. patients: (n,). precision:
+    k -> (columns,), the share of a column's images among the k that its prompts rank first.
+    """
+
+    names: Sequence[str]
+    credit: Floats
+    labels: NDArray[np.intp]
+    patients: NDArray
+    precision: dict[int, Floats]
+
+
+#: Ranks down to which the precision of retrieval by a finding's prompts is taken.
+PRECISION_AT = (5, 10, 100)
+
+
+def score_choices(data: NamedSet, probability: Floats) -> Choices:
+    """Score the likeliest of the protocol's `one_of`. probability: (N, L)."""
+    columns = [data.findings.index(name) for name in data.protocol.one_of]
+    truth = data.truth[:, columns]
+    rows = np.flatnonzero((truth == 1).sum(1) == 1)
+    right, scores = truth[rows].argmax(1), probability[np.ix_(rows, columns)]
+    best = scores == scores.max(1, keepdims=True) if len(rows) else scores == 1
+    credit = best[np.arange(len(rows)), right] / np.maximum(best.sum(1), 1)
+    order = np.argsort(-scores, axis=0, kind="stable")
+    precision = {k: (right[order[:k]] == np.arange(len(columns))).mean(0) for k in PRECISION_AT if 0 < k <= len(rows)}
+    known = data.table["patient_id"] if "patient_id" in data.table else data.table["id"]
+    return Choices(data.protocol.one_of, credit, right, known.fillna(data.table["id"]).to_numpy()[rows], precision)
 
 
 def score_findings(truth: Floats, probability: Floats) -> FindingScores:

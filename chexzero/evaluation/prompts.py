@@ -69,6 +69,13 @@ def read_alternatives(path: str | Path | None = None) -> list[Prompt]:
     return [prompt for prompts in by_label.values() for prompt in prompts]
 
 
+def known_synonyms() -> dict[str, list[str]]:
+    """The words of the package's prompt file by label in lower case, the label itself first."""
+    with as_file(files("chexzero.evaluation").joinpath("prompts.yaml")) as path:
+        synonyms = read_yaml(path, "install the package again")["synonyms"]
+    return {label.lower(): list(dict.fromkeys([label.lower(), *words])) for label, words in synonyms.items()}
+
+
 def _of(by_label: dict[str, list[Prompt]], path: Path, label: str) -> list[Prompt]:
     if label not in by_label:
         raise UserError(f"{path}: {label!r} is none of the labels ({', '.join(LABELS)}); correct it")

@@ -11,18 +11,20 @@ from chexzero.common.labels import LABELS
 from chexzero.common.markup import without_folders
 from chexzero.evaluation.calibration import platt
 from chexzero.evaluation.checkpoint_choice import Choice
-from chexzero.evaluation.measure import Measured, predict, predict_files
-from chexzero.evaluation.named_sets import IDENTITY, NamedSet, score_findings, summarise
+from chexzero.evaluation.measure import Measured, predict
+from chexzero.evaluation.named_sets import IDENTITY, NamedSet, score_choices, summarise
+from chexzero.evaluation.prompt_choice import OWN, ask_sets
 from chexzero.evaluation.prompts import upstream_prompts
 from chexzero.evaluation.readers import Reader, read_reader
 from chexzero.evaluation.results import SetResult, evaluate_set
 from chexzero.evaluation.sets import read_set, units
 from chexzero.evaluation.settings import EvaluationSettings
+from chexzero.evaluation.trained_images import trained_images
 from chexzero.report import charts, checklist, paper, provenance, readers, sanity, scores
 from chexzero.report.baseline import baseline_section, checkpoints_in
 from chexzero.report.cases import thumbnails_section
 from chexzero.report.image_checks import image_checks
-from chexzero.report.named_sets import named_set_section, overview_section
+from chexzero.report.named_sets import add_choices, named_set_section, overview_section, prompt_choice_section
 from chexzero.report.sections import Section
 from chexzero.report.summary import banner, facts, summary
 from chexzero.report.write import Report, frame_csv, shareable, write_report
@@ -59,6 +61,7 @@ def write_results(
     reads: list[dict],
     more: Sequence[Section],
     out: Path,
+    more_checks: Sequence[sanity.Check] = (),
 ) -> list[sanity.Check]:
     """Write the report, its figures and tables, the predictions and `metrics.json` into `out`, an empty folder.
 
@@ -70,7 +73,7 @@ def write_results(
         found.data_dir,
         {one.images.name: one.images_sha256 for one in found.sets},
     )
-    checks = run_checks(choice, found, claim)
+    checks = [*run_checks(choice, found, claim), *more_checks]
     alarms = sanity.alarms_of(checks)
     kept = provenance.record(choice.run, settings.flags(), found.predictors, found.sets)
     told = {check.name: check.detail for check in alarms}
@@ -184,20 +187,33 @@ def closing_sections(
     ]
 
 
-def score_sets(settings: EvaluationSettings, choice: Choice, sets: Sequence[NamedSet], out: Path) -> list[Section]:
-    """A section per evaluation set by name, and one table over all; predictions go to `predictions_<name>.csv`."""
-    sections, results = [], []
-    for one in sets:
-        pairs = [one.protocol.prompts(finding) for finding in one.findings]
-        (probability,) = predict_files(choice.checkpoints, [(one.images, one.images_sha256)], pairs, settings)[0]
-        scores = score_findings(one.truth, probability)
+def score_sets(
+    settings: EvaluationSettings, choice: Choice, sets: Sequence[NamedSet], data_dir: Path, out: Path
+) -> tuple[list[Section], list[sanity.Check]]:
+    """A section per evaluation set by name, one table over all, and what the wording of prompts is worth.
+
+    Predictions go to `predictions_<name>.csv`. The checks say which sets the run was trained on.
+    """
+    if not sets:
+        return [], []
+    ways = ask_sets(settings, choice, sets, data_dir)
+    known = trained_images(choice.run, data_dir, settings.splits)
+    sections, results, checks = [], [], []
+    for one, asked in zip(sets, ways, strict=True):
+        scores = asked.scores[OWN]
         summaries = summarise(one, scores)
         results.append((one, summaries))
-        sections.append(named_set_section(one, scores, summaries, out / "figures"))
+        checks.append(sanity.not_trained_on(one.name, len(one.table), known, known.found_in(one)))
+        section = named_set_section(one, scores, summaries, out / "figures")
+        if one.protocol.one_of:
+            add_choices(section, {way: score_choices(one, values) for way, values in asked.probability.items()})
+        if checks[-1].verdict == sanity.LOOK:
+            section.text.insert(0, f"Warning: {checks[-1].detail}; these figures are not those of unseen images.")
+        sections.append(section)
         table = one.table[[name for name in IDENTITY if name in one.table]]
-        predicted = pd.DataFrame(probability, columns=one.findings, index=table.index)
+        predicted = pd.DataFrame(asked.probability[OWN], columns=one.findings, index=table.index)
         write_text(out / f"predictions_{one.name}.csv", frame_csv(pd.concat([table, predicted], axis=1)))
-    return [overview_section(results), *sections] if sections else []
+    return [overview_section(results), prompt_choice_section(ways), *sections], checks
 
 
 def write_predictions(path: Path, result: SetResult) -> None:

@@ -1,6 +1,5 @@
 """Checks of the images themselves: stored twice, turned or mirrored, darker or brighter than those trained on."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from scipy.ndimage import zoom
 
 from chexzero.common.formats import grey_images, open_images
 from chexzero.evaluation.sets import EvaluationSet
+from chexzero.evaluation.trained_images import image_hashes
 from chexzero.report.sanity import LOOK, NOT_POSSIBLE, PASSED, Check
 
 #: Images of the training set that are looked at, evenly spread over the file.
@@ -101,17 +101,6 @@ def _brightness(name: str, one: ImageStatistics, other_name: str, other: ImageSt
     if abs(apart) > MEAN_APART or not 1 / CONTRAST_APART < contrast < CONTRAST_APART:
         return Check(title, LOOK, f"{detail}: stored with another mean, deviation or window?")
     return Check(title, PASSED, detail)
-
-
-def image_hashes(path: Path) -> list[str]:
-    """SHA-256 of every stored image, in the file's order."""
-    with open_images(path) as handle:
-        images = handle["cxr"]
-        return [
-            hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-            for start in range(0, len(images), 64)
-            for image in images[start : start + 64]
-        ]
 
 
 def equal_images(valid: EvaluationSet, test: EvaluationSet) -> list[Check]:

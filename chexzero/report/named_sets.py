@@ -1,16 +1,18 @@
 """The report's sections about evaluation sets by name: one per set, and one table over all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from chexzero.evaluation.named_sets import COUNTED_AT, FindingScores, NamedSet, SummaryScore
+from chexzero.common.intervals import clustered_interval
+from chexzero.evaluation.named_sets import COUNTED_AT, Choices, FindingScores, NamedSet, SummaryScore
+from chexzero.evaluation.prompt_choice import REFERENCE, WAYS, SetWays
 from chexzero.evaluation.results import number
 from chexzero.report.charts import MUTED, OURS, save, style
-from chexzero.report.format import interval
+from chexzero.report.format import interval, signed, signed_interval
 from chexzero.report.sections import Figure, Section, Table
 
 COUNT_NAMES = {0.9: "at least 0.9", 0.7: "at least 0.7"}
@@ -65,6 +67,76 @@ def overview_section(results: Sequence[tuple[NamedSet, Sequence[SummaryScore]]])
     metrics = {data.name: _summary_metrics(summaries[0]) for data, summaries in results}
     table = Table("Mean zero-shot AUROC over the findings of each set", columns, rows)
     return Section("sets", "Evaluation sets by name", text, [table], [], metrics)
+
+
+def add_choices(section: Section, found: Mapping[str, Choices]) -> None:
+    """Accuracy of the likeliest of several findings, and precision of retrieval, for each way of asking."""
+    first = next(iter(found.values()))
+    ranks = list(first.precision)
+    rows: list[list[Any]] = []
+    for way, one in found.items():
+        accuracy, lower, upper = clustered_interval(one.credit, one.patients)
+        precision = {k: float(values.mean()) for k, values in one.precision.items()}
+        rows.append([way, number(accuracy), interval(lower, upper), *(number(precision[k]) for k in ranks)])
+        section.metrics.setdefault("likeliest", {})[way] = {
+            "images": len(one.credit),
+            "accuracy": number(accuracy),
+            "lower": number(lower),
+            "upper": number(upper),
+            "retrieval_precision": {str(k): number(value) for k, value in precision.items()},
+            "by_finding": {
+                name: {
+                    "images": int((one.labels == j).sum()),
+                    "accuracy": number(float(one.credit[one.labels == j].mean())) if (one.labels == j).any() else None,
+                }
+                for j, name in enumerate(one.names)
+            },
+        }
+    section.text.append(
+        f"Of {', '.join(first.names)}, {len(first.credit)} images have exactly one. Accuracy: how often its probability is "
+        f"the highest of the {len(first.names)} (ties share the credit; chance {1 / len(first.names):.3f}; Wilson's interval, "
+        "patients kept together). Precision at k: the share of a finding's images among the k that its prompts rank first, "
+        "mean over the findings. Published accuracies are of other prompts, and of other images where the set was drawn "
+        "again."
+    )
+    columns = ["Prompts", "Accuracy", "95 % interval", *(f"precision at {k}" for k in ranks)]
+    section.tables.insert(0, Table(f"The likeliest of {len(first.names)} findings", columns, rows))
+
+
+def prompt_choice_section(ways: Sequence[SetWays]) -> Section:
+    """What the wording of prompts is worth: every set asked in every way, and the way that validation chose."""
+    rows = [
+        [
+            one.data.protocol.title,
+            *(number(one.mean(way)) for way in WAYS),
+            one.chosen_on,
+            one.chosen,
+            signed(one.worth(one.chosen)[0]),
+            signed_interval(*one.worth(one.chosen)[1:]),
+            one.best(),
+        ]
+        for one in ways
+    ]
+    columns = ["Set", *WAYS, "Chosen on", "Chosen", "Worth", "95 % interval", "Best in hindsight"]
+    text = [
+        "Mean AUROC over the findings, asked in several ways: CheXzero's pair ({} against “no {}”), the finding alone, "
+        "“there is {}” against “there is no {}” and alone, and CheXzero's pair with the features of all known synonyms "
+        "averaged. One way is chosen on validation images alone; Worth is its mean minus that of CheXzero's pair on the "
+        "same images (DeLong's interval). The best in hindsight is not a result: it was chosen on the set itself."
+    ]
+    metrics = {
+        one.data.name: {
+            "means": {way: number(one.mean(way)) for way in WAYS},
+            "chosen_on": one.chosen_on,
+            "chosen": one.chosen,
+            **dict(zip(("worth", "lower", "upper"), map(number, one.worth(one.chosen)), strict=True)),
+        }
+        for one in ways
+    }
+    title = f"Mean AUROC by wording; {REFERENCE} is CheXzero's"
+    return Section(
+        "prompt_choice", "What the wording of prompts is worth", text, [Table(title, columns, rows)], [], metrics
+    )
 
 
 def _cells(one: SummaryScore) -> list[Any]:

@@ -17,6 +17,7 @@ from chexzero.common.labels import FINDINGS, LABELS, NO_FINDING
 from chexzero.common.statistics import auroc, mean_over_labels
 from chexzero.evaluation.results import SetResult
 from chexzero.evaluation.sets import EvaluationSet
+from chexzero.evaluation.trained_images import TrainedImages
 from chexzero.report.sections import Section, Table
 from chexzero.runs.evidence import Claim
 
@@ -218,6 +219,15 @@ def shared_cases(valid: EvaluationSet, test: EvaluationSet) -> list[Check]:
             "they are the same file" if same else "different SHA-256",
         ),
     ]
+
+
+def not_trained_on(name: str, n_images: int, known: TrainedImages, found: int) -> Check:
+    """Whether images of an evaluation set by name are among those that the run was trained on."""
+    title = f"no image of {name} was trained on"
+    if known.why_unknown:
+        return Check(title, NOT_POSSIBLE, known.why_unknown)
+    detail = f"{found} of {n_images} images of {name} are training images, by SHA-256 of the pixels or by id"
+    return Check(title, LOOK if found else PASSED, detail)
 
 
 def as_built(build: dict, sets: Sequence[EvaluationSet]) -> Check:

@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 
 from chexzero.common.errors import UserError
-from chexzero.common.files import read_table
+from chexzero.common.files import read_json, read_table
+from chexzero.common.intervals import clustered_interval
 from chexzero.report.format import interval
 from chexzero.report.published import reported_figures
 from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag
 from chexzero.suites.questions import Maker, Question, read_questions, write_questions
+from chexzero.suites.released_questions import ASKED, Released, find_files, is_released, read_released
 from chexzero.suites.tables import LabelledImages, join, read_description, read_labelled, read_reports
 
 DESCRIPTION = Path(__file__).with_suffix(".yaml")
 QUESTIONS = "chexbench_questions.json"
+COLUMNS = ["questions", "accuracy", "95 % interval", "chance", "without the image", "CheXagent"]
 KEYS = ("tasks", "views", "binary", "not_diseases", "swaps", "skip")
 
 
@@ -30,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("suite chexbench")
     file_flag(group, "chexbench_images", "images to ask about (.h5 or a folder; default: the validation set)")
     file_flag(group, "chexbench_labels", "their labels (default: <images>_labels.csv)")
-    file_flag(group, "chexbench_questions", "ask the questions of this file instead of making new ones")
+    group.add_argument(
+        "--chexbench_questions",
+        "--questions",
+        metavar="FILE",
+        help="ask the questions of this file instead of making new ones: one that this suite wrote, or CheXbench's "
+        "data.json (with --chexbench_images, the folder that its image paths lie in)",
+    )
     group.add_argument("--chexbench_per_task", type=int, default=1000, metavar="N", help="most questions a task")
 
 
@@ -40,6 +49,9 @@ def run(context: EvaluationContext) -> Section:
     images = context.option("chexbench_images", "valid")
     section = Section("chexbench", "Multiple choice by similarity (CheXbench)")
     if given := context.option("chexbench_questions"):
+        content = read_json(given, "name a file that this suite wrote, or CheXbench's data.json")
+        if is_released(content):
+            return run_released(context, section, given, read_released(given, content))
         questions = read_questions(given)
         section.text.append(f"The questions are those of {Path(given).name}.")
     else:
@@ -84,6 +96,66 @@ def run(context: EvaluationContext) -> Section:
             )
         )
     return section
+
+
+def run_released(context: EvaluationContext, section: Section, given: str, released: Released) -> Section:
+    """Answer CheXbench's own questions, with CheXagent's accuracy beside by task and source."""
+    folder = Path(context.option("chexbench_images", context.data_dir))
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is no folder; name the one that the images of {given} lie in with --chexbench_images"
+        )
+    files = find_files(folder, [question.image for question in released.questions])
+    there = [i for i, file in enumerate(files) if file is not None]
+    if not there:
+        first = released.questions[0].image if released.questions else "none"
+        raise UserError(
+            f"none of the images that {given} asks about lies under {folder} (the first is {first}); name their folder "
+            "with --chexbench_images"
+        )
+    released = released.kept(there, "its image is not in the folder")
+    chosen = [file for file in files if file is not None]
+    names = list(dict.fromkeys(chosen))
+    features = context.file_features(names)
+    place = {name: i for i, name in enumerate(names)}
+    rows = [place[name] for name in chosen]
+    credit, blind = answer(context, released.questions, features[rows], features.mean(0))
+    table: list[list[Any]] = []
+    figures = reported_figures()["chexbench_released"]
+    for task in ASKED.values():
+        for part in _parts(released, task):
+            index = [i for i, q in enumerate(released.questions) if q.task == task and _part(released, i) == part]
+            found = summary([released.questions[i] for i in index], credit[index], blind[index])
+            paper = next((value for name, value in figures[task].items() if _same_source(name, part)), None)
+            section.metrics.setdefault(task, {})[part] = found | {"chexagent": paper}
+            table.append([task.replace("_", "-"), part, *_cells(found), paper])
+    section.metrics["not_asked"] = {f"{task}: {why}": n for (task, why), n in released.not_asked.items()}
+    section.text += [
+        f"The questions are CheXbench's own ({Path(given).name}): {len(released.questions)} are asked, "
+        f"{released.not_asked.total()} are not. The option most similar to the image counts as the answer; ties share the "
+        "credit. Options that are bare yes or no are asked together with their question. Intervals are Wilson's, "
+        "questions about one image kept together. Without the image, the mean of all images answers.",
+        f"CheXagent's accuracies: {figures['source']}. It is a generative model that was trained for such questions.",
+    ]
+    section.tables.append(Table("Accuracy on CheXbench's questions, by source", ["task", "source", *COLUMNS], table))
+    left = [[task, why, n] for (task, why), n in sorted(released.not_asked.items())]
+    section.tables.append(Table("Questions not asked, counted in no accuracy", ["task", "why", "questions"], left))
+    return section
+
+
+def _part(released: Released, i: int) -> str:
+    """What accuracies of a question's task are taken by: the slice of fine-grained ones, else the source."""
+    return released.slices[i] if released.questions[i].task == "fine_grained" else released.sources[i]
+
+
+def _parts(released: Released, task: str) -> list[str]:
+    return sorted({_part(released, i) for i, question in enumerate(released.questions) if question.task == task})
+
+
+def _same_source(published: str, name: str) -> bool:
+    """`MIMIC` is `MIMIC-CXR`, `OpenI` is `Open-I`."""
+    one, other = ("".join(filter(str.isalnum, text.lower())) for text in (published, name))
+    return other.startswith(one)
 
 
 def make_questions(
@@ -139,7 +211,7 @@ def answer(
 
 def summary(questions: list[Question], credit: np.ndarray, blind: np.ndarray) -> dict[str, Any]:
     """Accuracy of one task with its interval, chance from the numbers of options, and accuracy without the image."""
-    accuracy, lower, upper = metrics.clustered_interval(credit, [question.patient for question in questions])
+    accuracy, lower, upper = clustered_interval(credit, [question.patient for question in questions])
     chance = float(np.mean([1 / len(question.options) for question in questions]))
     return {
         "questions": len(questions),
@@ -175,19 +247,11 @@ def _table(results: dict[str, Any], tasks: dict[str, Any]) -> Table:
         title, paper = task, ""
         if task in tasks:
             title, paper = tasks[task]["title"], round(figures[tasks[task]["paper"]][0] / 100, 3)
-        rows.append(
-            [
-                title,
-                result["questions"],
-                result["accuracy"],
-                interval(result["lower"], result["upper"]),
-                result["chance"],
-                result["without_image"],
-                paper,
-            ]
-        )
-    return Table(
-        "Accuracy",
-        ["task", "questions", "accuracy", "95 % interval", "chance", "without the image", "CheXagent (paper)"],
-        rows,
-    )
+        rows.append([title, *_cells(result), paper])
+    return Table("Accuracy", ["task", *COLUMNS[:-1], "CheXagent (paper)"], rows)
+
+
+def _cells(result: dict[str, Any]) -> list[Any]:
+    """A row's cells under `COLUMNS`, the published one apart."""
+    ends = interval(result["lower"], result["upper"])
+    return [result["questions"], result["accuracy"], ends, result["chance"], result["without_image"]]

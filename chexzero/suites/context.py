@@ -89,6 +89,22 @@ class EvaluationContext:
             self._images[key] = features
         return self._images[key]
 
+    def file_features(self, files: Sequence[Path]) -> np.ndarray:
+        """Features (N, D) float32, L2-normalised, of image files in their order."""
+        from chexzero.imaging.image_files import ImageFiles
+        from chexzero.zero_shot import check_features, embed_images
+
+        features = embed_images(
+            self.model,
+            ImageFiles(files),
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=sys.stderr.isatty(),
+            precision=self.option("precision", "fp32"),
+        )
+        check_features(features, str(files[0].parent))
+        return features
+
     def features_of(self, images: str | Path, rows: np.ndarray) -> np.ndarray:
         """Features of the rows `rows` in their order, which may name a row twice; only these are embedded."""
         wanted, place = np.unique(rows, return_inverse=True)

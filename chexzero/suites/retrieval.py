@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from chexzero.common.errors import UserError
+from chexzero.common.intervals import clustered_interval
 from chexzero.report.format import interval
 from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
@@ -96,7 +97,7 @@ def recall(images: np.ndarray, reports: np.ndarray, report: np.ndarray, ks: list
     for direction, (before, chance_at) in ways.items():
         results[direction] = {}
         for k in ks:
-            mean, lower, upper = metrics.clustered_interval(before < k, report)
+            mean, lower, upper = clustered_interval(before < k, report)
             chance = chance_at(k)[report].mean()
             values = {"recall": mean, "lower": lower, "upper": upper, "chance": float(chance)}
             results[direction][f"recall@{k}"] = {key: metrics.number(value) for key, value in values.items()}
