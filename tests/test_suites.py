@@ -210,3 +210,32 @@ def test_chexpert_plus_own_table_gives_the_reports(corpus, tmp_path):
     plus.to_csv(tmp_path / "plus.csv", index=False)
     section = SUITES["retrieval"].run(corpus.knowing("--report_texts", str(tmp_path / "plus.csv")))
     assert section.metrics["pairs"] == 192 and "48 images have none" in section.text[0]
+
+
+def test_the_2026_edition_is_ranked_by_map_beside_its_winners(corpus, tmp_path):
+    prompts = read_prompts(cxr_lt.EDITIONS[2026].prompts)
+    tasks = cxr_lt._tasks(prompts)
+    assert [len(tasks[group]) for group in ("seen", "unseen")] == [30, 6] and len(prompts["findings"]) == 36
+    ids = list(corpus.table["test"].index)
+    for group, winner in (("seen", 0.5854), ("unseen", 0.4315)):
+        truth = np.random.default_rng(0).random((len(ids), len(tasks[group]))) < 0.2
+        table = pd.DataFrame(
+            truth.astype(int), columns=[name.upper() for name in tasks[group]]
+        )  # cases are mixed there
+        table = table.assign(ImageID=[f"{name}.png" for name in ids], PatientID="1" * 39, StudyDate_DICOM="20150101")
+        table["PatientID"] = [f"{'1' * 39}{i // 2}" for i in range(len(ids))]
+        table.to_csv(tmp_path / "labels.csv", index=False)
+        section = SUITES["cxr-lt"].run(
+            corpus.random("--cxr_lt_edition", "2026", "--cxr_lt_labels", str(tmp_path / "labels.csv"))
+        )
+        task = next(key for key, (name, _, _) in cxr_lt.EDITIONS[2026].tasks.items() if name == group)
+        assert section.metrics[task]["findings"] == len(tasks[group]) and "2026" in section.title
+        (ranked,) = [one for one in section.tables if "rank" in one.columns]
+        assert ranked.columns[2] == "mAP" and ["team winner", 1, winner, "", "", ""] in ranked.rows
+        assert all(isinstance(value, (str, int, float)) for row in ranked.rows for value in row)
+
+
+def test_the_2026_names_are_those_of_the_facts(shared):
+    known = json.loads((shared / "datasets/cxr_lt_labels.json").read_text())["2026"]
+    tasks = cxr_lt._tasks(read_prompts(cxr_lt.EDITIONS[2026].prompts))
+    assert tasks["seen"] == known["known_30"] and tasks["unseen"] == known["unseen_6"]

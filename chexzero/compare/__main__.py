@@ -21,8 +21,10 @@ from chexzero.common.files import write_json
 from chexzero.common.folders import replaced_together
 from chexzero.common.intervals import holm
 from chexzero.common.labels import LABELS
+from chexzero.compare.sets import score_models, sets_section
 from chexzero.evaluation.checkpoint_choice import Choice, choose
 from chexzero.evaluation.measure import data_folder, predict
+from chexzero.evaluation.named_sets import read_named_set
 from chexzero.evaluation.prompts import upstream_prompts
 from chexzero.evaluation.results import SetResult, evaluate_set, number
 from chexzero.evaluation.sets import EvaluationSet, read_set, units
@@ -48,6 +50,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="runs, checkpoints or exported models")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the test set (default: the first run's)")
     parser.add_argument("--level", choices=LEVELS, default="image", help="what counts as a case (default: %(default)s)")
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="evaluation sets by name, too: <data>/NAME.h5 and its labels",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("results"), metavar="DIR", help="comparison/ is written here (%(default)s)"
     )
@@ -137,9 +146,11 @@ def compare(args: argparse.Namespace) -> Path:
     first, *others = choices
     data_dir = data_folder(settings, choices[first])
     test = read_set(data_dir, "test")
+    sets = [read_named_set(data_dir, name) for name in dict.fromkeys(args.sets)]
     results = measured(choices, test, data_dir, settings)
     compared = {name: differences(results[name], results[first]) for name in others}
     corrected = _corrected_together(compared)
+    on_sets = score_models(choices, sets, settings) if sets else {}
     with replaced_together(args.out / "comparison") as folder:
         figures = [
             charts.differences(
@@ -162,10 +173,12 @@ def compare(args: argparse.Namespace) -> Path:
             [areas_table(results), differences_table(compared, corrected, first)],
             figures,
         )
-        write_json(folder / "metrics.json", _metrics(choices, results, compared, corrected, test))
+        sections = [section, *([sets_section(sets, on_sets, folder / "figures")] if sets else [])]
+        metrics = _metrics(choices, results, compared, corrected, test)
+        write_json(folder / "metrics.json", metrics | {one.key: one.metrics for one in sections if one.metrics})
         facts = {name: ", ".join(str(path) for path in choice.checkpoints) for name, choice in choices.items()}
         summary = [f"Mean AUROC over the five competition labels: {_means_said(results)}."]
-        write_report(Report(f"Comparison of {', '.join(choices)}", summary, [], facts, [section]), folder)
+        write_report(Report(f"Comparison of {', '.join(choices)}", summary, [], facts, sections), folder)
     for name, one in results.items():
         print(f"{name:32} mean of 5: {say(one.mean('mean_5'))}; mean of 13: {say(one.mean('mean_13'))}")
     path = args.out / "comparison" / "report.html"

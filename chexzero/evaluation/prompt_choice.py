@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from chexzero.common.formats import images_file
-from chexzero.common.intervals import Z95
 from chexzero.common.labels import PAIR_TEMPLATE
 from chexzero.common.statistics import Floats
 from chexzero.evaluation.checkpoint_choice import Choice
@@ -17,6 +16,7 @@ from chexzero.evaluation.named_sets import (
     NamedSet,
     Protocol,
     filled,
+    mean_difference,
     read_named_set,
     read_protocol,
     score_findings,
@@ -99,15 +99,9 @@ class SetWays:
         """The way of `WAYS` with the highest mean here; of equally good ones the first."""
         return max(WAYS, key=self.mean) if self.columns() else REFERENCE
 
-    def worth(self, way: str) -> tuple[float, float, float]:
+    def worth(self, way: str) -> tuple[float, ...]:
         """Mean AUROC of `way` minus that of CheXzero's pair, with a 95 % interval (the same images, DeLong's)."""
-        columns = self.columns()
-        if not columns:
-            return (float("nan"),) * 3
-        apart = self.scores[way].influence[:, columns] - self.scores[REFERENCE].influence[:, columns]
-        error = float(np.sqrt((apart.mean(1) ** 2).sum()))
-        value = self.mean(way) - self.mean(REFERENCE)
-        return value, value - Z95 * error, value + Z95 * error
+        return mean_difference(self.scores[way], self.scores[REFERENCE], self.columns())[:3]
 
 
 #: Folder within the data folder that may hold a named set's own validation part, `<NAME>.h5` and its labels.

@@ -1,10 +1,11 @@
-"""CXR-LT 2024 asked of a CLIP model: long-tailed and unseen findings by prompts alone.
+"""CXR-LT 2024 and 2026 asked of a CLIP model: long-tailed and unseen findings by prompts alone.
 
-Any label CSV with any of the 45 findings (or of another prompt file's) is scored as the challenge scores it: macro
+Any label CSV with any of an edition's findings (or of another prompt file's) is scored as the challenge scores it: macro
 average precision first, then AUROC, F1 and calibration; by frequency group where training counts are given.
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,31 @@ from chexzero.suites.tables import ID_COLUMNS, LabelledImages, header, label_col
 
 GROUPS = ("head", "medium", "tail")
 
-#: Which of the challenge's tables stands beside ours -> its title and how many findings it is about.
-TASKS = {
-    "task1_40_classes": ("task 1", 40),
-    "task2_26_classes_gold": ("task 2, gold standard", 26),
-    "task3_zero_shot_5_unseen": ("task 3, unseen", 5),
+
+@dataclass(frozen=True)
+class Edition:
+    """A year of the challenge: its prompt file, and key of a task -> group of findings, title and how many they are.
+
+    Groups: `seen` and `unseen` findings, and the `task2` of the prompt file. The keys are those of the published figures.
+    """
+
+    prompts: Path
+    tasks: Mapping[str, tuple[str, str, int]]
+
+
+EDITIONS = {
+    2024: Edition(
+        PROMPTS,
+        {
+            "task1_40_classes": ("seen", "task 1", 40),
+            "task2_26_classes_gold": ("task2", "task 2, gold standard", 26),
+            "task3_zero_shot_5_unseen": ("unseen", "task 3, unseen", 5),
+        },
+    ),
+    2026: Edition(
+        PROMPTS.with_name("cxr_lt_2026.yaml"),
+        {"task1_30_known": ("seen", "task 1, known", 30), "task2_6_unseen": ("unseen", "task 2, unseen", 6)},
+    ),
 }
 
 #: Key of a mean in `metrics.json` -> what the report calls it.
@@ -52,12 +73,19 @@ MEANS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this suite."""
     group = parser.add_argument_group("suite cxr-lt")
+    group.add_argument(
+        "--cxr_lt_edition",
+        type=int,
+        choices=EDITIONS,
+        default=2024,
+        help="whose findings and figures: 2024 (MIMIC-CXR, 45 findings) or 2026 (PadChest and NIH, 36; default: 2024)",
+    )
     file_flag(group, "cxr_lt_images", "images to score (.h5 or a folder; default: the test set)")
     file_flag(group, "cxr_lt_labels", "their labels, one 0/1 column a finding (default: <images>_labels.csv)")
     file_flag(group, "cxr_lt_valid_images", "images to choose thresholds on (default: the validation set)")
     file_flag(group, "cxr_lt_valid_labels", "their labels; a finding they lack gets no threshold")
     file_flag(group, "cxr_lt_counts", "CSV with finding,count of the training set, and a row `images` with its size")
-    file_flag(group, "cxr_lt_prompts", "YAML file of findings and phrases (default: the 45 of CXR-LT 2024)")
+    file_flag(group, "cxr_lt_prompts", "YAML file of findings and phrases (default: the edition's)")
 
 
 def read_counts(path: str | Path, findings: list[str], prompts: dict[str, Any]) -> np.ndarray:
@@ -163,7 +191,9 @@ def score(
 
 def run(context: EvaluationContext) -> Section:
     """Score the model on a set of findings; see the module."""
-    prompts = read_prompts(context.option("cxr_lt_prompts", PROMPTS))
+    year = context.option("cxr_lt_edition", 2024)
+    edition = EDITIONS[year]
+    prompts = read_prompts(context.option("cxr_lt_prompts", edition.prompts))
     images, labels = context.option("cxr_lt_images", "test"), context.option("cxr_lt_labels")
     path = labels_file(context, images, labels)
     findings = canonical(label_columns(path), prompts, path)
@@ -179,7 +209,7 @@ def run(context: EvaluationContext) -> Section:
     every = np.arange(len(findings))
     means, intervals = result.means(every, critical), result.intervals(every)
     section = Section(
-        "cxr_lt", "Long-tailed and unseen findings (CXR-LT 2024)", _explain(data, chosen_on, prompts, n_samples)
+        "cxr_lt", f"Long-tailed and unseen findings (CXR-LT {year})", _explain(data, chosen_on, prompts, n_samples)
     )
     section.metrics = {
         "images": len(data.ids),
@@ -193,26 +223,27 @@ def run(context: EvaluationContext) -> Section:
         section.tables.append(_group_table(section, result, shares))
     else:
         section.text.append("Head, medium and tail need the training counts: give them with --cxr_lt_counts.")
-    for task, members in _tasks(prompts).items():
-        columns = np.flatnonzero(np.isin(findings, members))
-        if len(columns) and len(members) == TASKS[task][1]:  # another prompt file may ask for other tasks
+    groups = _tasks(prompts)
+    for task, (group, _, n_task) in edition.tasks.items():
+        columns = np.flatnonzero(np.isin(findings, groups[group]))
+        if len(columns) and len(groups[group]) == n_task:  # another prompt file may ask for other tasks
             means = result.means(columns, critical)
             section.metrics[task] = {"findings": len(columns), **_summary(means, result.intervals(columns))}
-            section.tables.append(ranking(task, means, len(columns)))
+            section.tables.append(ranking(year, task, means, len(columns)))
     return section
 
 
-def ranking(task: str, ours: dict[str, float], n_ours: int) -> Table:
+def ranking(year: int, task: str, ours: dict[str, float], n_ours: int) -> Table:
     """The challenge's teams and this model, best macro average precision first.
 
     With only some of the task's classes this model stands below the teams without a rank: a mean over other classes
     is another task.
     """
     keys = ("mAP", "mAUROC", "mF1", "mECE")
-    title, n_task = TASKS[task]
+    _, title, n_task = EDITIONS[year].tasks[task]
     rows = [
-        [f"team {name}", None, *(figures[key] for key in keys)]
-        for name, figures in reported_figures()["cxr_lt_2024"][task].items()
+        [f"team {name}", None, *(figures.get(key, "") for key in keys)]
+        for name, figures in reported_figures()[f"cxr_lt_{year}"][task].items()
     ]
     model = [
         f"this model, zero-shot, {n_ours} of {n_task} classes",
@@ -226,7 +257,7 @@ def ranking(task: str, ours: dict[str, float], n_ours: int) -> Table:
     rows += [] if ranked else [model]
     note = "" if ranked else "; other classes are another task, so this model has no rank"
     return Table(
-        f"CXR-LT 2024 {title} ({n_task} classes), ranked by mAP. The teams' figures are from the "
+        f"CXR-LT {year} {title} ({n_task} classes), ranked by mAP. The teams' figures are from the "
         f"challenge's own test set{note}.",
         ["system", "rank", *keys],
         rows,
@@ -236,7 +267,7 @@ def ranking(task: str, ours: dict[str, float], n_ours: int) -> Table:
 def _tasks(prompts: dict[str, Any]) -> dict[str, list[str]]:
     unseen = prompts["unseen"] or []
     seen = [name for name in prompts["findings"] if name not in unseen]
-    return dict(zip(TASKS, (seen, prompts["task2"] or [], unseen), strict=True))
+    return {"seen": seen, "task2": prompts["task2"] or [], "unseen": unseen}
 
 
 def _validation(

@@ -64,8 +64,9 @@ def _fields(template: str) -> list[tuple[str, str | None, str | None]]:
 
 
 def spelled(name: str, prompts: dict[str, Any]) -> str:
-    """The finding that a column's name stands for, aliases resolved."""
-    return (prompts["aliases"] or {}).get(name, name)
+    """The finding that a column's name stands for: aliases resolved, and whatever its case where that is enough."""
+    known = {**{finding: finding for finding in prompts["findings"]}, **(prompts["aliases"] or {})}
+    return known.get(name) or {other.lower(): finding for other, finding in known.items()}.get(name.lower(), name)
 
 
 def canonical(columns: list[str], prompts: dict[str, Any], path: str | Path) -> list[str]:

@@ -18,7 +18,8 @@ from chexzero.common.formats import read_build, read_labels
 from chexzero.evaluation.named_sets import labels_or_unknown
 from chexzero.suites.context import EvaluationContext
 
-#: Columns that name a row rather than a finding; `dicom_id` ... `ViewPosition` stand in MIMIC-CXR-LT's tables.
+#: Columns that name a row rather than a finding; `dicom_id` ... `ViewPosition` stand in MIMIC-CXR-LT's tables, `ImageID` ...
+#: `PatientID` in those of CXR-LT 2026.
 ID_COLUMNS = (
     "id",
     "patient_id",
@@ -43,7 +44,14 @@ ID_COLUMNS = (
     "Age",
     "Frontal/Lateral",
     "AP/PA",
+    "ImageID",
+    "StudyDate_DICOM",
+    "PatientID",
 )
+
+#: Columns that hold the images' ids, and whose images they are, in the order they are looked for.
+KEYS = ("id", "dicom_id", "ImageID")
+PATIENTS = ("patient_id", "subject_id", "PatientID")
 
 LABELS_REMEDY = "name a CSV that has one 0/1 column a label"
 
@@ -116,8 +124,8 @@ class LabelledImages:
         return np.where(values.isna(), np.asarray(default, dtype=object), values.to_numpy()).astype(str)
 
     def patients(self) -> np.ndarray:
-        """Who each image is of (`patient_id`, or MIMIC's `subject_id`); its own id where nobody is named."""
-        return self.column("patient_id" if "patient_id" in self.table else "subject_id", self.ids)
+        """Who each image is of (`PATIENTS`); its own id where nobody is named."""
+        return self.column(next((name for name in PATIENTS if name in self.table), PATIENTS[0]), self.ids)
 
 
 def labels_file(context: EvaluationContext, images: str | Path, given: str | Path | None = None) -> Path:
@@ -154,7 +162,7 @@ def read_labelled(
     labels: Sequence[str] | None = None,
     unknown: bool = False,
 ) -> LabelledImages:
-    """Join the label CSV of an image file by id (`id`, or MIMIC's `dicom_id`).
+    """Join the label CSV of an image file by id (`id`, MIMIC's `dicom_id`, or `ImageID` with its ending taken off).
 
     images: `"valid"`, `"test"`, an image file or a folder of images. labels_path: by default `<images>_labels.csv`
     beside the images. labels: the columns to read; by default every column that does not name a row. unknown: whether
@@ -172,7 +180,7 @@ def read_labelled(
         raise UserError(f"{path} has no rows; name a CSV with at least one labelled image")
     there, n_there = context.image_ids(images)
     there_in = context.images_path(images)
-    key = next((name for name in ("id", "dicom_id") if name in table), None)
+    key = next((name for name in KEYS if name in table), None)
     if there is None:
         if len(table) != n_there:
             raise UserError(
@@ -188,6 +196,8 @@ def read_labelled(
         )
     else:
         ids = table[key].fillna("").tolist()
+        if key == "ImageID":
+            ids = [str(Path(name).with_suffix("")) for name in ids]
         if double := next((name for name, n in Counter(ids).items() if n > 1), None):
             raise UserError(f"{path} has the {key} {double!r} twice; leave one of the rows out")
         rows = join(ids, path, there, there_in)

@@ -1,0 +1,73 @@
+"""`python -m chexzero.compare` through the command: two runs, the test set and evaluation sets by name."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_run import write_run
+from sklearn.metrics import roc_auc_score
+from test_named_sets import write_set
+
+from chexzero.evaluation.named_sets import mean_difference, read_named_set, score_findings
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_two_runs_on_three_sets_through_the_command(tmp_path):
+    data, run = write_run(tmp_path)
+    other = tmp_path / "checkpoints" / "untrained & <b>"
+    shutil.copytree(run, other)
+    shutil.copy(run / "checkpoint_0.pt", other / "checkpoint_20.pt")
+    write_set(data)
+    shutil.copy(data / "little.h5", data / "padchest.h5")
+    shutil.copy(data / "little_labels.csv", data / "padchest_labels.csv")
+    words = [str(run), str(other), "--out", str(tmp_path / "results"), "--device", "cpu", "--data", str(data)]
+    done = subprocess.run(
+        [sys.executable, "-m", "chexzero.compare", *words, "--sets", "little", "padchest"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results" / "comparison"
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["models"]["small"]["means"]["mean_13"] > found["models"]["untrained & <b>"]["means"]["mean_13"] + 0.2
+    apart = found["sets"]["little"]
+    values = [apart[name]["mean_auroc"] for name in ("small", "untrained & <b>")]
+    assert apart["untrained & <b>"]["difference"] == pytest.approx(values[1] - values[0], abs=2e-6)
+    assert apart["untrained & <b>"]["p"] <= apart["untrained & <b>"]["p_holm"]
+    page = (folder / "report.html").read_text()
+    assert "RadZero 0.871" in page and "untrained &amp; &lt;b&gt;" in page  # the rarest 20 have a published best
+    assert (folder / "figures/sets.png").is_file() and (folder / "figures/sets.pdf").is_file()
+    again = subprocess.run(
+        [sys.executable, "-m", "chexzero.compare", *words, "--sets", "nowhere"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 2 and "evaluation-set nowhere" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_differences_on_a_set_agree_with_resampling(tmp_path):
+    write_set(tmp_path, n=80)
+    data = read_named_set(tmp_path, "little")
+    random = np.random.default_rng(2)
+    scores = [np.nan_to_num(data.truth) * gain + random.normal(size=data.truth.shape) for gain in (1.5, 0.5)]
+    one, two = (score_findings(data.truth, values) for values in scores)
+    value, lower, upper, p = mean_difference(one, two, range(4))
+    assert value == pytest.approx((one.auroc - two.auroc).mean()) and lower < value < upper and 0 < p < 0.05
+    drawn = []
+    for seed in range(300):
+        rows = np.random.default_rng(seed).integers(0, 80, 80)
+        areas = []
+        for values in scores:
+            known = [np.isfinite(data.truth[rows, j]) for j in range(4)]
+            truth = [data.truth[rows, j][k] for j, k in enumerate(known)]
+            areas.append(np.mean([roc_auc_score(t, values[rows, j][known[j]]) for j, t in enumerate(truth)]))
+        drawn.append(areas[0] - areas[1])
+    assert (upper - lower) / (2 * 1.96) == pytest.approx(np.std(drawn), rel=0.25)
