@@ -64,11 +64,11 @@ def test_filled_from_records_or_the_authors(tmp_path):
     run = RunFolder(tmp_path, {"settings": {"lr": 0.1, "optimizer": "adam"}, "model": model})
     whole, nothing = (filled(records(*given)) for given in ((BUILD, run), ({}, None)))
     assert [row[0] for row in whole] == [row[0] for row in nothing]
-    known = {row[0]: row[3] for row in whole}
+    known = {row[0]: row[1] for row in whole}
     assert "dinov3_tiny" in known["Model"] and known["De-identification"] == AUTHOR
     assert known["Inclusion and exclusion criteria"] == "Left out while building: no file (3)"
-    assert sum(row[3] == AUTHOR for row in whole) < sum(row[3] == AUTHOR for row in nothing)
-    assert len(FROM_RECORDS) == len({row[3] for row in whole} - {AUTHOR})  # every filler is used and says something
+    assert sum(row[1] == AUTHOR for row in whole) < sum(row[1] == AUTHOR for row in nothing)
+    assert len(FROM_RECORDS) == len({row[1] for row in whole} - {AUTHOR})  # every filler is used and says something
 
 
 def test_markdown_and_latex_carry_the_flow(tmp_path):

@@ -18,6 +18,7 @@ import torch
 from browser import CHROMIUM, Browser
 
 from chexzero.common.errors import UserError
+from chexzero.evaluation.standing import Standing
 from chexzero.explore.app import (
     CONNECTIONS,
     MAX_LABELS,
@@ -262,6 +263,32 @@ def test_a_header_of_too_many_pixels_is_refused(explorer):
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
     answer = ask(create_app(explorer).test_client(), bytes(data))
     assert answer.status_code == 400 and "OpenCV" in answer.get_json()["error"]
+
+
+def test_where_a_value_stands(explorer):
+    image = png(picture(320, 320))
+    without = ask(create_app(explorer).test_client(), image, "Edema").get_json()["findings"][0]
+    assert without["stands"] == ""
+    p = without["probability"]
+    reference = {"Edema": np.array([p - 0.2, p - 0.1, p, p + 0.1]), "Fracture": np.array([0.5])}
+    measured = {"Edema": {"threshold": p - 0.05, "sensitivity": 0.8, "specificity": 0.75}}
+    known = Explorer(
+        explorer.model,
+        "run",
+        True,
+        [],
+        np.zeros((0, 0)),
+        Standing(reference, measured | {"Fracture": {"threshold": None}}),
+    )
+    client = create_app(known).test_client()
+    edema, fracture, odd = ask(client, image, "Edema\nFracture\n<b>").get_json()["findings"]
+    assert edema["stands"] == (
+        f"62nd percentile of 4 validation images; at or above the threshold {p - 0.05:.4f} chosen there "
+        "(test set: sensitivity 0.80, specificity 0.75)"
+    )
+    assert "threshold" not in fracture["stands"] and "validation images" in fracture["stands"] and odd["stands"] == ""
+    assert "those of this model's evaluation" in client.get("/").get_data(as_text=True)
+    assert "Evaluate the run" in create_app(explorer).test_client().get("/").get_data(as_text=True)
 
 
 def test_a_drawn_run_says_so_wherever_it_is_started(tmp_path, monkeypatch):

@@ -61,6 +61,22 @@ class Standing:
             )
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
+    def sentence(self, label: str, value: float) -> str:
+        """The same for one value, for instance `97th percentile of the validation images; above ...`; empty if unknown."""
+        if label not in self.reference:
+            return ""
+        rank = int(np.clip(np.floor(self.percentile(label, value)), 0, 99))
+        ending = "th" if rank % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
+        text = f"{rank}{ending} percentile of {len(self.reference[label])} validation images"
+        one = self.measured.get(label, {})
+        if (threshold := one.get("threshold")) is None:
+            return text
+        side = "at or above" if value >= threshold else "below"
+        text += f"; {side} the threshold {threshold:.4f} chosen there"
+        if None not in (one.get("sensitivity"), one.get("specificity")):
+            text += f" (test set: sensitivity {one['sensitivity']:.2f}, specificity {one['specificity']:.2f})"
+        return text
+
 
 def read_standing(results: Path, checkpoint_sha256: str) -> Standing | None:
     """The standing from an evaluation's folder, or None where there is none of exactly these weights."""

@@ -28,6 +28,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     what.add_argument(
         "--max_reports", type=int, default=2000, metavar="N", help="compare with at most so many (default: %(default)s)"
     )
+    what.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where run_zero_shot.py wrote <run>/: percentiles and thresholds are shown from there (default: %(default)s)",
+    )
     where = parser.add_argument_group("where it is served")
     where.add_argument("--port", type=int, default=8000, help="on 127.0.0.1; 0 takes a free one (default: %(default)s)")
     return parser.parse_args(argv)
@@ -35,7 +42,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    explorer = load_explorer(args.run, args.checkpoint, args.reports, args.max_reports)
+    explorer = load_explorer(args.run, args.checkpoint, args.reports, args.max_reports, args.results)
     try:
         server = make_server(create_app(explorer), args.port)
     except (OSError, ValueError) as error:

@@ -25,6 +25,7 @@ from chexzero.common.files import read_table, sha256_of
 from chexzero.common.formats import read_build
 from chexzero.common.labels import FINDINGS
 from chexzero.common.resample import RESOLUTION
+from chexzero.evaluation.standing import Standing, read_standing
 from chexzero.explore.heatmap import patch_similarity
 from chexzero.imaging.decode import decode, prepare_pixels
 from chexzero.imaging.image_files import UNREADABLE, reason
@@ -50,7 +51,10 @@ THREADS, CONNECTIONS, SILENCE = 4, 32, 30
 
 @dataclass
 class Explorer:
-    """A model and the reports it is compared with; one request at a time is worked on."""
+    """A model, the reports it is compared with, and what its values mean where it was evaluated.
+
+    One request at a time is worked on.
+    """
 
     model: CLIP
     name: str
@@ -58,6 +62,7 @@ class Explorer:
     reports: list[str]
     report_features: np.ndarray
     image_size: int = RESOLUTION
+    standing: Standing | None = None
 
     def __post_init__(self):
         self.lock = threading.Lock()
@@ -82,11 +87,22 @@ class Explorer:
         return {
             "image": _data_uri(image),
             "findings": [
-                {"label": label, "probability": float(p), "heat": _data_uri(_heat(pos - neg))}
+                {
+                    "label": label,
+                    "probability": float(p),
+                    "heat": _data_uri(_heat(pos - neg)),
+                    "stands": self.stands(label, p),
+                }
                 for label, p, pos, neg in zip(labels, probabilities, maps[:n], maps[n:], strict=True)
             ],
             "reports": [self.reports[i] for i in nearest],
         }
+
+    def stands(self, label: str, probability: float) -> str:
+        """Where a value stands among the validation images and to the threshold chosen there; empty if not known."""
+        if self.standing is None:
+            return ""
+        return self.standing.sentence(label, probability)
 
 
 def parse_labels(text: str) -> list[str]:
@@ -132,6 +148,7 @@ def create_app(explorer: Explorer) -> Flask:
             n_reports=len(explorer.reports),
             most=MAX_UPLOAD,
             too_large=TOO_LARGE,
+            standing=explorer.standing is not None,
             dicom=importlib.util.find_spec("pydicom") is not None,
             no_reports="No reports were given; name a CSV with --reports.",
         )
@@ -186,14 +203,22 @@ def make_server(app: Flask, port: int) -> "waitress.server.BaseWSGIServer":
     )
 
 
-def load_explorer(run: Path, checkpoint: Path | None, reports: Path | None, max_reports: int) -> Explorer:
+def load_explorer(
+    run: Path, checkpoint: Path | None, reports: Path | None, max_reports: int, results: Path = Path("results")
+) -> Explorer:
     """Load the run's selected checkpoint and embed the reports its image is compared with.
+
+    What a value means is read from `<results>/<run's name>`, if that is an evaluation of the same weights.
 
     Without `reports` those of the run's training set are taken if they are drawn; real reports are
     shown only when their file is named.
     """
     folder = read_run(run)
-    model = load_model(checkpoint or folder.selected())
+    weights = checkpoint or folder.selected()
+    model = load_model(weights)
+    evaluated = results / run.resolve().name
+    known = weights.is_file() and (evaluated / "metrics.json").is_file()
+    standing = read_standing(evaluated, sha256_of(weights)) if known else None
     training = Path(folder.settings.get("txt_filepath") or "")
     drawn = folder.drawn or bool(read_build(training.parent).get("drawn"))
     if reports is None and drawn and training.is_file():
@@ -203,7 +228,7 @@ def load_explorer(run: Path, checkpoint: Path | None, reports: Path | None, max_
             log.warning("%s is not the file that %s was trained on; its reports are not shown", training, run)
     texts = [] if reports is None else _distinct_reports(reports, max_reports)
     features = embed_texts(model, texts) if texts else np.zeros((0, 0))
-    return Explorer(model, run.name, drawn, texts, features, folder.image_size())
+    return Explorer(model, run.name, drawn, texts, features, folder.image_size(), standing)
 
 
 def _distinct_reports(path: Path, limit: int) -> list[str]:

@@ -171,12 +171,12 @@ FROM_RECORDS: dict[str, Callable[[Records], str | None]] = {
 
 
 def filled(records: Records) -> list[list[str]]:
-    """Rows of topic, item of CLAIM, item of TRIPOD+AI, and what is on record."""
+    """Rows of a topic and what is on record about it."""
     topics = yaml.safe_load(files("chexzero.report").joinpath("checklist.yaml").read_text(encoding="utf-8"))
     rows = []
     for one in topics:
         found = FROM_RECORDS[one["from"]](records) if "from" in one else None
-        rows.append([one["topic"], one["claim"], one["tripod"], found or AUTHOR])
+        rows.append([one["topic"], found or AUTHOR])
     return rows
 
 
@@ -214,18 +214,18 @@ def write_reporting(records: Records, folder: Path, full_paths: bool = False) ->
         rows, boxes, text = without_folders(rows), without_folders(boxes), without_folders(text)
     write_text(folder / "reporting.md", _markdown(rows, boxes, text))
     write_text(folder / "reporting.tex", _latex(rows, boxes, text))
-    open_topics = sum(row[3] == AUTHOR for row in rows)
+    open_topics = sum(row[1] == AUTHOR for row in rows)
     return Section(
         "reporting",
         "Reporting checklist",
         [
-            f"CLAIM 2024 and TRIPOD+AI: {len(rows) - open_topics} of {len(rows)} topics are filled from records, "
-            f"{open_topics} are the author's to write. reporting.md and reporting.tex beside this page hold the table, "
+            f"Topics of CLAIM 2024 and TRIPOD+AI, without the items' numbers (a journal's own form has them): "
+            f"{len(rows) - open_topics} of {len(rows)} are filled from records, {open_topics} are the author's to write. reporting.md and reporting.tex beside this page hold the table, "
             f"the paragraph below and the flow of exclusions.",
             f"Methods, of what is on record: {text}",
         ],
         [
-            Table("Topics and what is on record", ["Topic", "CLAIM 2024", "TRIPOD+AI", "On record"], rows),
+            Table("Topics and what is on record", ["Topic", "On record"], rows),
             Table("Flow of exclusions", ["In the tables", "Left out", "Kept"], [list(box) for box in boxes]),
         ],
     )
@@ -237,7 +237,7 @@ def _markdown(rows: list[list[str]], boxes: list[tuple[str, str, str]], text: st
     for k, box in enumerate(boxes):
         names = [part.replace('"', "'") for part in box]
         chart += [f'  a{k}["{names[0]}"] --> b{k}["{names[2]}"]', f'  a{k} --> c{k}["{names[1]}"]']
-    head = ["| Topic | CLAIM 2024 | TRIPOD+AI | On record |", "|---|---|---|---|"]
+    head = ["| Topic | On record |", "|---|---|"]
     diagram = ["## Flow of exclusions", "", "```mermaid", "flowchart TD", *chart, "```", ""] if boxes else []
     return "\n".join(
         ["# Reporting checklist", "", *head, *table, "", "## Methods", "", markdown_text(text), "", *diagram]
@@ -260,9 +260,9 @@ def _latex(rows: list[list[str]], boxes: list[tuple[str, str, str]], text: str) 
     return "\n".join(
         [
             "% needs booktabs, longtable, tikz",
-            r"\begin{longtable}{p{4cm}p{1.6cm}p{1.8cm}p{7cm}}",
+            r"\begin{longtable}{p{5cm}p{9.5cm}}",
             r"\toprule",
-            r"Topic & CLAIM 2024 & TRIPOD+AI & On record \\",
+            r"Topic & On record \\",
             r"\midrule",
             *table,
             r"\bottomrule",
