@@ -32,7 +32,7 @@ def test_the_highest_is_selected_and_of_equals_the_earlier():
     assert (found["step"], found["checkpoint"], found["value"]) == (300, "checkpoint_300.pt", 0.8)
     assert found["runner_up"] == {"step": 400, "value": 0.8} and found["n_compared"] == 5
     assert found["reason"] == (
-        "The checkpoint of step 300 was selected because its mean zero-shot AUROC over the five CheXpert competition "
+        "The checkpoint of step 300 was selected because its mean zero-shot AUROC over the 5 competition "
         "labels on the 234 validation images (0.800, 95 % CI 0.750 to 0.850) was the highest of 5 validated "
         "checkpoints; the runner-up was step 400 (0.800). The test set played no part."
     )

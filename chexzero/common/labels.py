@@ -28,6 +28,9 @@ FINDINGS = [label for label in LABELS if label != NO_FINDING]
 #: Column of `metrics.csv` and key of `metrics.json` -> the labels whose AUROCs it averages.
 MEANS = {"mean_5": COMPETITION_LABELS, "mean_13": FINDINGS, "mean_14": LABELS}
 
+#: The same keys -> what the mean is over, in words.
+MEAN_TITLES = {"mean_5": "the 5 competition labels", "mean_13": "the 13 findings", "mean_14": "all 14 labels"}
+
 #: Key of the mean over the labels that have enough cases in a set; its labels depend on the set.
 COUNTED = "mean_counted"
 

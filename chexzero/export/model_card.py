@@ -10,7 +10,7 @@ from markupsafe import Markup
 from chexzero.common.files import read_json, sha256_of
 from chexzero.common.folders import is_unfinished
 from chexzero.common.formats import read_build
-from chexzero.common.labels import LABELS
+from chexzero.common.labels import LABELS, MEAN_TITLES
 from chexzero.common.markup import escape_markdown, without_folders
 from chexzero.export.write import is_dinov3
 from chexzero.imaging.normalise import MEAN, STD
@@ -22,12 +22,6 @@ log = logging.getLogger(__name__)
 
 #: Target of an export -> the library's name as the hubs spell it.
 LIBRARIES = {"hf": "transformers", "open_clip": "open_clip", "onnx": "onnx"}
-#: Key of `metrics.json` -> how the card calls it.
-MEANS = {
-    "mean_5": "mean of the 5 competition labels",
-    "mean_13": "mean of the 13 findings",
-    "mean_14": "mean of all 14",
-}
 #: Settings of the command rather than of the model.
 NOT_THE_MODEL = (
     "config",
@@ -97,7 +91,7 @@ def model_card(
         claim=without_folders(claim.text),
         claim_known=claim.known,
         labels=LABELS,
-        means=MEANS,
+        means={key: f"mean of {title}" for key, title in MEAN_TITLES.items()},
         checkpoint=checkpoint.name,
         cases=cases,
         selection=run.selection if run.selection.get("checkpoint") == checkpoint.name else {},

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from chexzero.common.files import atomic_path
-from chexzero.common.labels import LABELS
+from chexzero.common.labels import LABELS, MEAN_TITLES
 from chexzero.evaluation.calibration import reliability
 from chexzero.evaluation.readers import Reader
 from chexzero.evaluation.results import SetResult
@@ -242,7 +242,7 @@ def training_loss(run: RunFolder, folder: Path) -> Figure | None:
 def validation_curve(run: RunFolder, folder: Path) -> Figure | None:
     """Validation AUROC over steps with the selected step and its rivals; None without a record."""
     metric = run.ranking_metric
-    names = {"mean_5": "mean of 5 competition labels", "mean_13": "mean of 13 findings", "mean_14": "mean of 14 labels"}
+    names = {key: f"mean of {title}" for key, title in MEAN_TITLES.items()}
     if metric not in run.metrics or run.metrics[metric].isna().all():
         return None
     canvas = Canvas(figsize=(7.5, 3.6), layout="constrained")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from chexzero.common.intervals import FEW
-from chexzero.common.labels import COUNTED, LABELS, NO_FINDING
+from chexzero.common.labels import COUNTED, LABELS, MEAN_TITLES, NO_FINDING
 from chexzero.common.statistics import auroc, bootstrap_auroc
 from chexzero.evaluation.calibration import reliability
 from chexzero.evaluation.prompts import UPSTREAM, Prompt, best_on_validation
@@ -14,11 +14,8 @@ from chexzero.evaluation.results import LABEL_METRICS, SetResult, number
 from chexzero.report.format import interval, signed, unit_name
 from chexzero.report.sections import Figure, Section, Table
 
-MEAN_NAMES = {
-    "mean_5": "Mean of the 5 competition labels",
-    "mean_13": "Mean of the 13 findings",
-    "mean_14": "Mean of all 14 labels",
-    COUNTED: f"Mean of labels with {FEW} or more",
+MEAN_NAMES = {key: f"Mean of {title}" for key, title in MEAN_TITLES.items()} | {
+    COUNTED: f"Mean of labels with {FEW} or more"
 }
 
 

@@ -144,18 +144,8 @@ def frame_csv(frame: pd.DataFrame) -> str:
 def as_latex(table: Table) -> str:
     """A `tabular` in booktabs' style."""
     align = "".join("r" if numbers else "l" for numbers in number_columns(table))
-    lines = [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
-    head = " & ".join(map(latex_text, table.columns)) + r" \\"
-    return "\n".join(
-        [
-            f"% {' '.join(table.caption.split())}",
-            rf"\begin{{tabular}}{{{align}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
+    styler = pd.DataFrame(table.rows, columns=table.columns, dtype=object).style.hide(axis="index")
+    tabular = (
+        styler.format(latex_text).format_index(latex_text, axis="columns").to_latex(column_format=align, hrules=True)
     )
+    return f"% {' '.join(table.caption.split())}\n{tabular}"

@@ -7,16 +7,13 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from chexzero.common.labels import LABELS, MEANS
+from chexzero.common.labels import LABELS, MEAN_TITLES, MEANS
 
 Row = dict[str, Any]
 
 METRICS = [*MEANS, "val_loss", *(f"{label}_auc" for label in LABELS)]
-_LONG_NAMES = {
-    "mean_5": "mean zero-shot AUROC over the five CheXpert competition labels",
-    "mean_13": "mean zero-shot AUROC over the 13 findings",
-    "mean_14": "mean zero-shot AUROC over all 14 labels",
-    "val_loss": "contrastive loss on held-out pairs",
+_LONG_NAMES = {key: f"mean zero-shot AUROC over {title}" for key, title in MEAN_TITLES.items()} | {
+    "val_loss": "contrastive loss on held-out pairs"
 }
 
 
