@@ -376,3 +376,17 @@ def test_a_new_dataset_is_one_file_and_one_row(own):
 def test_a_new_dataset_is_trained_on_and_evaluated(own):
     metrics = json.dumps(train_and_evaluate(own))
     assert "Cardiomegaly" in metrics and "Pleural Effusion" in metrics
+
+
+def test_padchests_polarity_column_is_not_used(drawn, tmp_path):
+    """Every drawn row says MONOCHROME1, which is often wrong in PadChest: no image may be inverted by it."""
+    root = drawn("padchest")
+    labels, _ = evaluation_set("padchest", root, tmp_path)
+    with open_images(tmp_path / "padchest.h5") as handle:
+        images = dict(zip(labels["id"], handle["cxr"][:], strict=True))
+    for name, image in images.items():
+        (path,) = (root / "images").rglob(f"{name.rsplit('/', 1)[-1]}.png")
+        grey = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(float).mean(axis=1)
+        inside = image[:, image.std(axis=0) > 0].mean(axis=1)
+        there = np.interp(np.linspace(0, 1, len(grey)), np.linspace(0, 1, 320), inside)
+        assert np.corrcoef(grey, there)[0, 1] > 0.9
