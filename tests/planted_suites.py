@@ -54,7 +54,7 @@ class Corpus:
             for column, values in (
                 ("view", view),
                 ("study_id", [name.rsplit("/", 1)[0] for name in ids]),
-                ("patient_id", [name.split("/")[2] for name in ids]),
+                ("patient_id", ["/".join(name.split("/")[1:3]) for name in ids]),
                 ("id", ids),
             ):
                 frame.insert(0, column, values)

