@@ -108,16 +108,16 @@ class SetWays:
 VALIDATION = "valid"
 
 
-def validation_of(data_dir: Path, name: str) -> NamedSet:
+def validation_of(data_dir: Path, name: str, pixel_range: str | None = None) -> NamedSet:
     """The set that a named set's way of asking is chosen on: its own validation part, else CheXpert's."""
     if (data_dir / VALIDATION / images_file(name)).is_file():
-        return replace(read_named_set(data_dir / VALIDATION, name), protocol=read_protocol(data_dir, name))
-    return replace(read_named_set(data_dir, VALIDATION), protocol=read_protocol(data_dir, "chexpert"))
+        return replace(read_named_set(data_dir / VALIDATION, name, pixel_range), protocol=read_protocol(data_dir, name))
+    return replace(read_named_set(data_dir, VALIDATION, pixel_range), protocol=read_protocol(data_dir, "chexpert"))
 
 
 def ask_sets(settings: EvaluationSettings, choice: Choice, sets: Sequence[NamedSet], data_dir: Path) -> list[SetWays]:
     """Every set asked in every way, each with the way that validation images choose."""
-    validations = {one.name: validation_of(data_dir, one.name) for one in sets}
+    validations = {one.name: validation_of(data_dir, one.name, settings.pixel_range) for one in sets}
     asked = list({one.images: one for one in (*validations.values(), *sets)}.values())
     requests = [
         Request(one.images, one.images_sha256, texts, one.findings)
