@@ -145,8 +145,9 @@ def compare(args: argparse.Namespace) -> Path:
     choices = chosen(args.runs, settings)
     first, *others = choices
     data_dir = data_folder(settings, choices[first])
-    test = read_set(data_dir, "test")
-    sets = [read_named_set(data_dir, name) for name in dict.fromkeys(args.sets)]
+    settings = replace(settings, pixel_range=choices[first].pixel_range())
+    test = read_set(data_dir, "test", settings.pixel_range)
+    sets = [read_named_set(data_dir, name, settings.pixel_range) for name in dict.fromkeys(args.sets)]
     results = measured(choices, test, data_dir, settings)
     compared = {name: differences(results[name], results[first]) for name in others}
     corrected = _corrected_together(compared)
