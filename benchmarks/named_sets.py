@@ -16,13 +16,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import torch
 
 from benchmarks.audit import machine
 from chexzero.evaluation.named_sets import NamedSet, Protocol, Summary, read_named_set, score_findings, summarise
-from chexzero.evaluation.prompt_choice import WAYS, pairs
-from chexzero.model import CLIP
-from chexzero.zero_shot import Predictor
 
 
 def main() -> None:
@@ -61,6 +57,12 @@ def statistics(args: argparse.Namespace) -> None:
 
 def share_of_the_model(n_images: int, n_findings: int) -> None:
     """Score a drawn set from its files in every way of asking, and print the parts of the time."""
+    import torch  # here: its memory is not the statistics'
+
+    from chexzero.evaluation.prompt_choice import WAYS, pairs
+    from chexzero.model import CLIP
+    from chexzero.zero_shot import Predictor
+
     random = np.random.default_rng(0)
     spent: Counter[str] = Counter()
     with TemporaryDirectory() as name:
