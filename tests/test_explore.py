@@ -278,7 +278,7 @@ def test_where_a_value_stands(explorer):
         True,
         [],
         np.zeros((0, 0)),
-        Standing(reference, measured | {"Fracture": {"threshold": None}}),
+        standing=Standing(reference, measured | {"Fracture": {"threshold": None}}),
     )
     client = create_app(known).test_client()
     edema, fracture, odd = ask(client, image, "Edema\nFracture\n<b>").get_json()["findings"]
