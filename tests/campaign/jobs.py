@@ -129,6 +129,9 @@ def evaluated(folder: Path) -> dict[str, str]:
     names = json.loads((folder / "small" / CONTENTS).read_text())
     files = tree(folder / "small")
     settings = ("report.", "tables/provenance")  # they name the folder
+    metrics = json.loads((folder / "small" / "metrics.json").read_text())
+    metrics["provenance"] = {**metrics["provenance"], "command": "", "settings": ""}
+    files["metrics.json"] = json.dumps(metrics)
     return {name: files.get(name, "missing") for name in names if not name.startswith(settings)} | {
         "rest": str(sorted(files.keys() - set(names) - {"test_reads.json"}))
     }
@@ -141,6 +144,12 @@ def is_one_evaluation(inputs: Path, folder: Path) -> bool:
     level = json.loads((folder / "small/metrics.json").read_text())["level"]
     reference = inputs / ("image_level" if level == "image" else "reference/evaluate")
     return not reference.exists() or evaluated(folder) == evaluated(reference)
+
+
+def begin_build(inputs: Path, folder: Path) -> None:
+    """The secret of the audit's report lies there already; each build would draw one of its own."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "overlap_report.key").write_text("00" * 32)
 
 
 def build_arguments(inputs: Path, folder: Path) -> list[str]:
@@ -171,7 +180,7 @@ def is_whole_export(inputs: Path, folder: Path) -> bool:
 JOBS = {
     "train": Job("run_train", lambda *of: [*train_arguments(*of), "--tensorboard"], trained, needs=("corpus",)),
     "train, 2 ranks": Job("run_train", train_arguments, trained, needs=("corpus",), processes=2),
-    "build": Job("data_prep.__main__", build_arguments, tree, needs=("releases",)),
+    "build": Job("data_prep.__main__", build_arguments, tree, begin_build, needs=("releases",)),
     "evaluate": Job(
         "run_zero_shot",
         evaluate_arguments,
