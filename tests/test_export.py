@@ -17,9 +17,9 @@ from PIL import Image
 
 from chexzero.clip import tokenize
 from chexzero.common.errors import UserError
-from chexzero.common.labels import LABELS
+from chexzero.common.labels import LABELS, MEAN_TITLES
 from chexzero.export.__main__ import main
-from chexzero.export.model_card import MEANS, model_card
+from chexzero.export.model_card import model_card
 from chexzero.export.write import _hf_tokenizer, export
 from chexzero.imaging.normalise import prepare
 from chexzero.library import ChestCLIP
@@ -235,7 +235,7 @@ def test_the_card_says_what_is_on_record_and_what_is_not(tmp_path, monkeypatch):
 
     label = {"auroc": 0.75, "lower": 0.7, "upper": 0.8, "n_pos": 3, "n": 9}
     values = {"labels": dict.fromkeys(LABELS, label)} | {
-        key: value for mean in MEANS for key, value in [(mean, 0.75), (f"{mean}_interval", [0.7, 0.8])]
+        key: value for mean in MEAN_TITLES for key, value in [(mean, 0.75), (f"{mean}_interval", [0.7, 0.8])]
     }
     values |= {"mean_14": None, "mean_14_interval": [None, None]}
     results = tmp_path / "results" / "run"
