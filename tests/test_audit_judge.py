@@ -137,19 +137,22 @@ def test_maps_that_a_copy_may_have(matrix, sane):
 
 
 @pytest.mark.parametrize(
-    ("inliers", "score", "overlap", "same"),
+    ("inliers", "share", "score", "overlap", "same"),
     [
-        (10, 0.93, 0.3, True),
-        (9, 0.99, 1.0, False),
-        (69, 0.92, 1.0, False),
-        (70, 0.5, 0.3, True),
-        (300, 0.49, 1.0, False),
-        (300, 0.99, 0.29, False),
+        (10, 0.1, 0.92, 0.3, True),
+        (9, 1.0, 0.99, 1.0, False),
+        (69, 0.74, 0.91, 1.0, False),
+        (69, 0.75, 0.82, 1.0, False),
+        (19, 0.75, 0.83, 1.0, False),
+        (20, 0.75, 0.83, 0.3, True),
+        (70, 0.1, 0.5, 0.3, True),
+        (300, 1.0, 0.49, 1.0, False),
+        (300, 1.0, 0.99, 0.29, False),
     ],
 )
-def test_what_is_called_one_picture(inliers, score, overlap, same):
+def test_what_is_called_one_picture(inliers, share, score, overlap, same):
     matrix = np.array([[1.2, 0, 0], [0, 1, 0]])
-    comparison = Comparison(inliers, score, overlap, matrix, False, False)
+    comparison = Comparison(inliers, share, score, overlap, matrix, False, False)
     assert comparison.same is same and comparison.stretch == pytest.approx(1.2)
 
 

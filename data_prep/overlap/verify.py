@@ -5,6 +5,7 @@ map; the exceptions (a label burned in at the same place, a device, another expo
 a part of the picture, or with few features. So the texture under the map must agree tile by tile as well.
 """
 
+import operator
 from dataclasses import dataclass
 
 import cv2
@@ -23,9 +24,10 @@ FINE_SIGMA, COARSE_SIGMA = 3.0, 12.0  # band of the texture, pixels at 320
 TILE = 40
 TILE_FILLED = 0.6  # of a tile must be in both pictures
 MIN_TILES = 6
-#: (inliers, median correlation of the tiles' texture) from which two images are called one picture: either pair. Noise
-#: takes the inliers away, and letters over the picture the texture; another exposure of the patient lacks both.
-SAME = ((10, 0.93), (70, 0.5))
+#: (inliers, median correlation of the tiles' texture, share of the matched features that are inliers) from which two images
+#: are called one picture: any of these. Noise takes inliers and texture away and leaves most of what still matches in its
+#: place, letters over the picture take the texture; another exposure of the patient lacks all three.
+SAME = ((10, 0.92, 0.0), (70, 0.5, 0.0), (20, 0.83, 0.75))
 MIN_OVERLAP = 0.3  # of the smaller picture
 
 
@@ -44,12 +46,13 @@ class Prepared:
 class Comparison:
     """How two images compare under the best affine map.
 
-    `inliers` features agree with it. `score` -1..1 is the median texture correlation of the tiles, `overlap` 0..1
-    the shared part of the smaller picture, `matrix` (2, 3) leads from the first image's pixels, mirrored if
+    `inliers` features agree with it, `share` 0..1 of those that were matched. `score` -1..1 is the median texture
+    correlation of the tiles, `overlap` 0..1 the shared part of the smaller picture, `matrix` (2, 3) leads from the first image's pixels, mirrored if
     `mirrored`, to the second's.
     """
 
     inliers: int
+    share: float
     score: float
     overlap: float
     matrix: np.ndarray
@@ -64,7 +67,8 @@ class Comparison:
     @property
     def same(self) -> bool:
         """Whether the two are called one picture."""
-        enough = any(self.inliers >= inliers and self.score >= score for inliers, score in SAME)
+        found = (self.inliers, self.score, self.share)
+        enough = any(all(map(operator.ge, found, wanted)) for wanted in SAME)
         return enough and self.overlap >= MIN_OVERLAP
 
 
@@ -101,27 +105,28 @@ def prepare_poses(image: np.ndarray) -> list[Prepared]:
 def compare(poses: list[Prepared], other: Prepared) -> Comparison | None:
     """Compare an image (from `prepare_poses`) with another. None if no map has `MIN_INLIERS` features."""
     fits = [(*_fit(pose.features, other.features), pose) for pose in poses]
-    inliers, matrix, pose = max(fits, key=lambda fit: fit[0])
+    inliers, share, matrix, pose = max(fits, key=lambda fit: fit[0])
     if matrix is None or inliers < MIN_INLIERS:
         return None
     score, overlap = texture_agreement(pose, other, matrix)
-    return Comparison(inliers, score, overlap, matrix, pose.mirrored, pose.inverted)
+    return Comparison(inliers, share, score, overlap, matrix, pose.mirrored, pose.inverted)
 
 
-def _fit(a: Features, b: Features) -> tuple[int, np.ndarray | None]:
-    """Fit an affine map from `a` to `b`: how many features agree with it, and the map, None if there is no sane one."""
+def _fit(a: Features, b: Features) -> tuple[int, float, np.ndarray | None]:
+    """Fit an affine map from `a` to `b`: how many features and which share of the matched ones agree with it, and the
+    map, None if there is no sane one."""
     pairs = matched(a.descriptors, b.descriptors)
     if len(pairs) < 4:
-        return 0, None
+        return 0, 0.0, None
     here, there = a.points[pairs[:, 0]], b.points[pairs[:, 1]]
     matrix, inside = cv2.estimateAffine2D(
         here, there, method=cv2.RANSAC, ransacReprojThreshold=REPROJECTION, maxIters=2000, confidence=0.999
     )
     if matrix is None or not is_sane(matrix):
-        return 0, None
+        return 0, 0.0, None
     chosen = inside.ravel() > 0
     places = (len(np.unique(points[chosen].round(), axis=0)) for points in (here, there))  # SIFT doubles some points
-    return min(places), matrix
+    return min(places), float(chosen.mean()), matrix
 
 
 def matched(a: np.ndarray, b: np.ndarray) -> np.ndarray:
