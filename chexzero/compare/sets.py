@@ -87,9 +87,9 @@ def _means_table(sets: Sequence[NamedSet], summaries: Mapping[str, Mapping[str, 
             ]
             best = "{1} {0:.3f}".format(*max(published)) if published else ""
             rows.append([one.protocol.title, first.summary.title, len(one.table), len(first.used), *cells, best])
-    models = list(summaries[sets[0].name])
+    names = list(summaries[sets[0].name])
     columns = ["Set", "Mean over", "Images", "Findings"]
-    columns += [text for name in models for text in (name, f"95 % interval ({name})")]
+    columns += [text for name in names for text in (name, f"95 % interval ({name})")]
     return Table("Mean zero-shot AUROC, and the best published mean", [*columns, "Best published"], rows)
 
 

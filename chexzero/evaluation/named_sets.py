@@ -202,7 +202,7 @@ def score_choices(data: NamedSet, probability: Floats) -> Choices:
     columns = [data.findings.index(name) for name in data.protocol.one_of]
     truth = data.truth[:, columns]
     rows = np.flatnonzero((truth == 1).sum(1) == 1)
-    right, scores = truth[rows].argmax(1), probability[np.ix_(rows, columns)]
+    right, scores = truth[rows].argmax(1), probability[rows][:, columns]
     best = scores == scores.max(1, keepdims=True) if len(rows) else scores == 1
     credit = best[np.arange(len(rows)), right] / np.maximum(best.sum(1), 1)
     order = np.argsort(-scores, axis=0, kind="stable")
