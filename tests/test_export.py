@@ -256,7 +256,7 @@ def test_the_card_says_what_is_on_record_and_what_is_not(tmp_path, monkeypatch):
     main(["--run", str(run), "--to", "open_clip", "second"])
     card = (tmp_path / "second" / "README.md").read_text()
     assert "| Edema | 0.750 (0.700 to 0.800) | 0.750 (0.700 to 0.800) | 3 of 9 |\n| Enlarged" in card
-    assert "| **mean of all 14** | n/a | n/a | |" in card
+    assert "| **mean of all 14 labels** | n/a | n/a | |" in card
     assert "drawn phantoms" in card and "| train | rexgradient/train | 7 | 5 | 4 |" in card
     assert "is unknown, because the run recorded no hash of its training images" in card
     swapped = json.loads((results / "metrics.json").read_text()) | {
