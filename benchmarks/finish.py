@@ -25,10 +25,10 @@ from benchmarks.preprocess import machine
 from chexzero.common.errors import run_command
 from chexzero.common.files import write_text
 from chexzero.data_process import RESOLUTION
-from data_prep import blocks
-from data_prep.failures import LEFT_OUT_COLUMNS
 from data_prep.releases.rows import Row, write_rows
-from data_prep.work import Plan, Work, cpu_count, positive
+from data_prep.steps import blocks
+from data_prep.steps.failures import LEFT_OUT_COLUMNS
+from data_prep.steps.work import Plan, Work, cpu_count, positive
 
 EVALUATION = {"valid": 234, "test": 500}
 SEEDS = {"train": 1, "valid": 2, "test": 3}

@@ -19,9 +19,9 @@ from pathlib import Path
 from benchmarks.preprocess import machine
 from chexzero.common.labels import LABELS
 from data_prep import build
-from data_prep.plan import describe, make_plan
 from data_prep.releases.chexpert_plus import COLUMNS
-from data_prep.work import Work
+from data_prep.steps.plan import describe, make_plan
+from data_prep.steps.work import Work
 
 TEXT = "The cardiac silhouette is within normal limits. There is no focal consolidation, effusion or pneumothorax. "
 SHARE = 0.45  # of the rows that are CheXpert-Plus's

@@ -31,10 +31,10 @@ from chexzero.common.errors import UserError, run_command
 from chexzero.common.files import write_json
 from chexzero.data_process import RESOLUTION, preprocess
 from chexzero.imaging.decode import decode, prepare_image
-from data_prep import blocks
-from data_prep.prepare import run_tasks
-from data_prep.sets import new_images
-from data_prep.work import cpu_count, positive
+from data_prep.steps import blocks
+from data_prep.steps.prepare import run_tasks
+from data_prep.steps.sets import new_images
+from data_prep.steps.work import cpu_count, positive
 
 REPEATS = 3  # of each stage, of which the fastest counts
 FEW = 100  # files on which the stages are timed one by one
@@ -238,7 +238,7 @@ def measure_memory(folder: Path, channels: int, dtype: type) -> int:
     shape = (2320, 2828, channels)
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, shape, dtype))
     code = (
-        "import sys, data_prep.blocks\nfrom chexzero.imaging.decode import prepare_image\n"
+        "import sys, data_prep.steps.blocks\nfrom chexzero.imaging.decode import prepare_image\n"
         "for _ in range(3): prepare_image(*sys.argv[1:])\n"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )  # KiB; ru_maxrss is the parent's

@@ -27,7 +27,7 @@ from benchmarks.preprocess import machine, write_files
 from chexzero.common.errors import UserError, run_command
 from chexzero.common.files import write_json
 from chexzero.common.labels import LABELS
-from data_prep.work import positive
+from data_prep.steps.work import positive
 from tests.parity.child import import_side
 
 PICTURES, TEXTS, IMAGES, BATCH, CASES, RESAMPLES = 24, 64, 8, 16, 500, 1000

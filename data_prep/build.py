@@ -9,12 +9,12 @@ from chexzero.common.errors import UserError
 from chexzero.data_process import RESOLUTION
 from chexzero.imaging.decode import DEPTH16
 from data_prep.finish import OUTPUTS, SETS, finish
-from data_prep.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, describe, make_plan
-from data_prep.prepare import prepare
-from data_prep.record import REDO, is_finished
 from data_prep.releases import DATASETS
 from data_prep.roles import ROLES_FILE
-from data_prep.work import Work, cpu_count, positive, remove_remains, require_writable
+from data_prep.steps.plan import EMPTY_REPORTS, EVALUATION_VIEWS, SECTIONS, VIEWS, describe, make_plan
+from data_prep.steps.prepare import prepare
+from data_prep.steps.record import REDO, is_finished
+from data_prep.steps.work import Work, cpu_count, positive, remove_remains, require_writable
 
 #: Sides at which images can be stored; 320 is CheXzero's.
 IMAGE_SIZES = (320, 448, 512)

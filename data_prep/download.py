@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chexzero.common.errors import UserError
-from data_prep.work import require_space, require_writable
+from data_prep.steps.work import require_space, require_writable
 
 log = logging.getLogger(__name__)
 

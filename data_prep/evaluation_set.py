@@ -21,16 +21,16 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import sha256_of, write_json
 from chexzero.data_process import RESOLUTION
 from chexzero.imaging.decode import DEPTH16
-from data_prep import blocks
 from data_prep.build import IMAGE_SIZES, share
 from data_prep.keep_out import Lists
-from data_prep.plan import PIECE, THREADS, differing_counts
-from data_prep.prepare import progress, run_tasks
 from data_prep.releases import DATASETS, Release
 from data_prep.releases.locate import find_images
 from data_prep.releases.rows import Row, label_cells
-from data_prep.sets import new_images, new_table
-from data_prep.work import cpu_count, positive, require_space, require_writable
+from data_prep.steps import blocks
+from data_prep.steps.plan import PIECE, THREADS, differing_counts
+from data_prep.steps.prepare import progress, run_tasks
+from data_prep.steps.sets import new_images, new_table
+from data_prep.steps.work import cpu_count, positive, require_space, require_writable
 
 log = logging.getLogger(__name__)
 

@@ -8,15 +8,15 @@ import pandas as pd
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import write_json
-from data_prep import blocks
-from data_prep.failures import Tally, write_left_out, write_odd_ranges
 from data_prep.overlap.contract import Audit, Role
-from data_prep.plan import patients_of
-from data_prep.record import Counts, build_record, summary
 from data_prep.releases.rows import read_rows
 from data_prep.roles import ROLES
-from data_prep.sets import FILES, MANIFESTS, good_blocks, write_role
-from data_prep.work import Plan, Work, cpu_count, positive, remove_remains, require_space
+from data_prep.steps import blocks
+from data_prep.steps.failures import Tally, write_left_out, write_odd_ranges
+from data_prep.steps.plan import patients_of
+from data_prep.steps.record import Counts, build_record, summary
+from data_prep.steps.sets import FILES, MANIFESTS, good_blocks, write_role
+from data_prep.steps.work import Plan, Work, cpu_count, positive, remove_remains, require_space
 
 log = logging.getLogger(__name__)
 

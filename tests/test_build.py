@@ -30,8 +30,8 @@ from chexzero.common.formats import check_rows, image_ids, open_images, read_lab
 from chexzero.common.labels import LABELS
 from chexzero.data_process import preprocess
 from chexzero.imaging.decode import UnreadableImage, decode, prepare_image, prepare_pixels
-from data_prep import blocks, work
 from data_prep.__main__ import main
+from data_prep.steps import blocks, work
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = {
@@ -559,7 +559,7 @@ def test_memory_of_the_command_and_of_its_workers(corpus, tmp_path):
 
 
 def test_workers_do_without_torch():
-    code = "import sys, data_prep.blocks, data_prep.prepare; sys.exit('torch' in sys.modules)"
+    code = "import sys, data_prep.steps.blocks, data_prep.steps.prepare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=os.environ).returncode == 0
 
 

@@ -19,10 +19,11 @@ from chexzero.evaluation.prompts import UPSTREAM, best_on_validation, read_alter
 from chexzero.evaluation.readers import mean_rates, read_reader, study_key
 from chexzero.evaluation.results import SetResult, evaluate_set
 from chexzero.evaluation.sets import EvaluationSet, Units, read_set, units
-from chexzero.report import readers, sanity
-from chexzero.report.baseline import baseline_section
-from chexzero.report.paper import paper_section
-from chexzero.report.published import reported_figures
+from chexzero.report import sanity
+from chexzero.report.beside import readers
+from chexzero.report.beside.baseline import baseline_section
+from chexzero.report.beside.paper import paper_section
+from chexzero.report.beside.published import reported_figures
 from chexzero.report.sections import Figure
 from chexzero.runs.run_folder import RunFolder, read_run, step_of
 from chexzero.zero_shot import check_predictions

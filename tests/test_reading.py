@@ -21,9 +21,9 @@ from chexzero.common.files import UnixLines, read_table, write_json
 from chexzero.suites.tables import _chexpert_plus_id
 from chexzero.training import distributed
 from data_prep.finish import _of_kept_out_patients
-from data_prep.record import is_finished
 from data_prep.releases.rows import read_records
-from data_prep.work import Plan, Work
+from data_prep.steps.record import is_finished
+from data_prep.steps.work import Plan, Work
 from dinov3_adapter import weights
 from dinov3_adapter.errors import WeightsError
 

@@ -16,15 +16,15 @@ from release_corpus import Corpus, copy_releases, write_releases
 
 from chexzero.common.errors import UserError
 from data_prep import build
-from data_prep.failures import read_left_out
-from data_prep.plan import describe, make_plan
 from data_prep.releases import locate, rexgradient
 from data_prep.releases.chexpert import image_key, read_table, study_key
 from data_prep.releases.chexpert_plus import ChexpertPlus
 from data_prep.releases.rows import Row, checked_path, read_rows
 from data_prep.report_text import choose_report
 from data_prep.roles import read_roles
-from data_prep.work import Work
+from data_prep.steps.failures import read_left_out
+from data_prep.steps.plan import describe, make_plan
+from data_prep.steps.work import Work
 
 
 @pytest.fixture(scope="session")

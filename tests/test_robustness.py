@@ -177,7 +177,7 @@ import resource, signal, sys, numpy as np, h5py
 from pathlib import Path
 from chexzero.common.files import no_formula
 from chexzero.common.errors import run_command
-from data_prep.sets import new_images
+from data_prep.steps.sets import new_images
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 def main():
@@ -291,8 +291,8 @@ WITHOUT_SHM = """
 import logging, sys
 from pathlib import Path
 logging.basicConfig()
-from data_prep import blocks
-from data_prep.prepare import run_tasks
+from data_prep.steps import blocks
+from data_prep.steps.prepare import run_tasks
 task = blocks.Task(Path(sys.argv[1]) / "0.npz", [("", "", "no file")], "stretch")
 print([(role, errors) for role, _, errors in run_tasks([("train", task)], 2)])
 """

@@ -12,7 +12,7 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, read_table, read_yaml, safe_name
 from chexzero.common.formats import check_images, image_ids, open_images
 from chexzero.common.settings import parse_with_config
-from data_prep.sets import new_images
+from data_prep.steps.sets import new_images
 
 
 def images_file(path: Path, images: np.ndarray, ids=None, **options) -> Path:

@@ -32,8 +32,8 @@ from chexzero.evaluation.settings import LEVELS, PRECISIONS, EvaluationSettings
 from chexzero.evaluation.test_set_ledger import ledger_path, record_test_read
 from chexzero.model import pick_device
 from chexzero.report import charts
+from chexzero.report.beside.paired import EXPLAINED, Differences, differences
 from chexzero.report.format import interval, p_text, signed, signed_interval
-from chexzero.report.paired import EXPLAINED, Differences, differences
 from chexzero.report.scores import MEAN_NAMES, positives
 from chexzero.report.sections import Section, Table
 from chexzero.report.summary import say

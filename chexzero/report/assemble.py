@@ -20,8 +20,9 @@ from chexzero.evaluation.results import SetResult, evaluate_set
 from chexzero.evaluation.sets import read_set, units
 from chexzero.evaluation.settings import EvaluationSettings
 from chexzero.evaluation.trained_images import trained_images
-from chexzero.report import charts, checklist, paper, provenance, readers, sanity, scores
-from chexzero.report.baseline import baseline_section, checkpoints_in
+from chexzero.report import charts, checklist, provenance, sanity, scores
+from chexzero.report.beside import paper, readers
+from chexzero.report.beside.baseline import baseline_section, checkpoints_in
 from chexzero.report.cases import thumbnails_section
 from chexzero.report.image_checks import image_checks
 from chexzero.report.named_sets import add_choices, named_set_section, overview_section, prompt_choice_section

@@ -16,7 +16,7 @@ from chexzero.evaluation.calibration import reliability
 from chexzero.evaluation.readers import Reader
 from chexzero.evaluation.results import SetResult
 from chexzero.metrics import rates
-from chexzero.report.published import reported_figures
+from chexzero.report.beside.published import reported_figures
 from chexzero.report.sections import Figure
 from chexzero.runs.run_folder import RunFolder
 

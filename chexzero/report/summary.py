@@ -6,9 +6,9 @@ from pathlib import Path
 from chexzero.common.labels import LABELS
 from chexzero.evaluation.checkpoint_choice import Choice
 from chexzero.evaluation.results import Mean, SetResult, number
+from chexzero.report.beside.published import is_chexpert_test, reported_figures
 from chexzero.report.format import interval, unit_name
 from chexzero.report.provenance import model_words
-from chexzero.report.published import is_chexpert_test, reported_figures
 from chexzero.report.sanity import Check
 from chexzero.report.scores import MEAN_NAMES, positives
 from chexzero.runs.evidence import Claim

@@ -13,8 +13,8 @@ import numpy as np
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, read_table
 from chexzero.common.intervals import clustered_interval
+from chexzero.report.beside.published import reported_figures
 from chexzero.report.format import interval
-from chexzero.report.published import reported_figures
 from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag

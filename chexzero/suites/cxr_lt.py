@@ -19,8 +19,8 @@ from chexzero.common.statistics import auroc, percentile_interval
 from chexzero.eval import average_precision
 from chexzero.evaluation.calibration import N_BINS, expected_calibration_error
 from chexzero.metrics import best_thresholds, rates, rates_at
+from chexzero.report.beside.published import reported_figures
 from chexzero.report.format import interval
-from chexzero.report.published import reported_figures
 from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag

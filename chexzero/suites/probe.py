@@ -19,8 +19,8 @@ from chexzero.common.errors import UserError
 from chexzero.common.intervals import mean_interval, newcombe_interval
 from chexzero.common.statistics import Floats
 from chexzero.evaluation.named_sets import read_protocol, score_findings
+from chexzero.report.beside.published import reported_figures
 from chexzero.report.format import interval
-from chexzero.report.published import reported_figures
 from chexzero.report.sections import Section, Table
 from chexzero.suites import metrics
 from chexzero.suites.context import EvaluationContext, file_flag

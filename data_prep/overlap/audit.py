@@ -16,7 +16,7 @@ from data_prep.overlap import cards, checks, finished, report
 from data_prep.overlap.contract import Audit, Role
 from data_prep.overlap.features import workers_available
 from data_prep.roles import ROLES
-from data_prep.work import require_writable
+from data_prep.steps.work import require_writable
 
 log = logging.getLogger(__name__)
 

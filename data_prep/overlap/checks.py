@@ -18,7 +18,7 @@ import pandas as pd
 from data_prep.overlap import near, near_reports, nominate, verify
 from data_prep.overlap.contract import Role
 from data_prep.overlap.identity import Match, disagreeing, hash_keys, patient_keys, shared, study_keys
-from data_prep.prepare import progress
+from data_prep.steps.prepare import progress
 
 log = logging.getLogger(__name__)
 

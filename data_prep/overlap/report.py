@@ -192,8 +192,9 @@ def method(seed: int) -> list[str]:
         f"RANSAC, and the texture under it (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} pixels of 320) "
         f"is correlated in tiles of {verify.TILE} pixels. Two images are called near-equal if "
         + " or ".join(
-            f"{inliers} features agree with the map and the median of the tiles is {score:g} or more"
-            for inliers, score in verify.SAME
+            f"{inliers} features agree with the map{f', {share:.0%} of those matched,' if share else ''} and the median of the "
+            f"tiles is {score:g} or more"
+            for inliers, score, share in verify.SAME
         )
         + f", and {verify.MIN_OVERLAP:.0%} of the smaller picture is shared.",
         f"Reports: near-equal if their sets of {near_reports.WORDS}-word shingles, without numbers and masked words, "

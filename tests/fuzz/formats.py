@@ -56,7 +56,7 @@ def dicom() -> bytes:
 def hdf5() -> bytes:
     import tempfile
 
-    from data_prep.sets import new_images
+    from data_prep.steps.sets import new_images
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.h5"

@@ -10,8 +10,8 @@ from chexzero.common.statistics import auroc, mean_over_labels, paired_differenc
 from chexzero.evaluation.readers import Reader, mean_rates
 from chexzero.evaluation.results import SetResult, number
 from chexzero.metrics import bootstrap_rates
+from chexzero.report.beside.published import reported_figures
 from chexzero.report.format import interval, p_text, signed, signed_interval
-from chexzero.report.published import reported_figures
 from chexzero.report.sections import Section, Table
 
 

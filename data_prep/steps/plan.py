@@ -21,16 +21,16 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import UnixLines, atomic_path, sha256_of
 from chexzero.data_process import RESOLUTION
 from chexzero.imaging.decode import BULK, REACH
-from data_prep.failures import LEFT_OUT_COLUMNS, Tally, left_out
 from data_prep.keep_out import Lists
-from data_prep.record import REDO, difference
 from data_prep.releases import DATASETS, Releases
 from data_prep.releases.chexpert import view_number
 from data_prep.releases.locate import find_images
 from data_prep.releases.rows import UNKNOWN, Row, write_rows
 from data_prep.report_text import choose_report
 from data_prep.roles import read_roles
-from data_prep.work import Plan, Work
+from data_prep.steps.failures import LEFT_OUT_COLUMNS, Tally, left_out
+from data_prep.steps.record import REDO, difference
+from data_prep.steps.work import Plan, Work
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, sha256_of
 from chexzero.common.versions import git_revision
 from data_prep.context import count_longer
-from data_prep.failures import LEFT_OUT_COLUMNS
 from data_prep.overlap.contract import Audit
 from data_prep.releases.rows import Row, read_records
 from data_prep.roles import ROLES
-from data_prep.sets import MANIFESTS
-from data_prep.work import Plan
+from data_prep.steps.failures import LEFT_OUT_COLUMNS
+from data_prep.steps.sets import MANIFESTS
+from data_prep.steps.work import Plan
 
 REDO = "discard it with --overwrite, or name another --out"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import UnixLines, atomic_path
-from data_prep import blocks
 from data_prep.releases.rows import Row, read_rows
 from data_prep.roles import ROLES
-from data_prep.work import Plan, Work
+from data_prep.steps import blocks
+from data_prep.steps.work import Plan, Work
 
 REMEDIES = {
     True: "correct them, or name the right folder with its flag; where only a part of the images is there, leave the "

@@ -6,8 +6,8 @@ from chexzero.common.intervals import Z95
 from chexzero.common.labels import LABELS
 from chexzero.common.statistics import mean_over_labels
 from chexzero.evaluation.results import SetResult, number
+from chexzero.report.beside.published import is_chexpert_test, reported_figures
 from chexzero.report.format import interval, signed, signed_interval, unit_name
-from chexzero.report.published import is_chexpert_test, reported_figures
 from chexzero.report.scores import MEAN_NAMES, positives
 from chexzero.report.sections import Figure, Section, Table
 

@@ -18,7 +18,7 @@ def reported_figures() -> dict:
 
     Every entry has a `source`. AUROCs are in 0..1; `chexzero.test_auroc` gives mean, lower and upper a label.
     """
-    return json.loads(files("chexzero.report").joinpath("published_figures.json").read_text(encoding="utf-8"))
+    return json.loads(files("chexzero.report.beside").joinpath("published_figures.json").read_text(encoding="utf-8"))
 
 
 def labels_digest(studies: Sequence[str], truth: NDArray) -> str:

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from chexzero.common.errors import UserError
 from chexzero.common.processes import processes_can_share
-from data_prep import blocks
-from data_prep.failures import Tally, row_blocks
 from data_prep.roles import ROLES
-from data_prep.work import Plan, Work, require_space
+from data_prep.steps import blocks
+from data_prep.steps.failures import Tally, row_blocks
+from data_prep.steps.work import Plan, Work, require_space
 
 
 def prepare(work: Work, plan: Plan, workers: int, shard: tuple[int, int] = (0, 1)) -> None:
@@ -98,7 +98,7 @@ def run_tasks(
     tasks = iter(tasks)
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["data_prep.blocks"])  # imported once, not once a worker
+    context.set_forkserver_preload(["data_prep.steps.blocks"])  # imported once, not once a worker
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         running: dict[Future, tuple[str, blocks.Task]] = {}
         try:

@@ -6,9 +6,9 @@ from chexzero.common.errors import UserError
 from chexzero.common.labels import LABELS
 from chexzero.evaluation.results import SetResult, number
 from chexzero.report import charts
+from chexzero.report.beside.paired import EXPLAINED, differences
+from chexzero.report.beside.published import reported_figures
 from chexzero.report.format import p_text, signed, signed_interval
-from chexzero.report.paired import EXPLAINED, differences
-from chexzero.report.published import reported_figures
 from chexzero.report.scores import MEAN_NAMES, positives
 from chexzero.report.sections import Section, Table
 

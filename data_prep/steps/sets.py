@@ -16,12 +16,12 @@ from chexzero.common.formats import DATA_FILES
 from chexzero.common.hdf5 import NewFile
 from chexzero.common.labels import LABELS
 from chexzero.data_process import RESOLUTION
-from data_prep import blocks
-from data_prep.failures import row_blocks
-from data_prep.prepare import progress
 from data_prep.releases.rows import Row, label_cells
 from data_prep.roles import ROLES
-from data_prep.work import Plan, Work
+from data_prep.steps import blocks
+from data_prep.steps.failures import row_blocks
+from data_prep.steps.prepare import progress
+from data_prep.steps.work import Plan, Work
 
 FILES = DATA_FILES
 MANIFESTS = {role: f"{role}.csv" for role in ROLES}

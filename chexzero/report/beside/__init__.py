@@ -1,0 +1,1 @@
+"""What a result is set beside: published figures, readers, a baseline, paired differences."""
