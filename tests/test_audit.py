@@ -137,13 +137,13 @@ def test_the_measurements_are_measured(planted, tmp_path, monkeypatch):
     assert summary["false_alarm_rate"] == 0.0 and 0 < summary["false_alarm_upper_95"] < 0.7
     measured = json.loads((tmp_path / "overlap_report.json").read_text())["measured"]["planted"]
     assert len(measured["not_tried"]) == len(disguise.DISGUISES) - 7  # what was not tried is named, not passed over
-    monkeypatch.setattr(verify, "SAME", ((10, 1.1),))  # nothing is ever called equal ...
+    monkeypatch.setattr(verify, "SAME", ((10, 1.1, 0.0),))  # nothing is ever called equal ...
     strict = run_audit(planted, tmp_path, few).summary
     assert strict["recall"] == 0.0 and strict["found"]["near"] == 0 and len(strict["weak_at"]) == 7
     page = (tmp_path / "overlap_report.md").read_text()
     assert "Weak at (fewer than 90 % found): grey levels; gamma 0.4" in page
     for name, value in {
-        "SAME": ((0, -1.0),),
+        "SAME": ((0, -1.0, 0.0),),
         "MIN_OVERLAP": 0.0,
         "MIN_INLIERS": 0,
         "is_sane": lambda matrix: True,

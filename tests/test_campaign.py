@@ -9,9 +9,10 @@ from tests.campaign.__main__ import Trial, campaign, read, table
 from tests.campaign.faults import Fault, Injector
 
 
+@pytest.mark.long
 def test_a_sample_of_kills_signals_and_faults(tmp_path):
     """Nothing differs, nothing is mixed, no traceback; and every disturbance did come."""
-    wanted = {"kill": {"demo": 1, "train": 1}, "fault": {"train": 1}, "signal": {"train": 1}}
+    wanted = {"kill": {"demo": 3, "train": 3}, "fault": {"demo": 2, "train": 2}, "signal": {"train": 2}}
     campaign(tmp_path, wanted, seed=3, seconds=300)
     done = read(tmp_path / "trials.jsonl")
     assert {one["outcome"] for one in done} == {"sound", "equal"}, table(done)

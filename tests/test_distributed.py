@@ -141,6 +141,7 @@ def run_on_node(node: Path, argv: list[str], environment: dict[str, str]) -> Non
     training_corpus._run_train(argv, environment)
 
 
+@pytest.mark.long
 def test_each_node_may_have_its_own_copy_of_the_data(corpus, single, tmp_path):
     """Two nodes of one rank, which share no disk; only the first has the run's folder."""
     nodes = [tmp_path / name for name in ("first", "second")]

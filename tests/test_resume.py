@@ -118,7 +118,9 @@ def test_ten_kills_at_random_places_change_nothing(corpus, undisturbed):
     assert kills == 10
 
 
-@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, 2), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize(
+    "number, workers", [pytest.param(signal.SIGTERM, 2, marks=pytest.mark.long), (signal.SIGUSR1, 0)]
+)
 def test_a_signal_saves_and_asks_to_be_requeued(corpus, undisturbed, number, workers):
     """Sent to the whole process group, workers included, as torchrun and SLURM do."""
     name = f"signalled_{number.name}"

@@ -12,6 +12,9 @@ from chexzero.suites import SUITES, cxr_lt
 from chexzero.suites.finding_prompts import read_prompts
 from chexzero.suites.questions import exchange, read_questions
 
+#: fitting the probe takes long; tests/test_suites_probe.py has quicker tests of it
+EACH = [pytest.param(name, marks=pytest.mark.long) if name == "probe" else name for name in SUITES]
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
@@ -42,7 +45,7 @@ def accuracy_pairs(section):
     ]
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", EACH)
 def test_a_random_model_lands_on_chance(corpus, suite):
     inside, total = 0, 0
     for salt in range(8 if suite not in ("subgroups", "probe") else 2):
@@ -54,7 +57,7 @@ def test_a_random_model_lands_on_chance(corpus, suite):
     assert inside / total >= 0.88  # 0.95 expected
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", EACH)
 def test_a_model_that_knows_reaches_1(corpus, suite):
     section = SUITES[suite].run(corpus.knowing("--probe_seeds", "2"))
     values = {name: value for name, value, *_ in accuracy_pairs(section)}
@@ -81,7 +84,7 @@ def test_a_model_that_knows_reaches_1(corpus, suite):
         )
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", EACH)
 def test_sections_are_fit_for_the_report(corpus, suite):
     section = SUITES[suite].run(corpus.random())
     json.dumps(section.metrics, allow_nan=False)

@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     file_flag(group, "probe_images", "labelled images to learn from (.h5 or a folder; default: the validation set)")
     file_flag(group, "probe_labels", "their labels: 0, 1 or empty where unknown (default: <images>_labels.csv)")
     for part, default in (
-        ("valid", f"{VALID_SHARE:.0%} of the patients learnt from"),
-        ("test", f"the test set, or where --probe_images is given {TEST_SHARE:.0%} of its patients"),
+        ("valid", f"{VALID_SHARE:.0%}% of the patients learnt from"),
+        ("test", f"the test set, or where --probe_images is given {TEST_SHARE:.0%}% of its patients"),
     ):
         file_flag(group, f"probe_{part}_images", f"images for the {part} part (default: {default})")
         file_flag(group, f"probe_{part}_labels", "their labels (default: <images>_labels.csv)")
