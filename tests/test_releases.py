@@ -10,7 +10,7 @@ import cv2
 import pandas as pd
 import pytest
 from drawn_datasets import write_dicom
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from release_corpus import Corpus, copy_releases, write_releases
 
@@ -662,6 +662,7 @@ def test_any_json_value_gives_rows_or_one_sentence(name, value):
 
 
 @settings(max_examples=60, deadline=None)
+@example(studies={"NaN": None, "a": 'x" NaN, NaN'}, indent=None, ascii_only=False, piece=1)
 @given(
     studies=st.dictionaries(st.text(), json_values, max_size=6),
     indent=st.sampled_from([None, 0, 2]),

@@ -7,7 +7,9 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -93,10 +95,16 @@ def flags(root: Path, name: str, *more: str) -> list[str]:
     ]
 
 
+IMPORTED = ["run_train", "torch.distributed.nn"]
+
+
 def forked(target: Callable[..., None], *args: object) -> multiprocessing.Process:
     """A process that is forked from one that has imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["run_train", "torch.distributed.nn"])
+    server: Any = forkserver._forkserver  # a build in the same test run has started it with other modules, or none
+    if server._preload_modules != IMPORTED:
+        server._stop()
+        context.set_forkserver_preload(IMPORTED)
     return context.Process(target=target, args=args)
 
 

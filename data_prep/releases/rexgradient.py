@@ -237,13 +237,16 @@ class _WithoutNaN:
             text, self.rest = self.rest + piece, ""
             kept: list[str] = []
             at = end = 0
+            opened = -1
             for token in _TOKEN.finditer(text):
+                if token[0] != "NaN" and not token["closed"]:  # a NaN within it is text
+                    opened = token.start()
+                    break
                 end = token.end()
                 if token[0] == "NaN":
                     kept += text[at : token.start()], "null"
                     at = end
             if piece:  # what follows the last token may be the beginning of one
-                opened = text.find('"', end)
                 cut = opened if opened >= 0 else max(end, len(text) - len("Na"))
                 text, self.rest = text[:cut], text[cut:]
             if kept or text or not piece:
@@ -251,4 +254,4 @@ class _WithoutNaN:
         return ""
 
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|NaN', re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*(?P<closed>")?|NaN', re.DOTALL)
