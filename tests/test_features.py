@@ -1,11 +1,15 @@
 """Training from a locked tower's kept features equals training from the images."""
 
+import pickle
+
+import numpy as np
 import pandas as pd
 import pytest
 from training_corpus import flags, shrink, write_corpus
 
 import run_train
 from chexzero.common.errors import UserError
+from chexzero.training.features import FeatureRows
 from dinov3_adapter.tower import VisionTower
 
 LOCKED = ["--vision_weights", "random", "--freeze_blocks", "all", "--max_steps", "9", "--val_interval", "0"]
@@ -49,3 +53,9 @@ def test_losses_are_those_of_the_images_and_the_tower_is_run_once_per_image(corp
 def test_what_changes_the_features_is_refused(corpus, more, words):
     with pytest.raises(UserError, match=words):
         train(corpus, "refused", "--cache_features", *more)
+
+
+def test_a_worker_gets_the_path_and_not_the_features(tmp_path):
+    np.save(tmp_path / "features.npy", np.arange(20_000, dtype=np.float32).reshape(100, 200))
+    sent = pickle.dumps(FeatureRows(tmp_path / "features.npy"))
+    assert len(sent) < 1000 and pickle.loads(sent).stored([3])[0, 0] == 600

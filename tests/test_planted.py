@@ -30,8 +30,11 @@ def test_planted_label_mistakes_are_found(mistake):
         pair = planted.drawn_pair(seed)
         truth, probability = pair["test"]
         pair["test"] = planted.MISTAKES[mistake](truth.copy(), np.random.default_rng(seed)), probability
-        found.append(bool(planted.alarms(pair)))
-    assert any(found)
+        found.append(planted.alarms(pair))
+    if mistake in HARD:  # by the check that is made for it, not by a chance alarm of another
+        assert any("test label columns stand under their names" in alarms for alarms in found)
+    else:
+        assert all(found)
 
 
 @pytest.mark.parametrize("mistake", planted.IMAGE_MISTAKES)

@@ -42,8 +42,9 @@ DATA_FILES = {
 }
 
 
-#: CheXzero's normalisation, to recognise images that it was applied to before they were stored.
-_MEAN, _STD = 101.48761, 83.43944
+#: Mean and standard deviation of CheXzero's training pixels on the 0..255 scale, the same for every channel.
+MEAN = 101.48761
+STD = 83.43944
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,7 @@ def _check_range(path: str | os.PathLike, low: float, high: float, dtype: np.dty
             f"{path}: the images' values are {low:g} to {high:g}, whole numbers, so that nothing of the pictures is left "
             "(0..1 written as bytes?); write the file again with 0 to 255"
         )
-    known = ((0, 1), (-1, 1), ((0 - _MEAN) / _STD, (255 - _MEAN) / _STD))
+    known = ((0, 1), (-1, 1), ((0 - MEAN) / STD, (255 - MEAN) / STD))  # the last is CheXzero's normalisation
     near = ((black, white, (white - black) / 4) for black, white in known)  # of the values, some reach both ends
     guess = next(
         (

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-#: Mean and standard deviation of CheXzero's training pixels on the 0..255 scale, the same for every channel.
-MEAN = 101.48761
-STD = 83.43944
+from chexzero.common.formats import MEAN, STD
+
+__all__ = ["CHEXZERO", "MEAN", "STD", "Normalisation", "prepare"]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,10 @@ class FeatureRows:
     """The tower's features in place of a dataset's images: `stored(rows)` is float32 (B, width)."""
 
     def __init__(self, path: Path):
-        self.features = np.load(path, mmap_mode="r")
+        self.path, self.features = path, np.load(path, mmap_mode="r")
+
+    def __reduce__(self) -> tuple:  # to a worker process: a pickled memory map would be the whole array
+        return FeatureRows, (self.path,)
 
     def __len__(self) -> int:
         return len(self.features)
