@@ -2,7 +2,10 @@
 
 import chexzero.common.interrupts  # noqa: F401
 
+import runpy
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,31 @@ def shared() -> Path:
     if not (SHARED / "goldens").is_dir():
         pytest.skip("the shared reference folder is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def run_module(monkeypatch) -> Callable[..., int]:
+    """`python -m <module> <words>` in this process, whose imports are there already; returns the exit code."""
+
+    def run(module: str, *words: object) -> int:
+        monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module(module, run_name="__main__")
+        return stopped.value.code
+
+    return run
+
+
+@pytest.fixture
+def blank_figures(monkeypatch) -> None:
+    """Figures are drawn but written empty: painting them takes most of an evaluation's time.
+
+    For tests of something else; `test_run_zero_shot` and `test_sets_end_to_end` look at painted ones.
+    """
+    from matplotlib.figure import Figure
+
+    paint = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **options: paint(Figure(figsize=(1, 1)), path, **options))
 
 
 @pytest.fixture(scope="session")

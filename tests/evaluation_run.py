@@ -1,5 +1,6 @@
 """A small run to evaluate: a CLIP whose image projection is fitted in closed form, so that it is good at once."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def fit(model: CLIP, seed: int = 9, n: int = 300) -> None:
     projection.copy_(torch.linalg.solve(ridge, features.T @ target) + 1e-4)
 
 
+@functools.cache
+def _validated() -> dict[int, dict[str, torch.Tensor]]:
+    """Weights by step: not fitted, fitted to few images, fitted to many."""
+    model = small_clip()
+    states = {0: {key: value.clone() for key, value in model.state_dict().items()}}
+    for step, n in ((10, 60), (20, 300)):
+        fit(model, n=n)
+        states[step] = {key: value.clone() for key, value in model.state_dict().items()}
+    return states
+
+
 def write_run(root: Path) -> tuple[Path, Path]:
     """`<root>/data` and `<root>/checkpoints/small` with three validated steps, the last of them fitted."""
     data, run = root / "data", root / "checkpoints" / "small"
@@ -81,12 +93,8 @@ def write_run(root: Path) -> tuple[Path, Path]:
     write_set(data, "valid", 60, 1, absent=("Fracture",))
     write_set(data, "test", 90, 2)
     write_json(data / "build.json", {"drawn": True, "overlap": {"dropped": 2, "note": "<script>alert(1)</script>"}})
-    model = small_clip()
-    torch.save(model.state_dict(), run / "checkpoint_0.pt")
-    fit(model, n=60)
-    torch.save(model.state_dict(), run / "checkpoint_10.pt")
-    fit(model)
-    torch.save(model.state_dict(), run / "checkpoint_20.pt")
+    for step, state in _validated().items():
+        torch.save(state, run / f"checkpoint_{step}.pt")
     rows = [{"step": step, "mean_5": value, "mean_13": value} for step, value in ((0, 0.5), (10, 0.7), (20, 0.8))]
     pd.DataFrame(rows).to_csv(run / "metrics.csv", index=False)
     pd.DataFrame({"step": range(1, 21), "loss": np.linspace(3, 1, 20)}).to_csv(run / "train_log.csv", index=False)

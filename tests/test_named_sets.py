@@ -159,6 +159,7 @@ def test_wrong_labels_are_refused(tmp_path, change, message):
         read_named_set(tmp_path, "other")
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_command_scores_sets_beside_the_14_labels(tmp_path):
     data, run = write_run(tmp_path)
     table = write_set(data)
@@ -243,6 +244,7 @@ def test_each_model_is_loaded_once_and_each_file_embedded_once(tmp_path, monkeyp
     assert set(one.probability) == {OWN, *WAYS} and one.chosen in WAYS
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_training_images_within_a_set_are_an_alarm(tmp_path):
     data, run = write_run(tmp_path)
     table = pd.concat([pd.read_csv(data / "test_labels.csv")[["id", "patient_id", "study_id", "view", *FIVE]]])

@@ -240,6 +240,7 @@ def test_permuted_labels_are_flagged(copy):
     assert any("LOOK HERE" in row for row in section.tables[0].rows)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_alarms_stand_at_the_top_everywhere(copy, capsys, monkeypatch):
     folder = copy / "results" / "small"
     evaluate(copy, "--n_bootstrap", "20")

@@ -75,6 +75,7 @@ def test_a_class_that_is_not_there_counts_as_one_half(parts):
     assert every.areas[1] == 0.5 and every.learnt == 1
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_command_keeps_patients_together(tmp_path):
     data, run = write_run(tmp_path)
     flags = ["--run", str(run), "--out", str(tmp_path / "results"), "--n_bootstrap", "20", "--device", "cpu"]

@@ -19,6 +19,8 @@ from data_prep.__main__ import main as data_prep
 from run_zero_shot import evaluate, parse_args
 from tests.release_corpus import QUICK_AUDIT
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def folder(demo_releases, tmp_path_factory):
