@@ -15,6 +15,7 @@ from chexzero.common.errors import UserError
 from data_prep.__main__ import main as data_prep
 from data_prep.overlap import disguise, near, verify
 from data_prep.overlap.audit import AuditOptions, run_audit
+from data_prep.overlap.cards import read_key
 from data_prep.overlap.contract import Role
 from data_prep.overlap.features import content_box
 from data_prep.overlap.identity import level
@@ -409,3 +410,18 @@ def test_any_two_sets_of_images_can_be_audited(tmp_path, capsys, monkeypatch):
         data_prep(["audit", "--images_only", "--train", "ours"])
     with pytest.raises(UserError, match="nowhere"):
         data_prep(["audit", "--images_only", "--train", "ours", "--test", "nowhere"])
+
+
+@pytest.mark.parametrize(("studies", "found"), [(3, 3), (4, 0)])
+def test_a_telling_report_of_too_many_studies_is_a_template(studies, found, monkeypatch):
+    monkeypatch.setattr("data_prep.overlap.near_reports.MAX_STUDIES", 3)
+    table = pd.DataFrame({"id": list("abcd"), "study_id": list("abcd"), "report": TELLING})
+    matches, common = near_reports("train", table[:studies], "valid", table[:1].replace("a", "v"))
+    assert len(matches) == found and common == studies - found
+
+
+def test_the_secret_of_the_shared_report_is_made_once_and_is_the_owners_alone(tmp_path):
+    key = read_key(tmp_path)
+    assert re.fullmatch(rb"[0-9a-f]{64}", key) and read_key(tmp_path) == key
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600

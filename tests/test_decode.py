@@ -321,3 +321,11 @@ def test_shared_dicom(shared):
         assert np.abs(read_file(shared / f"cases/dicom_{name}.dcm") - plain).max() <= 2, name
     padded = read_file(shared / "cases/dicom_padding_65535.dcm")
     assert abs(padded.mean() - plain.mean()) < 5
+
+
+@pytest.mark.parametrize("out", [0, 1])
+def test_the_reach_of_a_range_is_twice_the_width_of_its_bulk(out):
+    """The bulk is 1000 to 1100, so that samples of 800 to 1300 belong to the picture and no others do."""
+    image = np.repeat(np.array([1000, 1100], np.uint16), 5000)
+    image = np.concatenate([image, np.array([500, 800 - out, 1300 + out], np.uint16)]).reshape(-1, 1)
+    assert sample_range(image) == ((1000, 1100) if out else (800, 1300))

@@ -434,3 +434,10 @@ def test_best_steps_and_paths_stay_in_the_run(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         run.selected()
     assert step_of(Path("best_64_0.0001_original_17000_0.863.pt")) == 17000 and step_of(Path("model.pt")) is None
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_calibration_of_what_is_no_probability_is_refused(value):
+    with pytest.raises(UserError, match="outside 0..1"):
+        reliability([0, 1], [0.5, value])
+    assert reliability([0, 1], [0.0, 1.0]).ece == 0

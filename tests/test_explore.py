@@ -13,6 +13,7 @@ import zlib
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from browser import CHROMIUM, Browser
@@ -295,3 +296,15 @@ def test_a_drawn_run_says_so_wherever_it_is_started(tmp_path, monkeypatch):
     )
     found = load_explorer(run, None, None, 10)
     assert found.drawn and found.reports == []
+
+
+def test_the_sentence_of_a_value_has_its_side_and_its_ordinal():
+    standing = Standing({"Edema": np.arange(100.0)}, {"Edema": {"threshold": 50.0}})
+    assert "; at or above the threshold 50.0000" in standing.sentence("Edema", 50.0)
+    assert "; below the threshold" in standing.sentence("Edema", np.nextafter(50.0, 0))
+    ordinals = [standing.sentence("Edema", value - 0.5).split()[0] for value in (0, 1, 2, 3, 4, 11, 12, 13, 21, 22, 23)]
+    assert ordinals == ["0th", "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "22nd", "23rd"]
+    assert standing.sentence("Edema", 1e9).startswith("99th") and standing.sentence("Mass", 1.0) == ""
+    assert standing.percentile("Edema", [0.0, 50.0]).tolist() == [0.5, 50.5]  # ties count one half
+    called = standing.table(pd.DataFrame({"image": ["a", "b"], "Edema": [49.9, 50.0]}))["called"]
+    assert called.tolist() == [False, True]

@@ -29,7 +29,7 @@ from chexzero.evaluation.named_sets import (
 )
 from chexzero.evaluation.prompt_choice import OWN, WAYS, ask_sets, pairs
 from chexzero.evaluation.settings import EvaluationSettings
-from chexzero.evaluation.trained_images import image_hashes, trained_images
+from chexzero.evaluation.trained_images import _end, image_hashes, trained_images
 from chexzero.runs.run_folder import read_run
 
 ROOT = Path(__file__).parents[1]
@@ -271,3 +271,10 @@ def test_training_images_within_a_set_are_an_alarm(tmp_path):
     assert trained_images(None, data, tmp_path).why_unknown
     write_json(data / "build.json", build)
     assert "does not hold" in trained_images(read_run(run), data, tmp_path / "splits").why_unknown
+
+
+@pytest.mark.parametrize(
+    ("name", "end"), [("a/b/c", "a/b/c"), ("x/a/b/c", "a/b/c"), ("chexpert/x/a/b/c", "a/b/c"), ("b/c", None)]
+)
+def test_an_image_is_known_again_by_the_last_three_parts_of_its_id(name, end):
+    assert _end(name) == end

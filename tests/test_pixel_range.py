@@ -136,3 +136,41 @@ def test_an_evaluation_of_a_range_is_that_of_bytes(tmp_path):
     config["settings"]["pixel_range"] = "0,1"
     (run / "config.json").write_text(json.dumps(config))
     assert choose(settings).pixel_range() == "0,1"
+
+
+@pytest.mark.parametrize("text", ["nan,1", "0,nan", "-inf,1", "0,inf", "1,1", "1,0"])
+def test_a_range_has_two_finite_ends_in_order(text):
+    with pytest.raises(UserError, match="value of white"):
+        PixelRange.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high", "said"),
+    [(8, 0, 127, True), (7, 0, 127, False), (8, 0, 128, False), (8, 0, 3, True), (9, 0, 200, False)],
+)
+def test_how_bright_and_how_many_images_must_be_for_no_word(tmp_path, count, low, high, said, caplog):
+    with h5py.File(tmp_path / "cxr.h5", "w") as handle:
+        handle["cxr"] = np.tile(np.array([low, high], np.uint8), (count, 64, 32))
+    check_images(tmp_path / "cxr.h5")
+    assert ("is brighter than" in caplog.text) is said
+
+
+@pytest.mark.parametrize(("spread", "said"), [(15, True), (16, False)])
+def test_the_number_of_grey_values_below_which_an_image_is_flat(tmp_path, spread, said, caplog):
+    images = np.tile(np.array([0, 200], np.uint8), (140, 64, 32))  # three blocks of 64 rows
+    images[130] = np.tile(np.array([100, 100 + spread], np.uint8), (64, 32))
+    with h5py.File(tmp_path / "cxr.h5", "w") as handle:
+        handle["cxr"] = images
+    check_images(tmp_path / "cxr.h5")
+    assert ("1 of 140 images looked at" in caplog.text and "the first is row 131" in caplog.text) is said
+
+
+def test_of_many_images_a_spread_sample_is_looked_at(tmp_path, caplog):
+    images = np.tile(np.array([0, 200], np.uint8), (300, 64, 32))
+    images[[1, 150, 297]] = 7  # every third of 300 is looked at
+    with h5py.File(tmp_path / "cxr.h5", "w") as handle:
+        handle["cxr"] = images
+    check_images(tmp_path / "cxr.h5", most=100)
+    assert "2 of 100 images looked at are of one grey value" in caplog.text
+    with pytest.raises(UserError, match="3 of 300 images are of one grey value .the first is row 2."):
+        check_images(tmp_path / "cxr.h5")

@@ -20,8 +20,9 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import UnixLines, read_table, write_json
 from chexzero.suites.tables import _chexpert_plus_id
 from chexzero.training import distributed
+from data_prep import keep_out
 from data_prep.finish import _of_kept_out_patients
-from data_prep.releases.rows import read_records
+from data_prep.releases.rows import Row, read_records
 from data_prep.steps.record import is_finished
 from data_prep.steps.work import Plan, Work
 from dinov3_adapter import weights
@@ -259,3 +260,13 @@ def test_commands_without_docstrings():
     environment = os.environ | {"PYTHONOPTIMIZE": "2"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stdout.endswith("\n3\n"), done.stderr[-500:]
+
+
+@pytest.mark.parametrize(
+    ("source", "last", "named"),
+    [("rexgradient", "abcdefgh", True), ("rexgradient", "abcdefg", False), ("chexpert", "abcdefgh", False)],
+)
+def test_the_name_of_an_image_alone_names_it_where_it_is_long_enough(source, last, named):
+    row = Row(f"{source}/p/s/{last}", source, "train", f"{source}/p", "", f"{source}/p/s", "frontal", f"x/{last}.png")
+    assert (last in keep_out._names(row)) is named
+    assert {f"p/s/{last}", "p/s", "p", f"x/{last}"} <= set(keep_out._names(row))

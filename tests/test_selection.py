@@ -162,3 +162,9 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
         best_checkpoints([one, _run(tmp_path / "other_metric", [0.5], "mean_5")], 1)
     with pytest.raises(UserError, match="validated on other data"):
         best_checkpoints([one, _run(tmp_path / "other_data", [0.5], labels="b" * 64)], 1)
+
+
+@pytest.mark.parametrize(("kept", "said"), [("sha256:ab", "ab"), ("ab", "ab"), ("", None), (None, None)])
+def test_the_selection_names_the_weights_by_their_hash(kept, said):
+    found = selection.describe([{**ROWS[0], "checkpoint_sha256": kept}], "mean_5", "mean_5", (None, None), 1)
+    assert found["checkpoint_sha256"] == said

@@ -180,3 +180,26 @@ def test_a_hopeless_run_is_told_to_save_and_never_begun_again(tmp_path, write, m
 def test_a_task_that_is_no_run_is_refused(write):
     with pytest.raises(UserError, match="runs 0 to 1"):
         sweep.main([str(write("grid: {lr: [0.1, 0.2]}\n")), "--task", "2"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"), [("mean_5", [0.5, 0.7, 0.7, 0.6], 0.7), ("val_loss", [3.0, 2.0, 2.0, 2.5], 2.0)]
+)
+def test_the_table_of_a_search_has_the_first_best_validation_of_each_run(tmp_path, write, metric, values, best):
+    path = write("settings: {save_dir: %s}\ngrid: {lr: [0.1, 0.2, 0.3, 0.4]}\n" % (tmp_path / "runs"))
+    found = sweep.read_sweep(path)
+    for run, seen in zip(found.runs, (values, [None, None], []), strict=False):
+        run.folder.mkdir(parents=True)
+        (run.folder / "config.json").write_text("{}")
+        (run.folder / "selection.json").write_text(json.dumps({"metric": metric}))
+        pd.DataFrame({"step": range(len(seen)), metric: seen}).to_csv(run.folder / "metrics.csv", index=False)
+    (found.runs[0].folder / "checkpoint.pt").touch()
+    (found.runs[2].folder / sweep.STOPPED).touch()
+    table = sweep.summary(found)
+    assert list(table["state"]) == ["finished", "begun", "given up", "not begun"]
+    first = table.iloc[0]
+    assert (first["validated"], first["last step"], first["best"], first["at step"]) == (4, 3, best, 1)
+    assert table["best"].isna().tolist() == table["at step"].isna().tolist() == [False, True, True, True]
+    every = sweep.validations(found)
+    assert list(every["run"]) == [found.runs[0].model_name] * 4 + [found.runs[1].model_name] * 2
+    assert list(every["lr"]) == [0.1] * 4 + [0.2] * 2
