@@ -20,7 +20,8 @@ from scipy.stats import norm
 from chexzero.common.labels import LABELS, NO_FINDING
 from chexzero.evaluation.results import SetResult, evaluate_set
 from chexzero.evaluation.sets import Units
-from chexzero.report.image_checks import ImageStatistics, image_statistics, looks_alike, turn_gains
+from chexzero.imaging.orientation import FEW, ImageStatistics, image_statistics, turn_gains, wrong_way
+from chexzero.report.image_checks import looks_alike
 from chexzero.report.sanity import LOOK, label_checks
 
 #: Positive cases in `LABELS` order, No Finding apart (it follows), in the two sets.
@@ -160,6 +161,12 @@ def image_pair(
     return image_statistics(change(test) if change else test), image_statistics(train)
 
 
+def best_gain(seed: int, change: Callable[[NDArray], NDArray] | None = None) -> float:
+    """Of the wrong ways, the greatest gain of a drawn pair in standard errors."""
+    test, train = image_pair(seed, change)
+    return max(gain.errors for gain in turn_gains(test, train.small.mean(0)).values())
+
+
 def image_alarms(seed: int, change: Callable[[NDArray], NDArray] | None = None) -> list[str]:
     checks = looks_alike("test", *_named(image_pair(seed, change)))
     return [check.name for check in checks if check.verdict == LOOK]
@@ -191,15 +198,23 @@ def main() -> None:
     print(f"false alarms: {reports} of {args.sound} sound pairs from {args.offset} on ({reports / args.sound:.1%})")
     for name, count in by_check.most_common():
         print(f"  {count:4} × {name}")
-    gains = [max(turn_gains(*image_pair(seed)).values()) for seed in range(args.offset, args.offset + args.planted)]
+    gains = [best_gain(seed) for seed in range(args.offset, args.offset + args.planted)]
     print(f"best wrong way of {args.planted} sound image sets: at most {max(gains):+.1f} standard errors", end="; ")
     turned = [
-        max(turn_gains(*image_pair(seed, change)).values())
+        best_gain(seed, change)
         for seed in range(args.offset, args.offset + args.planted)
         for name, change in IMAGE_MISTAKES.items()
         if name in TURNED
     ]
     print(f"of turned ones: at least {min(turned):+.1f}")
+    for count in (FEW, 50):
+        seeds = range(args.offset, args.offset + args.sound)
+        ways = [wrong_way(image_statistics(drawn_images(seed, count))) for seed in seeds]
+        mirrored = [wrong_way(image_statistics(drawn_images(seed, count)[:, :, ::-1])) for seed in seeds]
+        print(
+            f"{count} images beside a schematic chest: {sum(way is not None for way in ways)} of {args.sound} sound sets "
+            f"raise an alarm, {sum(way == 'mirrored' for way in mirrored)} of {args.sound} mirrored ones are called so"
+        )
     print(f"\nplanted in the test set, {args.planted} pairs each                    found")
     for title, plant in MISTAKES.items():
         hits = 0

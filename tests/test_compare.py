@@ -8,6 +8,9 @@ import pytest
 from evaluation_run import write_run
 from test_named_sets import write_set
 
+from chexzero.common.errors import UserError
+from chexzero.common.files import sha256_of
+from chexzero.compare.__main__ import main
 from chexzero.evaluation.named_sets import mean_difference, read_named_set, score_findings
 
 
@@ -35,6 +38,25 @@ def test_two_runs_on_three_sets_through_the_command(tmp_path, run_module, capsys
     assert run_module("chexzero.compare", *words, "--sets", "nowhere") == 2
     said = capsys.readouterr().err
     assert "evaluation-set nowhere" in said and len(said.splitlines()) == 1
+
+
+def test_a_run_that_was_moved_is_not_compared_on_other_data(tmp_path, caplog):
+    """A run whose recorded `data/` now holds another validation set: one sentence, unless --data names the folder."""
+    data, run = write_run(tmp_path)
+    other = tmp_path / "checkpoints" / "moved"
+    shutil.copytree(run, other)
+    files = {str(data / "valid.h5"): {"sha256": sha256_of(data / "valid.h5")}}
+    for folder, recorded in ((run, files), (other, {name: {"sha256": "0" * 64} for name in files})):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"data": {"files": recorded}}))
+    words = ["--out", str(tmp_path / "results"), "--device", "cpu"]
+    for runs in ((run, other), (other, run)):
+        with pytest.raises(UserError, match=f"{other} was validated on .* with --data") as error:
+            main([*map(str, runs), *words])
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "results" / "comparison").exists()
+    main([str(run), str(other), *words, "--data", str(data)])
+    assert f"is not the file that {other} was validated on" in caplog.text and f"that {run} was" not in caplog.text
 
 
 def test_differences_on_a_set_agree_with_resampling(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import planted
 from chexzero.common.labels import LABELS
 from chexzero.evaluation.sets import EvaluationSet
+from chexzero.imaging import orientation
 from chexzero.report import image_checks, sanity
 
 #: Found in some pairs, not in all: two columns with 4 to 9 positive cases and areas near 0.65 say little.
@@ -77,7 +78,9 @@ def test_a_mirrored_set_beside_the_training_images(tmp_path):
     valid = image_set(tmp_path, "valid", planted.drawn_images(3, 60)[:, :, ::-1])
     test = image_set(tmp_path, "test", planted.drawn_images(4, 60)[:, :, ::-1])
     assert "test images lie as the training images do" in flagged(image_checks.image_checks(valid, test, train))
-    assert flagged(image_checks.image_checks(valid, test, None)) == []  # nothing to compare with but each other
+    assert flagged(image_checks.image_checks(valid, test, None)) == [  # both alike, and neither as a chest lies
+        f"{name} images show the heart on the right side of the image" for name in ("validation", "test")
+    ]
 
 
 def test_real_radiographs_mirrored(shared: Path):
@@ -87,7 +90,75 @@ def test_real_radiographs_mirrored(shared: Path):
     folder = shared / "real_cxr" / "chexpert_plus"
     files = [path for path in sorted(folder.rglob("*frontal*")) if path.suffix.lower() in (".png", ".jpg")]
     images = np.stack([read_file(path) for path in files])
-    one, other = images[::2], image_checks.image_statistics(images[1::2])
+    one, other = images[::2], orientation.image_statistics(images[1::2])
     for shown, alarm in ((one, False), (one[:, :, ::-1], True), (one[:, ::-1], True)):
-        checks = image_checks.looks_alike("test", image_checks.image_statistics(shown), "training", other)
+        checks = image_checks.looks_alike("test", orientation.image_statistics(shown), "training", other)
         assert (checks[0].verdict == sanity.LOOK) == alarm
+
+
+def chests(folder: Path, name: str, images: np.ndarray) -> tuple[Path, Path]:
+    """An image file and the table beside it, every fifth row a lateral view that is no chest at all."""
+    paths = folder / f"{name}.h5", folder / f"{name}.csv"
+    views = np.where(np.arange(len(images)) % 5, "frontal", "lateral")
+    noise = np.random.default_rng(0).integers(0, 255, images.shape, np.uint8)
+    with h5py.File(paths[0], "w") as handle:
+        handle["cxr"] = np.where((views == "frontal")[:, None, None], images, noise)
+    pd.DataFrame({"view": views}).to_csv(paths[1], index=False)
+    return paths
+
+
+def test_mirrored_sets_at_the_start_of_a_training(tmp_path):
+    """Each set beside any chest; and where none looks wrong alone, beside the training set."""
+    sound = chests(tmp_path, "train", planted.drawn_images(5, 100))
+    flipped = chests(tmp_path, "flipped", planted.drawn_images(6, 100)[:, :, ::-1])
+    few = chests(tmp_path, "few", planted.drawn_images(7, 24)[:, :, ::-1])
+    other = chests(tmp_path, "other", planted.drawn_images(8, 60))
+    assert orientation.orientation_warnings([sound, other]) == []
+    assert orientation.orientation_warnings([sound, few]) == []  # 19 frontal images decide nothing
+    for sets in ([sound, flipped], [flipped, sound], [flipped, few]):
+        (warning,) = orientation.orientation_warnings(sets)
+        assert warning.startswith(f"{flipped[0]}: ") and "when mirrored" in warning
+    assert len(orientation.orientation_warnings([flipped, flipped[:1] + other[1:]])) == 1  # one path is one set
+    upstream = (sound[0], tmp_path / "upstream.csv")
+    pd.DataFrame({"impression": ["a"] * 100}).to_csv(upstream[1], index=False)
+    assert orientation.orientation_warnings([upstream]) == []  # views unknown
+    squares = np.random.default_rng(2).integers(0, 40, (60, 64, 64), np.uint8)
+    squares[:, 38:42, 22:26] += 20  # a faint one where a mirrored heart would lie, but nothing else of a chest
+    assert orientation.orientation_warnings([chests(tmp_path, "squares", squares)]) == []
+
+
+def test_a_symmetric_set_is_compared_with_the_training_set(tmp_path):
+    """A marker on one side, no heart: alone nothing is to be seen, beside the other set it is."""
+    drawn = planted.drawn_images(9, 60)
+    plain = drawn // 2 + drawn[:, :, ::-1] // 2
+    plain[:, :4, 60:] = 255
+    first, second = chests(tmp_path, "train", plain), chests(tmp_path, "valid", plain[:, :, ::-1])
+    assert orientation.orientation_warnings([first]) == orientation.orientation_warnings([second]) == []
+    (warning,) = orientation.orientation_warnings([first, second])
+    assert warning.startswith(f"{second[0]}: ") and "average image of" in warning and "when mirrored" in warning
+
+
+@pytest.fixture(scope="module")
+def frontal_radiographs(shared: Path) -> np.ndarray:
+    """Of 132 radiographs, what `image_statistics` keeps, (132, 32, 32)."""
+    folder = shared / "real_cxr"
+    from chexzero.imaging.decode import read_file
+
+    files = [
+        *sorted((folder / "chexpert_plus").rglob("*frontal*")),
+        *sorted((folder / "chexpert").rglob("*frontal*.jpg")),
+    ]
+    return orientation.image_statistics(np.stack([read_file(path) for path in files])).small
+
+
+def test_real_radiographs_beside_a_schematic_chest(frontal_radiographs: np.ndarray):
+    """Random sets of 50: none raises an alarm, all are called mirrored when they are; 20 images find half of them."""
+    rng = np.random.default_rng(3)
+    for count, at_least in ((50, 1.0), (20, 0.5)):
+        chosen = [frontal_radiographs[rng.choice(len(frontal_radiographs), count, False)] for _ in range(200)]
+        sound = [orientation.wrong_way(orientation.ImageStatistics(one, *np.zeros((2, count)))) for one in chosen]
+        found = [
+            orientation.wrong_way(orientation.ImageStatistics(one[..., ::-1], *np.zeros((2, count)))) for one in chosen
+        ]
+        assert sound == [None] * 200
+        assert set(found) <= {"mirrored", None} and found.count("mirrored") >= at_least * 200

@@ -19,11 +19,12 @@ import numpy as np
 from chexzero.common.errors import EXIT_CODES, UserError, run_command
 from chexzero.common.files import write_json
 from chexzero.common.folders import replaced_together
+from chexzero.common.formats import images_file
 from chexzero.common.intervals import holm
 from chexzero.common.labels import LABELS
 from chexzero.compare.sets import score_models, sets_section
 from chexzero.evaluation.checkpoint_choice import Choice, choose
-from chexzero.evaluation.measure import data_folder, predict
+from chexzero.evaluation.measure import check_the_runs_data, data_folder, predict
 from chexzero.evaluation.named_sets import read_named_set
 from chexzero.evaluation.prompts import upstream_prompts
 from chexzero.evaluation.results import SetResult, evaluate_set, number
@@ -146,6 +147,10 @@ def compare(args: argparse.Namespace) -> Path:
     first, *others = choices
     data_dir = data_folder(settings, choices[first])
     settings = replace(settings, pixel_range=choices[first].pixel_range())
+    if (data_dir / images_file("valid")).is_file():
+        valid = read_set(data_dir, "valid", settings.pixel_range)
+        for choice in choices.values():
+            check_the_runs_data(choice, valid, named=args.data is not None)
     test = read_set(data_dir, "test", settings.pixel_range)
     sets = [read_named_set(data_dir, name, settings.pixel_range) for name in dict.fromkeys(args.sets)]
     results = measured(choices, test, data_dir, settings)

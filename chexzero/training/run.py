@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from chexzero.common.errors import EXIT_USER_ERROR, UserError
 from chexzero.common.files import write_json, write_text
+from chexzero.imaging.orientation import orientation_warnings
 from chexzero.model import CLIP
 from chexzero.runs.run_folder import AVERAGE, checkpoint_name, checkpoint_steps
 from chexzero.train import CXRDataset
@@ -89,6 +90,8 @@ class Run:
         ]
         if self.validators and self.is_main:
             self.validators[0].announce()
+        if self.is_main:
+            self._say_how_images_lie()
         self.data: dict[str, Any] = distributed.from_main(self._describe_data() if self.is_main else None)
         self._pending: tuple[int, np.ndarray, torch.Tensor] | None = None
         self.pace = Pace(bare(model), config, device)
@@ -366,6 +369,16 @@ class Run:
             self.progress.exhausted = self._exhausted()  # --patience may have been raised
         if len(state["random"]) == distributed.world_size():
             resume.restore_random_state(state["random"][distributed.rank()])
+
+    def _say_how_images_lie(self) -> None:
+        """Warn of a set that is mirrored, turned or negative: left and right of its reports and labels are wrong."""
+        config = self.config
+        named = [(config.cxr_filepath, config.txt_filepath)]
+        if config.val_interval:
+            named.append((config.valid, config.valid_labels))
+        sets = [(images, table) for images, table in named if images is not None and table is not None]
+        for sentence in orientation_warnings(sets, config.pixel_range):
+            log.warning("%s", sentence)
 
     def _describe_data(self) -> dict[str, Any]:
         config = self.config
