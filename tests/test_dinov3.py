@@ -12,7 +12,7 @@ from benchmarks import dinov3 as benchmark
 from chexzero.common.files import read_json
 from dinov3_adapter import SIZES, AdapterError, build_vision_tower, to_huggingface, tower_from_state_dict
 from dinov3_adapter.convert import from_huggingface
-from dinov3_adapter.registry import build_trunk, trunk_shapes
+from dinov3_adapter.registry import _whiten, build_trunk, trunk_shapes
 
 TOLERANCE = 1e-5
 
@@ -267,3 +267,15 @@ def test_a_random_tower_answers_to_fine_detail_as_to_the_mean_of_a_patch():
         values = torch.linalg.svdvals(answers - answers.mean(0))
         spread.append(float(values[0] / values[len(values) // 2]))
     assert spread[0] < 5 < 20 < spread[1]
+
+
+def test_a_random_towers_first_filters_are_orthogonal_cosines_of_falling_strength():
+    weight = torch.full((70, 3, 8, 8), 7.0)
+    _whiten(weight)
+    assert (weight[64:] == 7).all() and torch.equal(weight[:64, 0], weight[:64, 2])  # 8 x 8 patches have 64 cosines
+    filters = weight[:64].sum(1).flatten(1).double()
+    products = filters @ filters.T
+    assert torch.allclose(products, products.diag().diag(), atol=1e-3)  # of up to 52
+    assert products[0, 0].item() == pytest.approx(1 / 11**2)  # the mean of the patch, whose amplitude is 11
+    frequency = torch.tensor([(n // 8) ** 2 + (n % 8) ** 2 for n in range(64)]).sqrt().sort().values.double()
+    assert torch.allclose(products.diag().sqrt(), (1 + 2 * frequency**1.6) / 11, rtol=1e-4)

@@ -377,6 +377,21 @@ def test_upstreams_files_without_ids(tmp_path, caplog):
         read_set(tmp_path, "valid")
 
 
+@pytest.mark.parametrize("missing", ["study_id", "view"])
+def test_rows_without_a_study_or_a_view_are_studies_of_their_own(tmp_path, missing, caplog):
+    with h5py.File(tmp_path / "test.h5", "w") as handle:
+        handle["cxr"] = np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8)
+        handle["id"] = list("abc")
+    table = pd.DataFrame(np.eye(3, 14, dtype=int), columns=LABELS)
+    table = table.assign(id=list("abc"), study_id=list("ssu"), view=[" Lateral", "frontal", "frontal"])
+    table.to_csv(tmp_path / "test_labels.csv", index=False)
+    assert list(read_set(tmp_path, "test").table["view"]) == ["lateral", "frontal", "frontal"] and not caplog.text
+    table.drop(columns=missing).to_csv(tmp_path / "test_labels.csv", index=False)
+    found = read_set(tmp_path, "test").table
+    assert "has no columns study_id and view" in caplog.text and list(found["view"]) == ["frontal"] * 3
+    assert list(found["study_id"]) == list(found["patient_id"]) == list("abc" if missing == "study_id" else "ssu")
+
+
 # --- prompts ---
 
 

@@ -225,6 +225,7 @@ def test_files_of_a_run(finished):
     assert log["samples"].tolist() == [34, 68, 102, 136]  # an epoch is 16, 16 and 2 of 34 pairs: 6 of 40 held out
     assert log["epoch"].tolist() == [0, 1, 2, 3]
     assert metrics["train_loss"].isna().tolist() == [True, False, False, False]
+    assert metrics["train_loss"][1:] @ [5, 5, 2] == pytest.approx(log["loss"].sum() * 3, rel=1e-4)  # both are means
     assert metrics["val_loss"].between(0.1, 5).all()
     assert metrics[[f"{label}_auc" for label in LABELS]].notna().all(axis=None)
     five = metrics[[f"{label}_auc" for label in COMPETITION_LABELS]].mean(axis=1)

@@ -1,6 +1,7 @@
 """Models put together by `create_model`: shapes, weights from each place, what is taken and what is not."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -241,10 +242,15 @@ def test_weights_of_another_model(tmp_path):
         create_model("dinov3_tiny", text_encoder="tiny", text_weights=tmp_path / "tower.pt")
 
 
-def test_base_model_trains_on_the_cpu():
-    """Full size, forward and backward: every parameter gets a gradient and changes."""
+@pytest.mark.parametrize("blocks", [2, pytest.param(12, marks=pytest.mark.long)])
+def test_base_model_trains_on_the_cpu(blocks, monkeypatch):
+    """Full width, forward and backward: every parameter gets a gradient and changes."""
+    monkeypatch.setitem(SIZES, "dinov3_vitb", replace(base := SIZES["dinov3_vitb"], overrides={"depth": blocks}))
+    monkeypatch.setitem(TEXT_SIZES, "chexzero", replace(TEXT_SIZES["chexzero"], layers=blocks))
+    assert not base.overrides
     torch.manual_seed(0)
     model = create_model("dinov3_vitb", vision_weights="random", text_weights="random")
+    assert len(model.visual.trunk.blocks) == len(model.transformer.resblocks) == blocks
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     logits, _ = model(torch.randn(2, 3, 224, 224), TOKENS)
