@@ -10,7 +10,7 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import write_json
 from data_prep.overlap.contract import Audit, Role
 from data_prep.releases.rows import read_rows
-from data_prep.roles import ROLES
+from data_prep.roles import KEPT_OUT, ROLES
 from data_prep.steps import blocks
 from data_prep.steps.failures import Tally, write_left_out, write_odd_ranges
 from data_prep.steps.plan import patients_of
@@ -72,7 +72,9 @@ def finish(work: Work, plan: Plan, workers: int) -> None:
     require_space(work.out, sum(plan.rows.values()) * plan.image_size**2, "joining the images")
     audit = _audit(work, plan, workers)
     dropped = {name: audit.reasons.get(name, "overlap with an evaluation set") for name in audit.drop_ids}
-    dropped = _of_kept_out_patients(work, plan) | dropped
+    listed = {name for name, reason in dropped.items() if reason.startswith(f"overlap with {KEPT_OUT}")}
+    kept = _of_kept_out_patients(work, plan)
+    dropped |= {name: reason for name, reason in kept.items() if name not in dropped or name in listed}
     counts = Counts(plan)
     rows: dict[str, int] = {}
     for role in ROLES:
@@ -109,7 +111,7 @@ def _of_kept_out_patients(work: Work, plan: Plan) -> dict[str, str]:
 def _check_blocks(work: Work, plan: Plan) -> None:
     """Every block must be there, and no more images may have failed than the settings allow."""
     tally, missing = Tally(work, plan), 0
-    for role in ROLES:
+    for role in plan.rows:
         for index in range(blocks.count(plan.rows[role])):
             path, n = blocks.block_path(work.blocks(role), index), blocks.length(index, plan.rows[role])
             errors = blocks.read_errors(path, n)
@@ -131,7 +133,7 @@ def _audit(work: Work, plan: Plan, workers: int) -> Audit:
         role: Role(
             blocks.GoodImages(work.blocks(role), plan.rows[role], plan.image_size), _audit_rows(work, plan, role)
         )
-        for role in ROLES
+        for role in plan.rows
     }
     options = AuditOptions(
         on_overlap=plan.finishing["on_overlap"],

@@ -7,6 +7,8 @@ from chexzero.common.files import read_yaml
 from data_prep.releases import DATASETS, LABELLED_ROLES
 
 ROLES = ("train", *LABELLED_ROLES)
+#: What `--keep_out` lists and the releases hold: no set is written of it, but the audit compares training with it.
+KEPT_OUT = "kept_out"
 ROLES_FILE = Path(__file__).with_name("roles.yaml")
 
 

@@ -15,7 +15,7 @@ from chexzero.common.errors import UserError
 from data_prep.overlap import cards, checks, finished, report
 from data_prep.overlap.contract import Audit, Role
 from data_prep.overlap.features import workers_available
-from data_prep.roles import ROLES
+from data_prep.roles import KEPT_OUT, ROLES
 from data_prep.steps.work import require_writable
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,9 @@ def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions
     options = options or AuditOptions()
     if options.on_overlap not in ACTIONS:
         raise UserError(f"--on_overlap {options.on_overlap} is unknown; choose {', '.join(ACTIONS)}")
-    roles = {name: _checked(name, roles[name]) for name in ROLES if name in roles and len(roles[name].rows)}
+    roles = {
+        name: _checked(name, roles[name]) for name in (*ROLES, KEPT_OUT) if name in roles and len(roles[name].rows)
+    }
     out_dir = require_writable(Path(out_dir), "--out")
     started = time.monotonic()
     found = checks.compare_records(roles)

@@ -5,7 +5,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +18,7 @@ import pandas as pd
 from data_prep.overlap import near, near_reports, nominate, verify
 from data_prep.overlap.contract import Role
 from data_prep.overlap.identity import Match, disagreeing, hash_keys, patient_keys, shared, study_keys
+from data_prep.roles import KEPT_OUT
 from data_prep.steps.prepare import progress
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,9 @@ KINDS = {
     "report": "Near-equal telling reports (word shingles)",
 }
 IMAGE_KINDS = ("bytes", "pixels", "near")
-NAMES = {"train": "training", "valid": "validation", "test": "test"}
+NAMES = {"train": "training", "valid": "validation", "test": "test", KEPT_OUT: "kept-out"}
+#: The roles that training is compared with.
+EVALUATED = tuple(name for name in NAMES if name != "train")
 
 
 @dataclass
@@ -60,7 +63,7 @@ def compare_records(roles: dict[str, Role]) -> list[Check]:
     checks = []
     for kind, keys_of in KEYS.items():  # one kind after the other: the keys of half a million rows are held once
         keys = {name: keys_of(role.rows) for name, role in roles.items()}
-        for a, b in combinations(roles, 2):
+        for a, b in compared_pairs(roles):
             check = Check(kind, a, b, keys[a]["key"].nunique(), keys[b]["key"].nunique())
             check.matches = shared(kind, a, roles[a].rows, keys[a], b, roles[b].rows, keys[b])
             check.note = _missing(check)
@@ -68,8 +71,13 @@ def compare_records(roles: dict[str, Role]) -> list[Check]:
     n_reports = {name: near_reports.n_reports(role.rows) for name, role in roles.items()}
     return checks + [
         _compare_reports(a, roles[a].rows, n_reports[a], b, roles[b].rows, n_reports[b])
-        for a, b in combinations(roles, 2)
+        for a, b in compared_pairs(roles)
     ]
+
+
+def compared_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Each role with each later one; what is kept out of training, with training alone."""
+    return [(a, b) for a, b in combinations(names, 2) if b != KEPT_OUT or a == "train"]
 
 
 def _compare_reports(a: str, a_rows: pd.DataFrame, n_a: int, b: str, b_rows: pd.DataFrame, n_b: int) -> Check:
@@ -106,7 +114,7 @@ def compare_images(
     In memory: the evaluation images, and blocks of the training images; their signatures lie under `work_dir`.
     """
     results = ImageResults()
-    sides: list[str] = [name for name in ("valid", "test") if name in roles]
+    sides: list[str] = [name for name in EVALUATED if name in roles]
     if not sides:
         return results
     cv2.setNumThreads(1)  # the threads are ours
@@ -119,7 +127,7 @@ def compare_images(
         pairs = _against_training(roles["train"], search, work_dir, workers)
         results.compared += sizes["train"] * len(images)
         _collect(results, pairs, "train", roles["train"].rows["id"].to_numpy(), role_of, ids, sizes)
-    if len(sides) == 2:
+    if {"valid", "test"} <= roles.keys():
         results.compared += sizes["valid"] * sizes["test"]
         _collect(results, _between(search, role_of, workers), "valid", ids, role_of, ids, sizes)
 
@@ -179,7 +187,7 @@ def _collect(
     ids: np.ndarray,
     sizes: dict[str, int],
 ) -> None:
-    others: list[str] = [b for b in ("valid", "test") if b in sizes and b != a]
+    others = [other for name, other in compared_pairs(sizes) if name == a]
     checks = {b: Check("near", a, b, sizes[a], sizes[b]) for b in others}
     looked_at = dict.fromkeys(others, 0)
     for pair in pairs:

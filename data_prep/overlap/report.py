@@ -14,6 +14,7 @@ from data_prep.overlap import near, near_reports, nominate, verify
 from data_prep.overlap.cards import MAX_FOUND, Card, read_key, short_hash
 from data_prep.overlap.checks import IMAGE_KINDS, KINDS, NAMES, Check, ImageResults
 from data_prep.overlap.disguise import DISGUISES
+from data_prep.roles import ROLES
 
 NAME = "overlap_report"
 WORDS = {
@@ -57,7 +58,7 @@ def document(
     summary = {
         "status": _status(found, found_between, facts),
         "sentence": sentence,
-        **{f"n_checked_{name}": facts.get(name, {}).get("images", 0) for name in NAMES},
+        **{f"n_checked_{name}": facts.get(name, {}).get("images", 0) for name in NAMES if name in {*ROLES, *facts}},
         "image_pairs_compared": images.compared,
         "found": found,
         "found_valid_test": found_between,

@@ -9,7 +9,7 @@ from pathlib import Path
 from chexzero.common.errors import UserError
 from chexzero.common.files import UnixLines, atomic_path
 from data_prep.releases.rows import Row, read_rows
-from data_prep.roles import ROLES
+from data_prep.roles import KEPT_OUT, ROLES
 from data_prep.steps import blocks
 from data_prep.steps.work import Plan, Work
 
@@ -28,12 +28,12 @@ class Tally:
 
     def __init__(self, work: Work, plan: Plan):
         self.work, self.plan = work, plan
-        self.failures = dict.fromkeys(ROLES, 0)
+        self.failures = dict.fromkeys((*ROLES, KEPT_OUT), 0)
 
     def add(self, role: str, failures: int) -> None:
         """Count; raise `UserError`, with all listed in `left_out.csv`, once there are too many."""
         self.failures[role] += failures
-        share = self.plan.finishing["max_failures"] if role == "train" else 0
+        share = {"train": self.plan.finishing["max_failures"], KEPT_OUT: 1}.get(role, 0)
         if self.failures[role] <= share * self.plan.rows[role]:
             return
         row, reason = next(list_failures(self.work, self.plan, [role]))

@@ -27,7 +27,7 @@ from data_prep.releases.chexpert import view_number
 from data_prep.releases.locate import find_images
 from data_prep.releases.rows import UNKNOWN, Row, write_rows
 from data_prep.report_text import choose_report
-from data_prep.roles import read_roles
+from data_prep.roles import KEPT_OUT, read_roles
 from data_prep.steps.failures import LEFT_OUT_COLUMNS, Tally, left_out
 from data_prep.steps.record import REDO, difference
 from data_prep.steps.work import Plan, Work
@@ -40,6 +40,9 @@ SECTIONS = ("impression", "findings", "both")
 EMPTY_REPORTS = ("space", "drop", "findings")
 THREADS = 16  # that ask the disk whether a file is there; they wait more than they work
 PIECE = 4096
+#: Images of `--keep_out` lists that the audit compares with all of training; it holds them in memory as it does the
+#: evaluation sets, about 1 GB of them.
+MOST_KEPT_OUT = 5000
 
 
 def describe(args: argparse.Namespace) -> tuple[Releases, Plan]:
@@ -88,6 +91,8 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
                 )
             if role == "train":
                 planner.require_rows(names)
+        if rows := planner.kept_out_rows():
+            plan.rows[KEPT_OUT] = write_rows(work.rows_path(KEPT_OUT), rows)
     plan.counts = {
         "in_tables": dict(planner.in_tables),
         "empty_reports": dict(planner.empty_reports),
@@ -96,6 +101,11 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
     if planner.keep_out:
         plan.counts["keep_out"] = planner.keep_out.counts()
         plan.counts["kept_patients"] = planner.kept_patients
+        if (more := sum(planner.kept_out.values()) - len(planner.kept)) > 0:
+            plan.counts["warnings"].append(
+                f"--keep_out leaves out {len(planner.kept) + more:,} images; the overlap audit looks for copies of the "
+                f"first {len(planner.kept):,} alone"
+            )
         for file, counted in plan.counts["keep_out"].items():
             counted["images"] = planner.kept_out[file]
             if counted["found"] < counted["entries"]:
@@ -133,6 +143,7 @@ class Planner:
         self.bad_records = 0
         self.keep_out = Lists(args.keep_out) if args.keep_out else None
         self.kept_out: Counter[str] = Counter()
+        self.kept: dict[str, Row] = {}  # those of the listed images of which the audit looks for copies
         self.kept_patients: dict[str, str] = {}  # patient -> the list that names an image of theirs
 
     def role_rows(self, role: str, names: dict[str, list[str]]) -> Iterator[Row]:
@@ -167,6 +178,15 @@ class Planner:
                     continue
             yield row
 
+    def kept_out_rows(self) -> list[Row]:
+        """The listed images whose files are at hand, with their reports, for the audit."""
+        for source in dict.fromkeys(row.source for row in self.kept.values()):
+            rows = [row for row in self.kept.values() if row.source == source]
+            find_images(rows, self.releases[source].images, self.threads)
+            for row in rows if self.releases[source].has_reports else ():
+                row.report = choose_report(row, self.args.section)
+        return [row for row in self.kept.values() if not row.problem]
+
     def require_rows(self, names: dict[str, list[str]]) -> None:
         """No training release may be missing as a whole; that one of its splits is empty is said."""
         for release, splits in names.items():
@@ -186,6 +206,8 @@ class Planner:
         if self.keep_out and (file := self.keep_out.match(row)):
             self.kept_out[file] += 1
             self.kept_patients.update(dict.fromkeys(patients_of(row), Path(file).name))
+            if len(self.kept) < MOST_KEPT_OUT:
+                self.kept[row.id] = row
             return f"kept out by {Path(file).name}"
         if not _wanted(row.view, self.args.views):
             return f"view is {row.view}"

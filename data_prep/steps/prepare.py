@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from chexzero.common.errors import UserError
 from chexzero.common.processes import processes_can_share
-from data_prep.roles import ROLES
+from data_prep.roles import KEPT_OUT
 from data_prep.steps import blocks
 from data_prep.steps.failures import Tally, row_blocks
 from data_prep.steps.work import Plan, Work, require_space
@@ -30,13 +30,13 @@ def prepare(work: Work, plan: Plan, workers: int, shard: tuple[int, int] = (0, 1
     Stops with `UserError` as soon as a role has more images that cannot be used than it may have.
     """
     part, parts = shard[0] % shard[1], shard[1]
-    mine = {role: range(part, blocks.count(plan.rows[role]), parts) for role in ROLES}
-    pending = {role: {index for index in mine[role] if not _is_whole(work, plan, role, index)} for role in ROLES}
+    mine = {role: range(part, blocks.count(plan.rows[role]), parts) for role in plan.rows}
+    pending = {role: {index for index in mine[role] if not _is_whole(work, plan, role, index)} for role in plan.rows}
     total, left = (
-        sum(blocks.length(index, plan.rows[role]) for role in ROLES for index in indices[role])
+        sum(blocks.length(index, plan.rows[role]) for role in plan.rows for index in indices[role])
         for indices in (mine, pending)
     )
-    for role in ROLES:
+    for role in plan.rows:
         work.blocks(role).mkdir(exist_ok=True)
     require_space(work.folder, left * plan.image_size**2, "preparing the images")
     tally = Tally(work, plan)
@@ -81,8 +81,8 @@ def _is_whole(work: Work, plan: Plan, role: str, index: int) -> bool:
 
 def _tasks(work: Work, plan: Plan, pending: dict[str, set[int]]) -> Iterator[tuple[str, blocks.Task]]:
     depth16 = plan.identity["settings"]["depth16"]
-    for role in ("valid", "test", "train"):  # the small sets first: what is wrong with them shows at once
-        for index, rows in row_blocks(work, plan, role) if pending[role] else ():
+    for role in ("valid", "test", KEPT_OUT, "train"):  # the small sets first: what is wrong with them shows at once
+        for index, rows in row_blocks(work, plan, role) if pending.get(role) else ():
             if index in pending[role]:
                 files = [(row.root, row.path, row.problem) for row in rows]
                 yield role, blocks.Task(blocks.block_path(work.blocks(role), index), files, depth16, plan.image_size)

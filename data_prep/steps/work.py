@@ -18,7 +18,7 @@ from typing import Any
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, write_json
 from chexzero.data_process import RESOLUTION
-from data_prep.roles import ROLES
+from data_prep.roles import KEPT_OUT, ROLES
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Work:
 
     def forget_blocks(self) -> None:
         """Remove the blocks that no plan speaks for."""
-        for role in ROLES:
+        for role in (*ROLES, KEPT_OUT):
             shutil.rmtree(self.blocks(role), ignore_errors=True)
 
     def discard(self) -> None:
