@@ -1,6 +1,7 @@
 """The datasets by name: each in its own files, with the traps of its encoding, to an evaluation set and to rows."""
 
 import argparse
+import hashlib
 import json
 import re
 import shutil
@@ -34,6 +35,8 @@ IMAGES = {
     "chexpert5x200": 10,
     "table": 30,
 }
+WITHOUT_PROJECTION = {"openi", "rsna", "siim"}
+LATERALS = {"padchest": {"AP", "PA", ""}, "mimic": {"PA", ""}}
 OWN = ["--table", "{root}/own.csv", "--columns", "image=file,patient=mrn,study=accession,report=text"]
 
 
@@ -91,6 +94,7 @@ def test_each_set_has_rows_to_train_with(name, drawn):
     texts = {row.impression or release.sentence(row) for row in rows}
     assert len(texts) > 1
     assert {row.source for row in rows} == {name} and all(row.patient_id and row.study_id for row in rows)
+    assert {row.ap_pa for row in rows} == ({""} if name in WITHOUT_PROJECTION else LATERALS.get(name, {"PA"}))
     for split in splits:
         others = {row.patient_id for row in rows if row.split != split}
         mine = {row.patient_id for row in rows if row.split == split}
@@ -301,6 +305,9 @@ def test_columns_that_are_not_there(flags, words, drawn, tmp_path):
 
 def test_the_splits_by_hash_are_the_same_everywhere():
     assert [split_of(str(i)) for i in range(1, 9)] == SPLITS_OF_1_TO_8
+    for i in range(500):  # 70 of 100 numbers are training, the next ten validation
+        number = int(hashlib.sha256(f"p{i}".encode()).hexdigest()[:16], 16) % 100
+        assert split_of(f"p{i}") == ("train" if number < 70 else "valid" if number < 80 else "test")
     shares = pd.Series([split_of(f"patient{i}") for i in range(20_000)]).value_counts(normalize=True)
     assert np.allclose(shares[["train", "valid", "test"]], [0.7, 0.1, 0.2], atol=0.01)
 

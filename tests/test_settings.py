@@ -78,6 +78,10 @@ def test_help_is_grouped_and_says_the_exit_codes(module, argv, first, capsys):
     alone = text.split("options:\n")[1].split(first)[0].split()
     assert stopped.value.code == 0 and alone[:2] == ["-h,", "--help"] and len(alone) < 12  # no other flag
     assert "exit codes: 0 done; 2 a wrong input" in text
+    assert "(default: None)" not in text and "(default: False)" not in text
+    if module in ("run_train", "run_zero_shot"):
+        about = text.split("  --batch_size ")[1].split("\n  --")[0]
+        assert about.count("default:") == 1 and f"(default: {16 if module == 'run_train' else 64})" in about
 
 
 def test_every_step_of_data_prep_is_completed(capsys):

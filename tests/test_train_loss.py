@@ -79,10 +79,11 @@ def test_padding_to_a_few_lengths_changes_nothing(clip, batch, monkeypatch):
     encode = clip.encode_text
     monkeypatch.setattr(clip, "encode_text", lambda texts: seen.append(texts.shape[1]) or encode(texts))
     short, long = trim_padding(texts), torch.cat([texts[:, :12], texts[:, :3].clamp(max=150), texts[:, 15:]], 1)
-    for padded in (short, long):
+    exact = torch.nn.functional.pad(short, (0, 3))
+    for padded in (short, long, exact):
         expected = loss_of(Towers(clip), images, padded).item()
         assert loss_of(Towers(clip, text_lengths=(16, 20)), images, padded).item() == pytest.approx(expected, abs=1e-6)
-    assert seen == [13, 16, 20, 20]
+    assert seen == [13, 16, 20, 20, 16, 16]
 
 
 def test_parts_keep_few_activations(clip, batch):
@@ -183,6 +184,9 @@ def test_text_codes_know_equal_texts_and_no_others():
     assert torch.equal(codes, text_codes(torch.from_numpy(tokens[:, :40].astype(np.int64))))
     assert equal_pairs(codes.numpy()) == 1 and codes[17] == codes[4000]
     assert equal_pairs(np.array([1, 1, 1, 2, 2, 3])) == 4
+    factors = text_codes(torch.eye(77, dtype=torch.int64))
+    assert factors.dtype == torch.int64 and 0.3 < (factors < 0).double().mean() < 0.7
+    assert (factors.abs() > 2**60).double().mean() > 0.5  # they fill the 63 bits
 
 
 def test_low_precision_is_close_and_float16_steps_are_taken(clip, batch):
