@@ -95,7 +95,8 @@ class CXRDataset(Dataset):
             txt_path,
             list(dict.fromkeys([column, *columns])),
             also=["id", "study_id", "patient_id"],
-            remedy="run `python -m data_prep build` first, or name the file or its text column",
+            remedy="run `python -m data_prep build` first (with --findings for the column findings), or name the file "
+            "or its text column",
         )
         check_rows(img_path, txt_path, table)
         table = table[:size]

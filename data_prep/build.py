@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choices.add_argument("--test_views", choices=EVALUATION_VIEWS, default="first_frontal", help="test images by view")
     choices.add_argument("--section", choices=SECTIONS, default="impression", help="the part of the report")
     choices.add_argument(
+        "--findings",
+        action="store_true",
+        help="write the findings into a column of their own beside the impression, for run_train's --text_section "
+        "findings, both and alternate",
+    )
+    choices.add_argument(
         "--empty_report",
         choices=EMPTY_REPORTS,
         default="space",
@@ -123,6 +129,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     args.splits = args.splits or args.out.absolute().parent / "splits"
+    if args.findings and args.section != "impression":
+        raise UserError(f"--findings and --section {args.section} do not go together: both would hold the findings")
     work = Work(args.out)
     label = f"{args.shard[0]}/{args.shard[1]}" if args.shard else None
     with work.lock(label):

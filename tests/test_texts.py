@@ -32,6 +32,7 @@ def test_sections():
         read("impression"),
     ]
     assert read("alternate", epoch=1, texts=("Clear.", "")) == read("both", texts=("Clear.", "")) == "Clear."
+    assert read("both", texts=("Clear.", "Clear.")) == "Clear."  # a report without sections stands in both
     assert read("findings", texts=("Clear.", "")) == read(texts=(" ",)) == " "
 
 

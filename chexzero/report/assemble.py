@@ -183,7 +183,7 @@ def closing_sections(
     return [
         *cases,
         provenance.overlap_section(found.data_dir, claim),
-        provenance.data_section(found.data_dir, found.sets),
+        provenance.data_section(found.data_dir, found.sets, choice.run),
         provenance.provenance_section(choice.run, settings.flags(), found.predictors, found.sets),
     ]
 

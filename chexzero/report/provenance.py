@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from chexzero.common.formats import read_build
+from chexzero.common.formats import image_side, read_build
 from chexzero.common.statistics import mean_over_labels
 from chexzero.common.versions import git_revision, version
 from chexzero.evaluation.results import SetResult
@@ -131,8 +131,8 @@ def counted_otherwise(metric: str, value: float, valid: SetResult, n_images: int
     ]
 
 
-def data_section(data_dir: Path, sets: Sequence[EvaluationSet]) -> Section:
-    """What the build recorded about the data, and what lies in the two evaluation sets."""
+def data_section(data_dir: Path, sets: Sequence[EvaluationSet], run: RunFolder | None) -> Section:
+    """What the build recorded about the data, what lies in the two evaluation sets, and how large images are stored."""
     rows = [
         [
             one.name,
@@ -140,17 +140,25 @@ def data_section(data_dir: Path, sets: Sequence[EvaluationSet]) -> Section:
             one.table["study_id"].nunique(),
             one.table["patient_id"].nunique(),
             _views(one.table),
+            _size(image_side(one.images)),
         ]
         for one in sets
     ]
-    tables = [Table("The evaluation sets as read", ["Set", "Images", "Studies", "Patients", "Views"], rows)]
+    columns = ["Set", "Images", "Studies", "Patients", "Views", "Stored pixels"]
+    tables = [Table("The evaluation sets as read", columns, rows)]
     build = read_build(data_dir)
     text = [] if build else [f"{data_dir} has no build.json: how these files were made is not on record."]
+    if run:
+        text.append(f"The run was trained on images stored at {_size(run.image_size())} pixels.")
     tables += [table for table in (_counts(build.get("counts")), _left_out(build.get("left_out"))) if table]
     rest = {key: value for key, value in build.items() if key not in ("overlap", "files", "counts", "left_out")}
     if rest:
         tables.append(key_table("What else the build recorded (build.json)", rest))
     return Section("data", "Data", text, tables)
+
+
+def _size(side: int | None) -> str:
+    return f"{side} × {side}" if side else "not square"
 
 
 def _counts(counts: Any) -> Table | None:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 SECTIONS: dict[str, Callable[[Sequence[str], int], list[str]]] = {
     "impression": lambda texts, epoch: [texts[0]],
     "findings": lambda texts, epoch: [texts[1]],
-    "both": lambda texts, epoch: [texts[1], texts[0]],
+    "both": lambda texts, epoch: list(dict.fromkeys((texts[1], texts[0]))),  # a report without sections is in both
     "alternate": lambda texts, epoch: [texts[epoch % 2] or texts[1 - epoch % 2]],
 }
 #: `--text_sentences` -> what becomes of the sentences of a report.

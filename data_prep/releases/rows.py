@@ -50,7 +50,8 @@ class Row:
     problem: str = ""
 
 
-COLUMNS = [field.name for field in fields(Row) if field.name not in ("impression", "findings")]
+#: `impression` became `report`; `findings` are kept where a build writes them.
+COLUMNS = [field.name for field in fields(Row) if field.name != "impression"]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
@@ -74,7 +75,8 @@ def label_cells(labels: str) -> list[str]:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows that `write_rows` wrote, one at a time."""
-    for _, record in read_records(path, COLUMNS, remedy="start the build again with --overwrite"):
+    needed = [name for name in COLUMNS if name != "findings"]  # builds of earlier versions had none
+    for _, record in read_records(path, needed, "start the build again with --overwrite", optional=["findings"]):
         yield Row(**record)
 
 

@@ -176,6 +176,7 @@ class Planner:
                 if self.args.empty_report == "drop":
                     self._leave_out(row, "empty report")
                     continue
+            row.findings = choose_report(row, "findings", self.args.clean_reports) if self.args.findings else ""
             yield row
 
     def kept_out_rows(self) -> list[Row]:
@@ -185,6 +186,7 @@ class Planner:
             find_images(rows, self.releases[source].images, self.threads)
             for row in rows if self.releases[source].has_reports else ():
                 row.report = choose_report(row, self.args.section)
+                row.findings = ""
         return [row for row in self.kept.values() if not row.problem]
 
     def require_rows(self, names: dict[str, list[str]]) -> None:
@@ -237,6 +239,7 @@ class Planner:
             if self.args.unknown_labels == "negative":
                 row.labels = row.labels.replace(UNKNOWN, "0")
             row.report = choose_report(row, self.args.section)  # for the overlap audit; never trained with
+            row.findings = ""
             if not self._is_new(row):
                 raise UserError(f"{row.id} is in the tables of the {role} set twice; remove one of the rows")
         return self._choose_views([row for row in rows if row.labels], role, getattr(self.args, f"{role}_views"))
@@ -308,7 +311,12 @@ def _wanted(view: str, choice: str) -> bool:
 
 #: Settings that came later, with their defaults. They are recorded where they are used, so that a build made before
 #: them, and one made now without them, are the same build.
-LATER_SETTINGS: dict[str, Any] = {"clean_reports": False, "image_size": RESOLUTION, "unknown_labels": "empty"}
+LATER_SETTINGS: dict[str, Any] = {
+    "clean_reports": False,
+    "findings": False,
+    "image_size": RESOLUTION,
+    "unknown_labels": "empty",
+}
 
 
 def _identity(args: argparse.Namespace, roles: dict, releases: Releases) -> dict:

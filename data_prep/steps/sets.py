@@ -83,7 +83,7 @@ def write_role(
     ids = [row.id.encode() for block in good_blocks(work, plan, role, dropped) for row in block.rows]
     if not ids:
         raise UserError(f"nothing is left of the role {role}; look into the tables and {work.out / 'left_out.csv'}")
-    columns, line = TABLES[role]
+    columns, line = _WITH_FINDINGS if role == "train" and plan.identity["settings"].get("findings") else TABLES[role]
     with (
         new_table(work.out / table_name, columns) as write_line,
         new_table(Path(plan.finishing["splits"]) / MANIFESTS[role], MANIFEST_COLUMNS) as write_manifest,
@@ -144,6 +144,7 @@ def _label_line(row: Row) -> list[str]:
 
 
 _REPORTED = (["filename", "impression", "id", "source", "split", "patient_id", "study_id", "view"], _impression_line)
+_WITH_FINDINGS = ([*_REPORTED[0], "findings"], lambda row: [*_impression_line(row), row.findings])
 _LABELLED = (["id", "patient_id", "study_id", "view", *LABELS], _label_line)
 
 #: role -> the columns of the table beside its images, and a row's line in it
