@@ -33,7 +33,7 @@ demo: $(READY)
 	@echo 'The report, of a drawn corpus and no clinical result: $(abspath $(DEMO)/results/demo/report.html)'
 
 # Real radiographs without credentials: Open-i from NLM (1.4 GB; `make real YES=--yes` does not ask, FROM="--from FOLDER" takes
-# files that are there). On a GPU a ViT-B is trained, else a ViT-S whose tower is locked, else, without weights, the demo's.
+# files that are there; BUILD, TRAIN and EVALUATE add flags to these steps). On a GPU a ViT-B is trained, else a ViT-S whose tower is locked, else, without weights, the demo's.
 REAL := real
 DINOV3_S := timm/vit_small_patch16_dinov3.lvd1689m
 real: $(READY)
@@ -49,8 +49,9 @@ real: $(READY)
 	else echo 'no weights can be had, so the small model of the demo is trained'; fi; \
 	$(PY) run_train.py --config configs/real_$$config.yaml --cxr_filepath $(REAL)/data/cxr.h5 \
 		--txt_filepath $(REAL)/data/impressions.csv --save_dir $(REAL)/checkpoints --resume auto $(TRAIN)
-	@echo '[4/4] evaluating the selected checkpoint'
-	@$(PY) run_zero_shot.py --run $(REAL)/checkpoints/real --data $(REAL)/data --splits $(REAL)/splits --out $(REAL)/results
+	@echo '[4/4] evaluating the selected checkpoint, by studies: NLM does not say which view an image is'
+	@$(PY) run_zero_shot.py --run $(REAL)/checkpoints/real --data $(REAL)/data --splits $(REAL)/splits --out $(REAL)/results \
+		--level study_mean $(EVALUATE)
 	@echo 'The report: $(abspath $(REAL)/results/real/report.html)'
 
 clean-demo:

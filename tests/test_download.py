@@ -2,9 +2,14 @@
 
 import http.server
 import json
+import os
 import re
+import subprocess
+import sys
 import tarfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +21,8 @@ from release_corpus import QUICK_AUDIT
 
 from chexzero.common.errors import UserError
 from data_prep.__main__ import main
+
+ROOT = Path(__file__).parents[1]
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -46,11 +53,10 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def nlm(tmp_path_factory):
-    """The folder of the two archives, and the address at which they are served."""
-    root = tmp_path_factory.mktemp("nlm")
-    openi(root / "drawn", np.random.default_rng(4), n=80)
+@contextmanager
+def nlm_of(root: Path, n: int) -> Iterator[tuple[Path, str]]:
+    """The folder of the two archives of n drawn reports, and the address at which they are served."""
+    openi(root / "drawn", np.random.default_rng(4), n=n)
     served = root / "collections"
     served.mkdir()
     for name, folder, inside in (
@@ -61,8 +67,16 @@ def nlm(tmp_path_factory):
             tar.add(root / "drawn" / folder, inside)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(served)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield served, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    try:
+        yield served, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nlm(tmp_path_factory):
+    with nlm_of(tmp_path_factory.mktemp("nlm"), 80) as served:
+        yield served
 
 
 def download(out, *flags):
@@ -116,3 +130,32 @@ def test_the_sets_that_make_real_builds(nlm, tmp_path):
     assert tables[1].iloc[:, 4:].isin([0, 1]).all(axis=None)
     record = json.loads((tmp_path / "data/build.json").read_text())
     assert record["inputs"]["openi_reports"]["sha256"]
+
+
+@pytest.mark.long
+def test_make_real_ends_in_a_report(tmp_path):
+    """The whole target as a user types it, from the served archives to the report, and once more with nothing to do."""
+    with nlm_of(tmp_path / "nlm", 300) as (_, address):
+        make_real(tmp_path, address)
+
+
+def make_real(tmp_path: Path, address: str) -> None:
+    command = [
+        *("make", "-o", ".venv/.ready", f"PY={sys.executable}", f"REAL={tmp_path / 'real'}", "YES=--yes", "real"),
+        f"FROM=--from {address} --any_count",
+        "BUILD=--audit_copies 5 --audit_unrelated 5 --workers 1",
+        "TRAIN=--max_steps 4 --val_interval 2 --batch_size 8 --num_workers 0",
+        "EVALUATE=--n_bootstrap 20",
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "CUDA_VISIBLE_DEVICES": ""}
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        report = tmp_path / "real/results/real/report.html"
+        assert done.stdout.splitlines()[-1] == f"The report: {report}" and report.is_file()
+    assert "no weights can be had, so the small model of the demo is trained" in done.stdout
+    assert "already holds this build" in done.stdout
+    metrics = pd.read_csv(tmp_path / "real/checkpoints/real/metrics.csv")
+    assert metrics["step"].tolist() == [0, 2, 4]
+    found = json.loads(report.with_name("metrics.json").read_text())
+    assert found["drawn"] is False and found["selected"]["step"] in (0, 2, 4)

@@ -24,7 +24,7 @@ from chexzero.report import charts, checklist, provenance, sanity, scores
 from chexzero.report.beside import paper, readers
 from chexzero.report.beside.baseline import baseline_section, checkpoints_in
 from chexzero.report.cases import thumbnails_section
-from chexzero.report.image_checks import image_checks, named_set_lies
+from chexzero.report.image_checks import frontal_images_lie, image_checks
 from chexzero.report.named_sets import add_choices, named_set_section, overview_section, prompt_choice_section
 from chexzero.report.sections import Section
 from chexzero.report.summary import banner, facts, summary
@@ -205,7 +205,7 @@ def score_sets(
         summaries = summarise(one, scores)
         results.append((one, summaries))
         trained = sanity.not_trained_on(one.name, len(one.table), known, known.found_in(one))
-        checks += [trained, named_set_lies(one.name, one.images, one.table, settings.pixel_range)]
+        checks += [trained, frontal_images_lie(one.name, one.images, one.table, settings.pixel_range)]
         section = named_set_section(one, scores, summaries, out / "figures")
         if one.protocol.one_of:
             add_choices(section, {way: score_choices(one, values) for way, values in asked.probability.items()})

@@ -47,7 +47,7 @@ def lies_as_a_chest(name: str, one: ImageStatistics) -> Check:
     return Check(title, PASSED, f"{len(one.small)} frontal images compared with a schematic chest in eight ways")
 
 
-def named_set_lies(name: str, images: Path, table: pd.DataFrame, pixel_range: str | None) -> Check:
+def frontal_images_lie(name: str, images: Path, table: pd.DataFrame, pixel_range: str | None) -> Check:
     """`lies_as_a_chest` of the images whose `view` the table calls frontal."""
     rows = frontal_rows(table)
     if len(rows) < FEW:
@@ -93,7 +93,10 @@ def image_checks(valid: EvaluationSet, test: EvaluationSet, training: Path | Non
     }
     checks = [
         *equal_images(valid, test),
-        *(lies_as_a_chest(name, of_set) for name, of_set in (("validation", found["valid"]), ("test", found["test"]))),
+        *(
+            frontal_images_lie(name, one.images, one.table, one.pixel_range)
+            for name, one in (("validation", valid), ("test", test))
+        ),
         *looks_alike("test", found["test"], "validation", found["valid"]),
     ]
     if training is None or not training.is_file():
