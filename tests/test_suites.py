@@ -2,10 +2,13 @@
 
 import json
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from planted_suites import Corpus
+from planted_suites import DIM, Corpus, noise
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.metrics import top_k_accuracy_score
 
 from chexzero.common.labels import LABELS
 from chexzero.suites import SUITES, cxr_lt
@@ -249,3 +252,42 @@ def test_the_2026_names_are_those_of_the_facts(shared):
     known = json.loads((shared / "datasets/cxr_lt_labels.json").read_text())["2026"]
     tasks = cxr_lt._tasks(read_prompts(cxr_lt.EDITIONS[2026].prompts))
     assert tasks["seen"] == known["known_30"] and tasks["unseen"] == known["unseen_6"]
+
+
+def test_retrieval_over_thousands_of_real_reports(corpus, tmp_path, shared):
+    table = pd.read_csv(shared / "datasets" / "openi" / "reports.csv")[["uid", "impression"]].dropna()
+    table["impression"] = table["impression"].str.split().str.join(" ")
+    table = table[table["impression"] != ""].set_index("uid")
+    words = HashingVectorizer(n_features=DIM, norm=None, alternate_sign=False)
+
+    def of_text(text):
+        return words.transform([text]).toarray()[0] + 1e-3 * noise(text)
+
+    def retrieval(name, rows):
+        """The suite's figures, the similarity of each image to each pair's report, and which report each has."""
+        with h5py.File(tmp_path / f"{name}.h5", "w") as handle:
+            handle["cxr"] = np.zeros((len(rows), 2, 2), np.uint8)
+            handle.create_dataset("id", data=list(rows.index), dtype=h5py.string_dtype())
+        rows.reset_index(names="id").to_csv(tmp_path / f"{name}.csv", index=False)
+        images, reports = str(tmp_path / f"{name}.h5"), str(tmp_path / f"{name}.csv")
+        context = corpus.context("--retrieval_images", images, "--report_texts", reports)
+        context.plant(lambda image: of_text(rows.loc[image, "impression"]) + 0.5 * noise(image), of_text)
+        distinct, report = np.unique(rows["impression"], return_inverse=True)
+        likeness = context.image_features(images) @ context.text_features(distinct.tolist()).T
+        return SUITES["retrieval"].run(context).metrics, likeness[:, report], report
+
+    one_each = table.drop_duplicates("impression")
+    found, likeness, _ = retrieval("one_each", one_each)
+    pairs = np.arange(len(one_each))
+    for way, scores in (("image_to_report", likeness), ("report_to_image", likeness.T)):
+        for k in (1, 5, 10):
+            want = top_k_accuracy_score(pairs, scores, k=k, labels=pairs)
+            assert 0.1 < want < 0.99 and found[way][f"recall@{k}"]["recall"] == pytest.approx(want, abs=1e-6)
+
+    found, likeness, report = retrieval("all", table)
+    assert found["pairs"] == len(report) > 3_500 and found["distinct_reports"] < len(report) - 500
+    for way, scores in (("image_to_report", likeness), ("report_to_image", likeness.T)):
+        best = np.argsort(-scores, axis=1)[:, :10]
+        for k in (1, 5, 10):
+            want = (report[best[:, :k]] == report[:, None]).any(axis=1).mean()
+            assert found[way][f"recall@{k}"]["recall"] == pytest.approx(want, abs=1e-6)

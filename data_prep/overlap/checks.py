@@ -171,7 +171,7 @@ def _progress(total: int) -> Callable[[int], None]:
 def _between(search: near.Search, role_of: np.ndarray, workers: int) -> list[near.Pair]:
     """Compare test images with validation images; rows and queries count over both sets."""
     valid, test = np.flatnonzero(role_of == "valid"), np.flatnonzero(role_of == "test")
-    signatures = np.stack([nominate.signature(search.images[row], search.vocabulary) for row in valid])
+    signatures = search.signatures[valid]
     weights = nominate.rarity(signatures, search.vocabulary.size)
     nominations = nominate.nominate([search.views[query] for query in test], weights, signatures, workers)
     pairs = near.second_stage(search.images[test], nominations, lambda row: search.images[valid[row]], workers)

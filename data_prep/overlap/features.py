@@ -1,5 +1,6 @@
 """Local features of an image (SIFT), spread over the picture, and the content box they are taken from."""
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -77,6 +78,13 @@ def _spread(points: np.ndarray, responses: np.ndarray, size: tuple[int, int]) ->
     rank = np.empty(len(points), int)
     rank[strongest] = np.arange(len(points)) - firsts
     return np.lexsort((-responses, rank // PER_ROUND))
+
+
+def stretch(matrix: np.ndarray) -> float:
+    """Largest over smallest magnification of an affine map (2, 3): the ratio of its singular values, 1 for a change of size."""
+    (a, b, _), (c, d, _) = matrix.tolist()
+    squares, area = a * a + b * b + c * c + d * d, abs(a * d - b * c)
+    return (squares + math.sqrt(max(squares**2 - 4 * area**2, 0))) / (2 * area) if area else math.inf
 
 
 #: what is done to an evaluation image before it is compared: mirrored, inverted; turns need nothing (SIFT)

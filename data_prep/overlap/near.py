@@ -54,18 +54,23 @@ class Copy:
 
 @dataclass
 class Search:
-    """The first stage made ready for one set of evaluation images uint8 (Q, 320, 320), and its weights and floors."""
+    """The first stage made ready for one set of evaluation images uint8 (Q, 320, 320), and its weights and floors.
+
+    `signatures` are theirs, as if they were training images: they are searched for among each other.
+    """
 
     images: np.ndarray
     vocabulary: nominate.Vocabulary
     views: list[nominate.Views]
+    signatures: np.ndarray
     weights: np.ndarray
     nominations: list[nominate.Nominations]
 
     @classmethod
     def prepare(cls, images: np.ndarray, workers: int) -> "Search":
         vocabulary, views = nominate.prepare(images, workers)
-        return cls(images, vocabulary, views, np.ones(vocabulary.size, np.float32), [nominate.NOTHING] * len(images))
+        weights, nothing = np.ones(vocabulary.size, np.float32), [nominate.NOTHING] * len(images)
+        return cls(images, vocabulary, views, nominate.make_signatures(images, vocabulary, workers), weights, nothing)
 
 
 def fetcher(images: Any) -> Callable[[int], np.ndarray]:
@@ -142,10 +147,8 @@ def unrelated_pairs(search: Search, related: Callable[[int, int], bool], n: int,
 
     The first stage's least number is left out, so that the second is tried on more than it would be given.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        marks = np.stack(list(pool.map(lambda image: nominate.signature(image, search.vocabulary), search.images)))
-    weights = nominate.rarity(marks, search.vocabulary.size)
-    found = nominate.nominate(search.views, weights, marks, workers, keep=nominate.KEEP_SHARED, least=0)
+    weights, few = nominate.rarity(search.signatures, search.vocabulary.size), nominate.KEEP_SHARED // 4
+    found = nominate.nominate(search.views, weights, search.signatures, workers, keep_shared=few, keep=few, least=0)
     scored = sorted(
         (-int(score), query, int(row))
         for query, one in enumerate(found)

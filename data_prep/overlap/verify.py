@@ -7,6 +7,7 @@ a part of the picture, or with few features. So the texture under the map must a
 
 import operator
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -41,6 +42,11 @@ class Prepared:
     mirrored: bool = False
     inverted: bool = False
 
+    @cached_property
+    def texture(self) -> np.ndarray:
+        """The image's texture within its content, float32 (320, 320); an image is compared with several others."""
+        return texture(self.image, self.mask)
+
 
 @dataclass
 class Comparison:
@@ -62,7 +68,7 @@ class Comparison:
     @property
     def stretch(self) -> float:
         """Largest over smallest magnification of the map, 1 for a change of size alone."""
-        return float(np.linalg.cond(self.matrix[:, :2]))
+        return features.stretch(self.matrix)
 
     @property
     def same(self) -> bool:
@@ -116,7 +122,7 @@ def _fit(a: Features, b: Features) -> tuple[int, float, np.ndarray | None]:
     """Fit an affine map from `a` to `b`: how many features and which share of the matched ones agree with it, and the
     map, None if there is no sane one."""
     pairs = matched(a.descriptors, b.descriptors)
-    if len(pairs) < 4:
+    if len(pairs) < MIN_INLIERS:
         return 0, 0.0, None
     here, there = a.points[pairs[:, 0]], b.points[pairs[:, 1]]
     matrix, inside = cv2.estimateAffine2D(
@@ -134,10 +140,11 @@ def matched(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if min(len(a), len(b)) < 2:
         return np.empty((0, 2), int)
     likeness = a @ b.T
-    nearest = likeness.argmax(axis=1)
-    best, second = -np.partition(-likeness, 1, axis=1)[:, :2].T
-    distances = [np.sqrt(np.maximum(2 - 2 * value, 0)) for value in (best, second)]
-    mutual = likeness.argmax(axis=0)[nearest] == np.arange(len(a))
+    rows, nearest = np.arange(len(a)), likeness.argmax(axis=1)
+    mutual = likeness.argmax(axis=0)[nearest] == rows
+    best = likeness[rows, nearest]
+    likeness[rows, nearest] = -1
+    distances = [np.sqrt(np.maximum(2 - 2 * value, 0)) for value in (best, likeness.max(axis=1))]
     rows = np.flatnonzero(mutual & (distances[0] < RATIO * distances[1]))
     return np.stack([rows, nearest[rows]], axis=1)
 
@@ -173,7 +180,7 @@ def texture_agreement(a: Prepared, b: Prepared, matrix: np.ndarray) -> tuple[flo
     smaller = min(a.mask.sum(), b.mask.sum() / abs(np.linalg.det(matrix[:, :2])))
     overlap = float(common.sum() / max(smaller, 1))
     inner = cv2.erode(common, np.ones((9, 9), np.uint8))  # a picture's edge is no texture
-    x, y, m = (_tiles(values) for values in (texture(a.image, a.mask), texture(moved, common), inner))
+    x, y, m = (_tiles(values) for values in (a.texture, texture(moved, common), inner))
     enough = m.mean(axis=1) >= TILE_FILLED
     if enough.sum() < MIN_TILES:
         return 0.0, overlap
