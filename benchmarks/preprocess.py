@@ -2,6 +2,7 @@
 
     python -m benchmarks.preprocess --images 200 --rounds 5 --out benchmarks/results/preprocess.json
     python -m benchmarks.preprocess --pictures DIR ...       # the radiographs under DIR, brought to full size
+    python -m benchmarks.preprocess --image_size 320 448 512 # what `build --image_size` costs, in one run
 
 The loop reads in colour, turns BGR to RGB, resizes three channels, and writes float32, image by image. Ours is what
 `python -m data_prep build` does: processes that write blocks, then the join into one HDF5 file; their start is in our
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -31,6 +33,7 @@ from chexzero.common.errors import UserError, run_command
 from chexzero.common.files import write_json
 from chexzero.data_process import RESOLUTION, preprocess
 from chexzero.imaging.decode import decode, prepare_image
+from data_prep.build import IMAGE_SIZES
 from data_prep.steps import blocks
 from data_prep.steps.prepare import run_tasks
 from data_prep.steps.sets import new_images
@@ -56,6 +59,7 @@ def main() -> None:
         stages = measure_stages(files[:FEW], Path(folder))
         sixteen_bits = measure_sixteen_bits(files[0], Path(folder))
         memory = {kind: measure_memory(Path(folder), **of) for kind, of in KINDS.items()}
+        sizes = measure_sizes(files, Path(folder), args.workers, args.image_size, args.rounds)
     report = {
         "machine": machine(),
         "files": len(files),
@@ -67,6 +71,7 @@ def main() -> None:
         "milliseconds": stages,
         "processor": processor,
         "worker_MiB": memory,
+        "sizes": sizes,
         "milliseconds_16_bit": sixteen_bits,
         "ratio": statistics.median(r["ratio"] for r in rounds),
         "ratio_lowest": min(r["ratio"] for r in rounds),
@@ -82,6 +87,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, help="a folder of radiographs to start from (default: drawn ones)")
     parser.add_argument("--images", type=positive, default=200, help="files to make and read")
     parser.add_argument("--rounds", type=positive, default=5, help="turns of both, of which the median ratio counts")
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        nargs="+",
+        choices=IMAGE_SIZES,
+        default=[],
+        help="sides of the stored images that are compared with each other, by turns",
+    )
     parser.add_argument("--workers", type=positive, default=cpu_count(), help="our processes")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     return parser.parse_args()
@@ -118,8 +131,7 @@ def measure_round(files: list[Path], folder: Path, workers: int) -> dict[str, fl
     with h5py.File(folder / "plain.h5") as a, h5py.File(folder / "ours.h5") as b:
         if not np.array_equal(a["cxr"][:], b["cxr"][:]):
             raise SystemExit("the bytes differ")
-    for block in folder.glob("*.npz"):
-        block.unlink()
+    remove_blocks(folder)
     return {
         "load": os.getloadavg()[0],
         "plain_images_per_second": theirs,
@@ -136,7 +148,7 @@ def plain_loop(files: list[Path], target: Path) -> None:
             images[i] = np.array(preprocess(Image.fromarray(image)))
 
 
-def prepare(files: list[Path], folder: Path, workers: int) -> None:
+def prepare(files: list[Path], folder: Path, workers: int, side: int = RESOLUTION) -> None:
     """What `build` does with a role's images: blocks by all processes (by this one if 0), then the join."""
     size = min(blocks.SIZE, -(-len(files) // (2 * max(workers, 1))))  # a build has blocks enough for every process
     tasks = [
@@ -146,6 +158,7 @@ def prepare(files: list[Path], folder: Path, workers: int) -> None:
                 blocks.block_path(folder, at),
                 [(str(path.parent), path.name, "") for path in files[at : at + size]],
                 "stretch",
+                side,
             ),
         )
         for at in range(0, len(files), size)
@@ -154,7 +167,7 @@ def prepare(files: list[Path], folder: Path, workers: int) -> None:
     failed = [error for _, _, errors in done for error in errors]
     if failed:
         raise SystemExit(failed[0])
-    with new_images(folder / "ours.h5", [path.name.encode() for path in files], {}) as file:
+    with new_images(folder / "ours.h5", [path.name.encode() for path in files], {}, side) as file:
         for at, (_, task) in zip(range(0, len(files), size), tasks, strict=True):
             file["cxr"][at : at + len(task.files)] = blocks.read_block(task.target, len(task.files)).images
 
@@ -163,6 +176,35 @@ def images_per_second(run: Callable[[], None], count: int) -> float:
     start = time.perf_counter()
     run()
     return count / (time.perf_counter() - start)
+
+
+def measure_sizes(
+    files: list[Path], folder: Path, workers: int, sides: list[int], rounds: int
+) -> dict[int, dict[str, float]]:
+    """Side -> images per second of ours (the median of the rounds, in which the sides take turns), milliseconds of
+    processor time an image in one process, and bytes of the file an image."""
+    speeds: dict[int, list[float]] = {side: [] for side in sides}
+    found: dict[int, dict[str, float]] = {}
+    for _ in range(rounds if sides else 0):
+        for side in sides:
+            speeds[side].append(images_per_second(partial(prepare, files, folder, workers, side), len(files)))
+            remove_blocks(folder)
+    for side in sides:
+        start = time.process_time()
+        prepare(files[:FEW], folder, 0, side)
+        milliseconds = 1000 * (time.process_time() - start) / len(files[:FEW])
+        remove_blocks(folder)
+        found[side] = {
+            "images_per_second": statistics.median(speeds[side]),
+            "milliseconds": milliseconds,
+            "bytes_per_image": (folder / "ours.h5").stat().st_size / len(files[:FEW]),
+        }
+    return found
+
+
+def remove_blocks(folder: Path) -> None:
+    for block in folder.glob("*.npz"):
+        block.unlink()
 
 
 def measure_processor(files: list[Path], folder: Path) -> dict[str, float]:
@@ -177,8 +219,7 @@ def measure_processor(files: list[Path], folder: Path) -> dict[str, float]:
         start = time.process_time()
         run()
         times[name] = 1000 * (time.process_time() - start) / len(files)
-    for block in folder.glob("*.npz"):
-        block.unlink()
+    remove_blocks(folder)
     return times | {"ratio": times["plain"] / times["ours"]}
 
 
@@ -282,6 +323,13 @@ def show(report: dict) -> None:
         f"{1000 / floor:.1f} images/s a core with these decoders"
     )
     print(f"a 16-bit file of 707 x 580 pixels: {report['milliseconds_16_bit']:.1f} ms")
+    if report["sizes"]:
+        print(f"\n{'stored side':>11}{'images/s':>10}{'ms an image':>13}{'kB an image':>13}{'GB for 496,232':>16}")
+    for side, of in report["sizes"].items():
+        size = of["bytes_per_image"]
+        print(
+            f"{side:11}{of['images_per_second']:10.1f}{of['milliseconds']:13.1f}{size / 1e3:13.1f}{496_232 * size / 1e9:16.1f}"
+        )
     print("memory of a process: " + ", ".join(f"{kind} {mib} MiB" for kind, mib in report["worker_MiB"].items()))
 
 

@@ -373,10 +373,9 @@ class Run:
     def _say_how_images_lie(self) -> None:
         """Warn of a set that is mirrored, turned or negative: left and right of its reports and labels are wrong."""
         config = self.config
-        named = [(config.cxr_filepath, config.txt_filepath)]
-        if config.val_interval:
-            named.append((config.valid, config.valid_labels))
-        sets = [(images, table) for images, table in named if images is not None and table is not None]
+        sets = [(config.cxr_filepath, config.txt_filepath or "")]
+        if config.val_interval and config.valid and config.valid_labels:
+            sets.append((config.valid, config.valid_labels))
         for sentence in orientation_warnings(sets, config.pixel_range):
             log.warning("%s", sentence)
 
