@@ -1,8 +1,8 @@
 """Exports give the same logits in the library they are made for, loaded in a process that has none of our code."""
 
 import ast
+import functools
 import html
-import itertools
 import json
 import os
 import re
@@ -81,57 +81,75 @@ def small_model(kind: str, size: str = "dinov3_tiny") -> CLIP:
     return CLIP(64, 96, 0, 0, None, **text, visual=tower).eval()
 
 
-@pytest.mark.timeout(900)  # a process of its own that imports a second library
-@pytest.mark.parametrize(
-    "kind, target",
-    [
-        *(pair for pair in itertools.product(["vit", "dinov3"], LOADERS) if pair != ("vit", "onnx")),
-        pytest.param("vit", "onnx", marks=pytest.mark.long),
-        ("timm", "open_clip"),
-        ("siglip", "open_clip"),
-        pytest.param("siglip", "onnx", marks=pytest.mark.long),
-    ],
-)
-def test_another_library_gives_our_logits(tmp_path, kind, target):
-    if target == "onnx":
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnxscript")
+#: Kinds that share a process, for it takes seconds until a library is imported; tracing for ONNX takes longer still.
+TOGETHER = {"hf": ("vit", "dinov3"), "open_clip": ("vit", "dinov3", "timm", "siglip"), "onnx": ("dinov3",)}
+RUN_EACH = """
+import contextlib, os, runpy, sys
+places, texts = sys.argv[1].split(os.pathsep), sys.argv[2:]
+for place in places:
+    os.chdir(place)
+    sys.argv = ["run.py", place + "/out", "data.npz", "logits.npy", *texts]
+    with open("stdout.txt", "w") as said, contextlib.redirect_stdout(said):
+        runpy.run_path("run.py")
+"""
+
+
+def write_export(place: Path, kind: str, target: str) -> CLIP:
+    """`out` with the export, inputs, and `run.py`, which has the library compute logits and runs the card's lines."""
+    place.mkdir()
     model = small_model(kind, "dinov3_vits" if (kind, target) == ("dinov3", "open_clip") else "dinov3_tiny")
     if (kind, target) == ("dinov3", "onnx"):  # tracing takes seconds a block
         model.visual.trunk.blocks = model.visual.trunk.blocks[:2]
     images = np.random.default_rng(0).integers(0, 256, (3, 320, 320), dtype=np.uint8)
     prepared, tokens = prepare(torch.from_numpy(images), model.image_resolution), tokenize(TEXTS)
+    torch.save(model.state_dict(), place / "checkpoint.pt")
+    card = model_card(model, target, place / "out", RunFolder(place), place / "checkpoint.pt", place)
+    export(model, target, place / "out", card)
+    np.savez(place / "data.npz", images=images, prepared=prepared.numpy(), tokens=tokens.long().numpy())
+    Image.fromarray(np.tile(images[0], (2, 1))[:500]).save(place / "chest.png")
+    lines = (place / "out" / "README.md").read_text().split("```python")[1].split("```")[0]
+    (place / "run.py").write_text(HEAD + LOADERS[target] + TAIL + lines)
+    return model
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """(kinds, target) -> kind -> its folder, where the library has run, and our model."""
+
+    @functools.cache
+    def load(kinds: tuple[str, ...], target: str) -> dict[str, tuple[Path, CLIP]]:
+        folder = tmp_path_factory.mktemp(target)
+        found = {kind: (folder / kind, write_export(folder / kind, kind, target)) for kind in kinds}
+        places = os.pathsep.join(str(place) for place, _ in found.values())
+        offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # the folder holds all that is needed
+        subprocess.run([sys.executable, "-c", RUN_EACH, places, *TEXTS], check=True, cwd=folder, env=offline)
+        return found
+
+    return load
+
+
+@pytest.mark.timeout(900)  # a process of its own that imports a second library
+@pytest.mark.parametrize(
+    "kind, target",
+    [
+        *((kind, target) for target, kinds in TOGETHER.items() for kind in kinds),
+        *(pytest.param(kind, "onnx", marks=pytest.mark.long) for kind in ("vit", "siglip")),
+    ],
+)
+def test_another_library_gives_our_logits(loaded, kind, target):
+    if target == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    place, model = loaded(TOGETHER[target] if kind in TOGETHER[target] else (kind,), target)[kind]
+    data = np.load(place / "data.npz")
     with torch.no_grad():
-        expected = model(prepared, tokens)[0].numpy()
-    checkpoint = tmp_path / "checkpoint.pt"
-    torch.save(model.state_dict(), checkpoint)
-    card = model_card(model, target, tmp_path / "out", RunFolder(tmp_path), checkpoint, tmp_path)
-    export(model, target, tmp_path / "out", card)
-    np.savez(tmp_path / "data.npz", images=images, prepared=prepared.numpy(), tokens=tokens.long().numpy())
-    Image.fromarray(np.tile(images[0], (2, 1))[:500]).save(tmp_path / "chest.png")
-    lines = (tmp_path / "out" / "README.md").read_text().split("```python")[1].split("```")[0]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            HEAD + LOADERS[target] + TAIL + lines,
-            tmp_path / "out",
-            tmp_path / "data.npz",
-            tmp_path / "logits.npy",
-            *TEXTS,
-        ],
-        check=True,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # the folder holds all that is needed
-    assert np.abs(np.load(tmp_path / "logits.npy") - expected).max() < 1e-4
-    assert float(done.stdout.split("edema:")[1]) == pytest.approx(
-        ChestCLIP(model).probabilities([tmp_path / "chest.png"], ["Edema"]).item(), abs=1e-5
+        expected = model(torch.from_numpy(data["prepared"]), torch.from_numpy(data["tokens"]))[0].numpy()
+    assert np.abs(np.load(place / "logits.npy") - expected).max() < 1e-4
+    assert float((place / "stdout.txt").read_text().split("edema:")[1]) == pytest.approx(
+        ChestCLIP(model).probabilities([place / "chest.png"], ["Edema"]).item(), abs=1e-5
     )
     if target != "onnx":
-        ours, again = model.state_dict(), read_state_dict(tmp_path / "out")
+        ours, again = model.state_dict(), read_state_dict(place / "out")
         assert ours.keys() == again.keys() and all(torch.equal(ours[key], again[key]) for key in ours)
 
 

@@ -2,8 +2,6 @@
 
 import argparse
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -90,11 +88,6 @@ def test_every_step_of_data_prep_is_completed(capsys):
     assert "--on_overlap" in (script := capsys.readouterr().out) and "chexpert-test" in script
 
 
-def test_completion_is_printed():
-    done = subprocess.run(
-        [sys.executable, ROOT / "run_train.py", "--print-completion", "bash"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "--vision" in done.stdout
+def test_completion_is_printed(run_module, capsys):
+    assert run_module("run_train", "--print-completion", "bash") == 0
+    assert "--vision" in capsys.readouterr().out
