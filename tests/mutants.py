@@ -2,24 +2,36 @@
 
     python -m tests.mutants --changes 100
 
-First the suite runs once under coverage, with the name of the test recorded for each line; then each change is made
-in a copy of the checkout, and the tests of its line run until one fails. Printed: how many changes were noticed, and
-every one that was not, with its line, to be argued equivalent or to be given a test.
+First the suite runs once under coverage in a copy of the checkout, with the tests recorded that execute each line, and
+how long each takes; then each change is made in a copy, and the tests of its line run, the quickest and most specific
+first, until one fails. Printed: how many changes were noticed, and every one that was not, with its line, to be argued
+equivalent or to be given a test.
 """
 
 import argparse
 import ast
+import bisect
+import importlib.util
+import itertools
+import multiprocessing
 import os
+import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+from xml.etree import ElementTree
 
 import coverage
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Where a wrong operator would change a published number or lose data.
@@ -43,6 +55,12 @@ SWAPS = {
     ast.FloorDiv: "/", ast.Mod: "*", ast.Pow: "*", ast.And: "or", ast.Or: "and", ast.BitAnd: "|", ast.BitOr: "&",
     ast.MatMult: "*", ast.LShift: ">>", ast.RShift: "<<",
 }  # fmt: skip
+
+
+#: Tests are forked from a process that has imported what takes seconds, and nothing of this project.
+FORKED = multiprocessing.get_context("forkserver")
+IMPORTED = ["cv2", "h5py", "hypothesis", "matplotlib.figure", "open_clip", "pandas", "pytest", "scipy.stats",
+            "sklearn.metrics", "timm", "torch"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,62 +117,122 @@ def _annotations(node: ast.AST) -> list[ast.AST]:
     return [one for one in found if one is not None]
 
 
-def record(data_file: Path) -> None:
-    """Run the suite once, noting which test executes which line."""
+def write_copy(folder: Path) -> Path:
+    """A clone of the checkout, uncommitted changes included; beside it, what lies beside the checkout for tests."""
+    copy = folder / "checkout"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True)
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, tracked.stdout.split("\0")):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy / name)
+    (folder / "shared").symlink_to(ROOT.parent / "shared")
+    return copy
+
+
+def record(copy: Path, data_file: Path) -> None:
+    """Run the suite once, noting which test executes which line, and (in `data_file`.xml) its seconds."""
     command = [sys.executable, "-m", "pytest", "-n", "2", "-m", "not long and not gpu", "-p", "no:cacheprovider",
-               "--cov", "--cov-context=test", "--cov-report="]  # fmt: skip
-    subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "COVERAGE_FILE": str(data_file)}, check=True
-    )
+               "--cov", "--cov-context=test", "--cov-report=", f"--junitxml={data_file}.xml"]  # fmt: skip
+    subprocess.run(command, cwd=copy, env={**os.environ, "COVERAGE_FILE": str(data_file)}, check=True)
 
 
-def is_noticed(copy: Path, change: Change, tests: list[str], seconds: int) -> bool:
-    """Whether one of `tests` fails, or hangs, with the change made in the copy of the checkout."""
-    target = copy / change.path.relative_to(ROOT)
+@dataclass
+class Recording:
+    """Which tests execute a line, the quickest and most specific first."""
+
+    data: coverage.CoverageData
+    seconds: dict[str, float]  # of each test
+    breadth: Counter[str]  # how many lines each test executes
+
+    @classmethod
+    def read(cls, data_file: Path) -> Self:
+        data = coverage.CoverageData(str(data_file))
+        data.read()
+        cases = ElementTree.parse(f"{data_file}.xml").iter("testcase")
+        names = ((case, case.get("classname", "").replace(".", "/")) for case in cases)
+        seconds = {f"{file}.py::{case.get('name')}": float(case.get("time", 0)) for case, file in names}
+        breadth: Counter[str] = Counter()
+        for path in data.measured_files():
+            for contexts in data.contexts_by_lineno(path).values():
+                breadth.update({context.rpartition("|")[0] for context in contexts})
+        return cls(data, seconds, breadth)
+
+    def tests_of(self, change: Change, limit: float) -> list[str]:
+        """Tests of the change's line that took up to `limit` seconds together; at least one."""
+        contexts = self.data.contexts_by_lineno(str(change.path.relative_to(ROOT))).get(change.line, [])
+        run = {test for test, _, phase in (one.rpartition("|") for one in contexts) if phase == "run"}
+        files = {one.partition("::")[0] for one in contexts if one.endswith("|setup")}  # a fixture, shared by its file
+        run |= {test for test in self.seconds if test.partition("::")[0] in files}
+        tests = sorted(run & set(self.seconds), key=lambda test: (self.seconds[test] * (1 + self.breadth[test]), test))
+        total = list(itertools.accumulate(self.seconds[test] for test in tests))
+        return tests[: max(1, bisect.bisect(total, limit))]
+
+
+def run_tests(copy: Path, tests: list[str], log: Path) -> None:
+    """Run tests of the copy until one fails, in a process forked for it; its exit code is pytest's."""
+    os.setsid()
+    os.chdir(copy)
+    sys.path[:] = [str(copy), *(path for path in sys.path if path != str(ROOT))]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    with open(log, "w") as written:
+        os.dup2(written.fileno(), 1)
+        os.dup2(written.fileno(), 2)
+    os._exit(pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]))
+
+
+def noticed_by(copy: Path, change: Change, tests: list[str], limit: float) -> str | None:
+    """What fails with the change made in the copy: the first test, or all of them after `limit` seconds."""
+    target, log = copy / change.path.relative_to(ROOT), copy.parent / "log.txt"
     text = target.read_text(encoding="utf-8")
     target.write_text(text[: change.start] + change.new + text[change.end :], encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    try:
-        done = subprocess.run(command, cwd=copy, capture_output=True, timeout=seconds,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-        return done.returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
-    finally:
-        target.write_text(text, encoding="utf-8")
+    process = FORKED.Process(target=run_tests, args=(copy, tests, log))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+    target.write_text(text, encoding="utf-8")
+    Path(importlib.util.cache_from_source(str(target))).unlink(missing_ok=True)  # its time may be the same second
+    if process.exitcode == 0:
+        return None
+    failed = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed[0] if failed else f"exit code {process.exitcode}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.splitlines()[0])
     parser.add_argument("--changes", type=int, default=100, help="how many changes to try (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which changes are drawn (default: %(default)s)")
-    parser.add_argument("--tests", type=int, default=40, help="at most so many tests per change (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="of tests per change at most (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="changes tried at the same time (default: %(default)s)")
     parser.add_argument("--coverage", type=Path, help="use this file of an earlier call instead of running the suite")
     args = parser.parse_args()
-    data_file = args.coverage or ROOT / "build" / "mutants.coverage"
-    if args.coverage is None:
-        data_file.parent.mkdir(exist_ok=True)
-        record(data_file)
-    data = coverage.CoverageData(str(data_file))
-    data.read()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    FORKED.set_forkserver_preload(IMPORTED)
     every = [change for pattern in CORE for path in sorted(ROOT.glob(pattern)) for change in changes_of(path)]
     drawn = random.Random(args.seed).sample(every, args.changes)
-    left: list[Change] = []
-    with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
-        copy = Path(folder) / "checkout"
-        tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-        for name in filter(None, tracked.stdout.split("\0")):
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)
-        for number, change in enumerate(drawn, 1):
-            contexts = data.contexts_by_lineno(str(change.path)).get(change.line, [])
-            tests = sorted({context.split("|")[0] for context in contexts if context})
-            random.Random(args.seed).shuffle(tests)
-            noticed = bool(tests) and is_noticed(copy, change, tests[: args.tests], seconds=600)
-            if not noticed:
-                left.append(change)
+    with tempfile.TemporaryDirectory(prefix="mutants_") as folder, ThreadPoolExecutor(args.jobs) as pool:
+        copies: queue.Queue[Path] = queue.Queue()
+        for number in range(args.jobs):
+            (Path(folder) / str(number)).mkdir()
+            copies.put(write_copy(Path(folder) / str(number)))
+        data_file = args.coverage or ROOT / "build" / "mutants.coverage"
+        if args.coverage is None:
+            data_file.parent.mkdir(exist_ok=True)
+            record(copies.queue[0], data_file)
+        recording = Recording.read(data_file)
+
+        def noticed(change: Change) -> bool:
+            copy = copies.get()
+            tests = recording.tests_of(change, args.seconds)
+            by = noticed_by(copy, change, tests, 60 + 5 * args.seconds) if tests else None
+            copies.put(copy)
             where = f"{change.path.relative_to(ROOT)}:{change.line}"
-            print(f"{number:4} {'noticed' if noticed else 'NOT NOTICED'} {where} ({len(tests)} tests)", flush=True)
+            print(f"{where}: {by or f'NOT NOTICED by {len(tests)} tests'}", flush=True)
+            return by is not None
+
+        left = [change for change, found in zip(drawn, pool.map(noticed, drawn), strict=True) if not found]
     print(f"\n{len(drawn) - len(left)} of {len(drawn)} changes were noticed ({len(every)} possible); not noticed:")
     for change in left:
         line = change.path.read_text(encoding="utf-8").splitlines()[change.line - 1].strip()
