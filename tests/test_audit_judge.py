@@ -9,6 +9,7 @@ from data_prep.overlap import features, verify
 from data_prep.overlap.verify import Comparison, Prepared
 
 WHOLE = np.ones((320, 320), np.float32)
+SHIFT = [[1, 0, 5], [0, 1, -7]]
 
 
 def noise(seed: int = 0, sigma: float = 4.0) -> np.ndarray:
@@ -156,6 +157,55 @@ def test_what_is_called_one_picture(inliers, share, score, overlap, same):
     assert comparison.same is same and comparison.stretch == pytest.approx(1.2)
 
 
+def pair_of_features(right: int, wrong: int, matrix: list[list[float]]) -> list[Prepared]:
+    """Two pictures whose features all match, and `right` of them as the map has it."""
+    rng = np.random.default_rng(right)
+    descriptors = rng.normal(size=(right + wrong, 128)).astype(np.float32)
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    here = rng.uniform(100, 220, (right + wrong, 2)).astype(np.float32)
+    there = (here @ np.array(matrix, np.float32)[:, :2].T + np.array(matrix, np.float32)[:, 2]).astype(np.float32)
+    there[right:] = rng.uniform(0, 320, (wrong, 2))
+    points = zip((here, there), (noise(), cv2.warpAffine(noise(), np.array(matrix, float), (320, 320))), strict=True)
+    return [Prepared(image, WHOLE, features.Features(place, descriptors)) for place, image in points]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "matrix", "inliers"),
+    [
+        (10, 0, SHIFT, 10),
+        (9, 0, SHIFT, 0),  # too few to be looked at
+        (40, 20, SHIFT, 40),
+        (40, 20, [[0.9, -0.2, 40], [0.2, 0.9, -20]], 40),
+        (60, 0, [[1.6, 0, 0], [0, 1, 0]], 0),  # no copy is stretched so much
+    ],
+)
+def test_a_map_is_fitted_to_the_features_that_agree(right, wrong, matrix, inliers):
+    a, b = pair_of_features(right, wrong, matrix)
+    found, share, fitted = verify._fit(a.features, b.features)
+    assert found == pytest.approx(inliers, abs=1 if wrong else 0)
+    if inliers:
+        assert share == pytest.approx(right / (right + wrong), abs=0.03)
+        np.testing.assert_allclose(fitted, matrix, atol=0.05)
+    else:
+        assert fitted is None and share == 0
+
+
+def test_ten_inliers_are_looked_at_and_fewer_are_no_copy():
+    a, b = pair_of_features(8, 30, SHIFT)
+    assert verify.compare([a], b) is None
+    a, b = pair_of_features(10, 0, SHIFT)
+    found = verify.compare([a], b)
+    assert found is not None and found.inliers == 10 and found.score > 0.9
+
+
+def test_six_tiles_are_enough_and_five_are_not():
+    for tiles, agreement in ((6, True), (5, False)):
+        strip = np.zeros_like(WHOLE)
+        strip[35:85, 35 : 45 + 40 * tiles] = 1  # the picture's edge, four pixels of it, is no texture
+        score, _ = verify.texture_agreement(bare(noise(), strip), bare(noise()), shift(0, 0))
+        assert (score > 0.9) is agreement and (score == 0) is not agreement
+
+
 @pytest.mark.parametrize("pose", features.POSES)
 def test_a_copy_is_moved_onto_its_original(pose):
     mirrored, inverted = pose
@@ -175,7 +225,9 @@ def test_images_of_another_size_are_compared_at_320():
     large = cv2.resize(noise(3, 3), (448, 448), interpolation=cv2.INTER_CUBIC)
     result = verify.compare(verify.prepare_poses(noise(3, 3)), verify.prepare(large))
     assert result is not None and result.same
-    np.testing.assert_allclose(result.matrix, [[1, 0, 0], [0, 1, 0]], atol=0.5)
+    np.testing.assert_allclose(result.matrix[:, :2], np.eye(2), atol=0.02)
+    assert result.matrix[:, 2] == pytest.approx(0, abs=1)
+    assert verify.prepare(large).mask.shape == (320, 320)
 
 
 def test_the_content_box_leaves_flat_lines_away():

@@ -40,6 +40,12 @@ def test_our_half_agrees_with_the_recorded_half(tmp_path, monkeypatch):
     verdicts = compare_upstream.compare_results(ours, {**ours, **theirs}, {})
     assert [one for one in verdicts if not one.good] == []
     assert set(theirs) == set(compare_upstream.LIMITS) - {"preprocessing/cxr", "logits/images"}
+    assert [str(ours[key]) for key in compare_upstream.DIFFERENT] == [
+        here for _, here, _ in compare_upstream.DIFFERENT.values()
+    ]
+    upstreams = {key: np.array(there) for key, (_, _, there) in compare_upstream.DIFFERENT.items()}
+    assert all(one.good for one in compare_upstream.compare_differences(ours, upstreams))
+    assert not any(one.good for one in compare_upstream.compare_differences(ours, ours))
 
 
 def test_a_result_that_moved_is_bad():

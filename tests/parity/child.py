@@ -283,6 +283,58 @@ def thresholds(code: types.SimpleNamespace, folder: Path) -> dict:
     return {"mcc": np.array([mcc[label] for label in LABELS]), "f1": np.array([f1[label] for label in LABELS])}
 
 
+def _outcome(call: Callable, *, name: bool = False) -> str:
+    """`works`, or `stops`, or with `name` the name of the error's class."""
+    try:
+        call()
+    except Exception as error:
+        return type(error).__name__ if name else "stops"
+    return "works"
+
+
+def differences(code: types.SimpleNamespace, folder: Path) -> dict:
+    """How each side takes inputs that docs/UPSTREAM.md says are taken differently: one word each."""
+    import numpy as np
+    from sklearn.metrics import roc_auc_score
+
+    from chexzero.common.labels import LABELS
+    from tests.parity.inputs import ALTERNATIVES
+
+    model, loader = _zero_shot_parts(code, folder)
+    with np.load(folder / "evaluation.npz") as arrays:
+        y_true, y_pred = arrays["y_true"], arrays["y_pred"]
+    rows = len(loader.dataset)
+    truth = np.array([np.roll(np.arange(rows) < rows // 2, j) for j in range(len(LABELS))]).T.astype(int)
+    results, scores = code.zero_shot.run_experiment(
+        model, LABELS, [("{}", "no {}")], loader, truth, alt_labels_dict=ALTERNATIVES, use_bootstrap=False
+    )
+    names, index = code.zero_shot.process_alt_labels(ALTERNATIVES, LABELS)
+    got, scores = results[0].to_numpy().ravel()[: len(names)], np.asarray(scores[0] if np.ndim(scores) == 3 else scores)
+    of_own = [roc_auc_score(truth[:, index[name]], scores[:, i]) for i, name in enumerate(names)]
+
+    (folder / "latin1").mkdir(exist_ok=True)
+    report = folder / "latin1" / "p10" / "p10000001" / "s1.txt"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_bytes("IMPRESSION: Caf\u00e9 au lait.".encode("latin1"))
+    write = functools.partial(
+        code.data_process.write_report_csv,
+        ["x/p10/p10000001/s1/1.jpg"],
+        f"{folder}/latin1/",
+        str(folder / "latin1.csv"),
+    )
+    more = np.column_stack([y_pred, y_pred[:, :1]])
+    return {
+        "long_prompt": _outcome(lambda: code.zero_shot.zeroshot_classifier(LABELS[:2], ["{} " + "heart " * 99], model)),
+        "alternatives": "own label" if np.allclose(got, of_own) else "in order",
+        "latin1_report": _outcome(write, name=True),
+        "extra_columns": _outcome(lambda: code.metrics.get_best_p_vals(more, y_true, LABELS)),
+        "missing_table": _outcome(
+            lambda: code.train.load_data(str(folder / "cxr.h5"), str(folder / "nowhere.csv"), column="impression"),
+            name=True,
+        ),
+    }
+
+
 CHECKS: dict[str, Callable] = {
     "preprocessing": preprocessing,
     "tokens": tokens,
@@ -294,6 +346,7 @@ CHECKS: dict[str, Callable] = {
     "zero_shot": zero_shot,
     "areas": areas,
     "thresholds": thresholds,
+    "differences": differences,
 }
 
 
