@@ -13,7 +13,7 @@ import pytest
 
 from chexzero.common.errors import UserError
 from data_prep.__main__ import main as data_prep
-from data_prep.overlap import disguise, near, verify
+from data_prep.overlap import cards, checks, disguise, near, verify
 from data_prep.overlap.audit import AuditOptions, run_audit
 from data_prep.overlap.cards import read_key
 from data_prep.overlap.contract import Role
@@ -425,3 +425,19 @@ def test_the_secret_of_the_shared_report_is_made_once_and_is_the_owners_alone(tm
     assert re.fullmatch(rb"[0-9a-f]{64}", key) and read_key(tmp_path) == key
     (path,) = tmp_path.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_card_shows_the_image_that_it_names(planted):
+    for name, one in planted.items():
+        for row, image_id in enumerate(one.rows["id"]):
+            assert np.array_equal(cards._image(one, image_id), one.images[row]), (name, row)
+
+
+def test_images_of_one_set_and_of_two_known_patients_are_unrelated():
+    roles = {
+        "valid": role("valid", [1, 2, 3, 4], ["patient64001", "patient64001", "", "patient64002"]),
+        "test": role("test", [5], ["patient64009"]),
+    }
+    related = checks._related(roles, list(roles), np.array(["valid"] * 4 + ["test"]))
+    pairs = [(i, j) for i in range(5) for j in range(i + 1, 5) if not related(i, j)]
+    assert pairs == [(0, 3), (1, 3)]  # 2 is nobody's, 4 is of another set

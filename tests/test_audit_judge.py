@@ -1,11 +1,13 @@
 """The mathematics of the audit's second stage, each part against another way to compute it."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from data_prep.overlap import features, verify
+from data_prep.overlap import disguise, features, near, verify
 from data_prep.overlap.verify import Comparison, Prepared
 
 WHOLE = np.ones((320, 320), np.float32)
@@ -251,3 +253,46 @@ def test_features_are_spread_and_stand_where_the_picture_has_them():
     cells = ((found.points - [80, 100]) * 5 / [160, 120]).astype(int).clip(0, 4) @ (1, 5)
     assert np.bincount(cells, minlength=25).max() <= 6  # of 64 in 25 cells
     assert len(features.extract(np.zeros((320, 320), np.uint8), 144, 64).points) == 0
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(160, 200, (180, 144)), (60, 320, (288, 54)), (300, 100, (96, 288))]
+)
+def test_the_shorter_side_is_resized_unless_the_longer_would_be_twice_as_long(height, width, size, monkeypatch):
+    image = np.full((320, 320), 77, np.uint8)
+    image[:height, :width] = noise()[:height, :width]
+    seen, real = [], cv2.resize
+    monkeypatch.setattr(cv2, "resize", lambda *args, **options: seen.append(args[1]) or real(*args, **options))
+    features.extract(image, 144, 64)
+    assert seen == [size]
+
+
+def test_the_pairs_that_should_not_be_called_equal(monkeypatch):
+    """Each pair once, of images that are not related, the most alike first."""
+    alike = [([0, 1, 2], [9, 8, 7]), ([0, 2], [8, 6]), ([0, 1], [7, 6])]
+    found = [near.nominate.Nominations(np.array(rows), np.array(scores), 0, 0) for rows, scores in alike]
+    monkeypatch.setattr(near.nominate, "rarity", lambda *_: None)
+    monkeypatch.setattr(near.nominate, "nominate", lambda *_, **__: found)
+    monkeypatch.setattr(near, "second_stage", lambda _images, picked, *_: picked)
+    search = SimpleNamespace(signatures=None, vocabulary=SimpleNamespace(size=1), views=None, images=None)
+    for n, rows in ((1, [[2], [], []]), (5, [[2], [2], []])):
+        picked = near.unrelated_pairs(search, lambda i, j: {i, j} == {0, 1}, n, 1)
+        assert [one.rows.tolist() for one in picked] == rows
+
+
+def test_a_box_may_lie_anywhere_within_the_picture():
+    class Ends:
+        """Draws the least or the greatest number that may be drawn."""
+
+        def __init__(self, greatest: bool):
+            self.greatest = greatest
+
+        def integers(self, low: int, high: int) -> int:
+            return high - 1 if self.greatest else low
+
+    picture = np.full((40, 60), 100, np.uint8)
+    for greatest in (False, True):
+        changed = disguise._box(picture, 25, Ends(greatest), picture) != 100
+        rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
+        assert (rows[0], rows[-1]) == ((20, 39) if greatest else (0, 19))
+        assert (columns[0], columns[-1]) == ((30, 59) if greatest else (0, 29))
