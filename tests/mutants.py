@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,11 +161,14 @@ class Recording:
         """Tests of the change's line that took up to `limit` seconds together; at least one."""
         contexts = self.data.contexts_by_lineno(str(change.path.relative_to(ROOT))).get(change.line, [])
         run = {test for test, _, phase in (one.rpartition("|") for one in contexts) if phase == "run"}
-        files = {one.partition("::")[0] for one in contexts if one.endswith("|setup")}  # a fixture, shared by its file
-        run |= {test for test in self.seconds if test.partition("::")[0] in files}
-        tests = sorted(run & set(self.seconds), key=lambda test: (self.seconds[test] * (1 + self.breadth[test]), test))
+        files = {one.partition("::")[0] for one in contexts if one.endswith("|setup")}
+        shared = {test for test in self.seconds if test.partition("::")[0] in files} - run  # what a fixture made
+        tests = [*self._in_order(run & set(self.seconds)), *self._in_order(shared)]
         total = list(itertools.accumulate(self.seconds[test] for test in tests))
         return tests[: max(1, bisect.bisect(total, limit))]
+
+    def _in_order(self, tests: Set[str]) -> list[str]:
+        return sorted(tests, key=lambda test: (self.seconds[test] * (1 + self.breadth[test]), test))
 
 
 def run_tests(copy: Path, tests: list[str], log: Path) -> None:

@@ -74,6 +74,15 @@ def test_undefined_rates_are_nan_never_a_number():
     assert np.isnan(metrics.rates_at(truth, truth * 0.5, at).specificity[0])
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_of_one_class_alone_mcc_is_undefined_and_with_both_a_constant_call_is_chance(label):
+    one_class, both = np.full((4, 1), label), np.array([[0], [1], [1], [0]])
+    scores = np.array([[0.1], [0.4], [0.6], [0.9]])
+    for threshold in (0.0, 0.5, 1.0):
+        assert np.isnan(metrics.rates_at(one_class, scores, [threshold]).mcc).all()
+    assert [float(metrics.rates_at(both, scores, [threshold]).mcc[0]) for threshold in (0.0, 1.0)] == [0, 0]
+
+
 def test_threshold_is_the_best_of_all_cuts():
     truth, scores = (values[:, :4] for values in working(60, 3))
     for i, threshold in enumerate(metrics.best_thresholds(truth, scores)):
