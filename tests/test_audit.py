@@ -13,7 +13,7 @@ import pytest
 
 from chexzero.common.errors import UserError
 from data_prep.__main__ import main as data_prep
-from data_prep.overlap import cards, checks, disguise, near, verify
+from data_prep.overlap import cards, checks, disguise, near, report, verify
 from data_prep.overlap.audit import AuditOptions, run_audit
 from data_prep.overlap.cards import read_key
 from data_prep.overlap.contract import Role
@@ -441,3 +441,17 @@ def test_images_of_one_set_and_of_two_known_patients_are_unrelated():
     related = checks._related(roles, list(roles), np.array(["valid"] * 4 + ["test"]))
     pairs = [(i, j) for i in range(5) for j in range(i + 1, 5) if not related(i, j)]
     assert pairs == [(0, 3), (1, 3)]  # 2 is nobody's, 4 is of another set
+
+
+def test_what_the_report_counts_and_tells_of_matches(planted):
+    ids = list(planted["train"].rows["id"])
+    reasons = {ids[0]: "valid: equal patient ids (a)", ids[1]: "valid: equal patient ids, of the same patient (a)"}
+    found = checks.concerned(planted["train"].rows, reasons)
+    assert found == {"images": 2, "patients": 2, "matching": 1, "by_source": {"rexgradient": 2}}
+    matches = [
+        checks.Match("near", "train", "a", "test", "b", score=0.0),
+        checks.Match("patient", "train", "a", "test", "b", key="k"),
+    ]
+    check = checks.Check("near", "train", "test", 1, 1, matches)
+    both = {"a_id": "a", "b_id": "b"}
+    assert report._check(check)["matches"] == [both | {"score": 0.0}, both | {"key": "k"}]

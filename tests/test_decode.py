@@ -10,6 +10,7 @@ from PIL import Image
 
 from chexzero.data_process import UnreadableImage, read_image
 from chexzero.imaging.decode import decode, prepare_image, prepare_pixels, read_file, sample_range
+from chexzero.imaging.dicom import _as_stored
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -329,3 +330,11 @@ def test_the_reach_of_a_range_is_twice_the_width_of_its_bulk(out):
     image = np.repeat(np.array([1000, 1100], np.uint16), 5000)
     image = np.concatenate([image, np.array([500, 800 - out, 1300 + out], np.uint16)]).reshape(-1, 1)
     assert sample_range(image) == ((1000, 1100) if out else (800, 1300))
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "stored"),
+    [(65535, 1, -1), (32768, 1, -32768), (32767, 1, 32767), (-5, 1, -5), (-1, 0, 65535), (65535, 0, 65535), (7, 0, 7)],
+)
+def test_a_padding_value_is_read_in_the_type_of_the_pixels(value, signed, stored):
+    assert _as_stored(value, {"BitsAllocated": 16, "PixelRepresentation": signed}) == stored
