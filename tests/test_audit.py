@@ -445,9 +445,10 @@ def test_images_of_one_set_and_of_two_known_patients_are_unrelated():
 
 def test_what_the_report_counts_and_tells_of_matches(planted):
     ids = list(planted["train"].rows["id"])
-    reasons = {ids[0]: "valid: equal patient ids (a)", ids[1]: "valid: equal patient ids, of the same patient (a)"}
+    reasons = dict.fromkeys(ids[:2], "valid: equal patient ids (a)")
+    reasons[ids[3]] = "valid: equal patient ids, of the same patient (a)"
     found = checks.concerned(planted["train"].rows, reasons)
-    assert found == {"images": 2, "patients": 2, "matching": 1, "by_source": {"rexgradient": 2}}
+    assert found == {"images": 3, "patients": 3, "matching": 2, "by_source": {"rexgradient": 3}}
     matches = [
         checks.Match("near", "train", "a", "test", "b", score=0.0),
         checks.Match("patient", "train", "a", "test", "b", key="k"),

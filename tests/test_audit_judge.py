@@ -296,3 +296,11 @@ def test_a_box_may_lie_anywhere_within_the_picture():
         rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
         assert (rows[0], rows[-1]) == ((20, 39) if greatest else (0, 19))
         assert (columns[0], columns[-1]) == ((30, 59) if greatest else (0, 29))
+
+
+def test_a_window_clips_the_ends_and_uses_the_whole_range():
+    picture = np.arange(100, 200, dtype=np.uint8)[:, None]
+    found = disguise._window(picture, 10, np.random.default_rng(0), picture)[:, 0].astype(int)
+    low, high = np.percentile(picture, [10, 90])
+    np.testing.assert_allclose(found, np.clip((picture[:, 0] - low) / (high - low) * 255, 0, 255), atol=0.5)
+    assert (found[:10] == 0).all() and (found[-10:] == 255).all()
