@@ -1,5 +1,8 @@
 """The mathematics of the audit's second stage, each part against another way to compute it."""
 
+import itertools
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from chexzero.imaging.image_files import ImageFiles, images_in
 from data_prep.overlap import disguise, features, near, verify
 from data_prep.overlap.verify import Comparison, Prepared
 
@@ -304,3 +308,18 @@ def test_a_window_clips_the_ends_and_uses_the_whole_range():
     low, high = np.percentile(picture, [10, 90])
     np.testing.assert_allclose(found, np.clip((picture[:, 0] - low) / (high - low) * 255, 0, 255), atol=0.5)
     assert (found[:10] == 0).all() and (found[-10:] == 255).all()
+
+
+def test_another_exposure_of_a_patient_is_no_copy_in_either_order(shared):
+    by_patient: dict[str, list[Path]] = {}
+    for path in images_in(shared / "real_cxr"):
+        by_patient.setdefault(re.search(r"patient\d+|GRDN\w+", str(path))[0], []).append(path)
+    judged, copies = 0, []
+    for paths in by_patient.values():
+        images = [verify.prepare_poses(image) for image in ImageFiles(paths)[:]]
+        for (a, x), (b, y) in itertools.permutations(enumerate(images), 2):
+            found = verify.compare(x, y[0])
+            judged += 1
+            if found and found.same and found.score < 0.995:  # one picture is there twice
+                copies.append((paths[a], paths[b], found))
+    assert judged >= 60 and copies == []

@@ -52,9 +52,9 @@ class Prepared:
 class Comparison:
     """How two images compare under the best affine map.
 
-    `inliers` features agree with it, `share` 0..1 of those that were matched. `score` -1..1 is the median texture
-    correlation of the tiles, `overlap` 0..1 the shared part of the smaller picture, `matrix` (2, 3) leads from the first image's pixels, mirrored if
-    `mirrored`, to the second's.
+    `inliers` features agree with it, `share` 0..1 of those that were matched, the smaller of both directions. `score`
+    -1..1 is the median texture correlation of the tiles, `overlap` 0..1 the shared part of the smaller picture. `matrix`
+    (2, 3) leads from the first image's pixels, mirrored if `mirrored`, to the second's.
     """
 
     inliers: int
@@ -114,6 +114,7 @@ def compare(poses: list[Prepared], other: Prepared) -> Comparison | None:
     inliers, share, matrix, pose = max(fits, key=lambda fit: fit[0])
     if matrix is None or inliers < MIN_INLIERS:
         return None
+    share = min(share, _fit(other.features, pose.features)[1])  # the ratio test is one-sided
     score, overlap = texture_agreement(pose, other, matrix)
     return Comparison(inliers, share, score, overlap, matrix, pose.mirrored, pose.inverted)
 
