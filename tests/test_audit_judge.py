@@ -315,7 +315,7 @@ def test_another_exposure_of_a_patient_is_no_copy_in_either_order(shared):
     for path in images_in(shared / "real_cxr"):
         by_patient.setdefault(re.search(r"patient\d+|GRDN\w+", str(path))[0], []).append(path)
     judged, copies = 0, []
-    for paths in by_patient.values():
+    for paths in (each for each in by_patient.values() if len(each) > 1):
         images = [verify.prepare_poses(image) for image in ImageFiles(paths)[:]]
         for (a, x), (b, y) in itertools.permutations(enumerate(images), 2):
             found = verify.compare(x, y[0])

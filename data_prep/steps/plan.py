@@ -40,8 +40,8 @@ SECTIONS = ("impression", "findings", "both")
 EMPTY_REPORTS = ("space", "drop", "findings")
 THREADS = 16  # that ask the disk whether a file is there; they wait more than they work
 PIECE = 4096
-#: Images of `--keep_out` lists that the audit compares with all of training; it holds them in memory as it does the
-#: evaluation sets, about 1 GB of them.
+#: Images of `--keep_out` lists that the audit compares with all of training; like the evaluation sets they are held in
+#: memory, 102 kB of pixels each.
 MOST_KEPT_OUT = 5000
 
 
