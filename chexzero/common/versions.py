@@ -13,7 +13,7 @@ def git_revision() -> str | None:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=60
         ).stdout.strip()
 
     try:
