@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from benchmarks.memory import peak
 from chexzero.common.errors import run_command
 from chexzero.common.files import read_table, write_json, write_text
 from chexzero.imaging.image_files import ImageFiles, images_in
@@ -406,11 +406,6 @@ MEASURES: dict[str, Callable[[int, argparse.Namespace], dict]] = {
     "pairs": pairs,
     "peers": peers,
 }
-
-
-def peak() -> float:
-    """Highest resident memory of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
 
 
 def machine() -> str:

@@ -5,7 +5,6 @@ CheXzero's size (ViT-B/32 at 224, random weights; 256 images): how much of that 
 """
 
 import argparse
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.audit import machine
+from benchmarks.memory import peak
 from chexzero.evaluation.named_sets import NamedSet, Protocol, Summary, read_named_set, score_findings, summarise
 
 
@@ -46,7 +46,7 @@ def statistics(args: argparse.Namespace) -> None:
     scores = score_findings(truth, probability)
     summaries = summarise(data, scores)
     seconds, used = time.perf_counter() - begun, time.process_time() - used
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak() / 1024
     print(f"{machine()}")
     print(
         f"{args.findings} findings x {args.images} images: {seconds:.1f} s ({used:.1f} s of CPU), {memory:.2f} GiB at most (data included)"

@@ -9,13 +9,13 @@ drawn files take an inode each; they lie in a temporary folder and are removed.
 import argparse
 import csv
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.memory import peak
 from benchmarks.preprocess import machine
 from chexzero.common.labels import LABELS
 from data_prep import build
@@ -106,7 +106,7 @@ def plan(root: Path) -> dict[str, float]:
         "rows": sum(rows.values()),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(time.process_time(), 1),
-        "peak_MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_MiB": round(peak()),
     }
 
 

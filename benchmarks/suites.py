@@ -9,12 +9,12 @@ thousand) and a hundred times CheXpert's validation set. Peak memory is the whol
 import argparse
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.memory import peak
 from chexzero.common.labels import LABELS
 from chexzero.suites import cxr_lt, retrieval, subgroups
 
@@ -28,8 +28,7 @@ def report(title: str, work: Callable[[], object]) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # kilobytes on Linux
-    print(f"{title:58}{wall:7.1f} s wall {cpu:7.1f} s CPU {peak:6} MB", flush=True)
+    print(f"{title:58}{wall:7.1f} s wall {cpu:7.1f} s CPU {peak():6.0f} MiB", flush=True)
 
 
 def main() -> None:
