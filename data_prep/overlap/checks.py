@@ -246,7 +246,7 @@ def concerned(train: pd.DataFrame, reasons: dict[str, str]) -> dict[str, Any]:
     rows = train[train["id"].isin(list(reasons))]
     return {
         "images": len(reasons),
-        "patients": int(rows["patient_id"].nunique()),
+        "patients": int(rows.loc[rows["patient_id"] != "", "patient_id"].nunique()),
         "matching": sum("of the same patient" not in reason for reason in reasons.values()),
         "by_source": {str(name): int(n) for name, n in rows["source"].value_counts(sort=False).items()},
     }
@@ -270,7 +270,7 @@ def facts(role: Role) -> dict[str, Any]:
     return {
         "images": len(rows),
         "studies": int(rows["study_id"].nunique()),
-        "patients": int(rows["patient_id"].nunique()),
+        "patients": int(rows.loc[rows["patient_id"] != "", "patient_id"].nunique()),
         "reports": near_reports.n_reports(rows),
         "by_source": {name: int(n) for name, n in Counter((rows["source"] + " " + rows["split"]).str.strip()).items()},
         "ids_disagree": int(disagreeing(rows).sum()),

@@ -162,7 +162,8 @@ def _done(left_out: dict[str, Any], on_overlap: str, finished: bool) -> str:
         return "Nothing had to be left out of the training set."
     rest = left_out["images"] - left_out["matching"]
     which = f"{left_out['matching']:,} match, {rest:,} are of the same patients" if rest else "all of which match"
-    what = f"{_count(left_out['images'], 'training image')} of {_count(left_out['patients'], 'patient')} ({which})"
+    whose = f" of {_count(left_out['patients'], 'patient')}" if left_out["patients"] else ""  # images alone name nobody
+    what = f"{_count(left_out['images'], 'training image')}{whose} ({which})"
     if finished:
         return (
             f"The files are finished and were not changed: still in the training set: {what}; build again to "
