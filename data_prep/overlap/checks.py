@@ -238,6 +238,11 @@ def reasons_to_leave_out(train: pd.DataFrame, checks: list[Check]) -> dict[str, 
     return direct
 
 
+def known(ids: pd.Series) -> int:
+    """How many different ids there are; an audit of images alone has none."""
+    return int(ids[ids != ""].nunique())
+
+
 NOBODY = {"images": 0, "patients": 0, "matching": 0, "by_source": {}}
 
 
@@ -246,7 +251,7 @@ def concerned(train: pd.DataFrame, reasons: dict[str, str]) -> dict[str, Any]:
     rows = train[train["id"].isin(list(reasons))]
     return {
         "images": len(reasons),
-        "patients": int(rows.loc[rows["patient_id"] != "", "patient_id"].nunique()),
+        "patients": known(rows["patient_id"]),
         "matching": sum("of the same patient" not in reason for reason in reasons.values()),
         "by_source": {str(name): int(n) for name, n in rows["source"].value_counts(sort=False).items()},
     }
@@ -269,8 +274,8 @@ def facts(role: Role) -> dict[str, Any]:
     hashes = hashes_of(rows)
     return {
         "images": len(rows),
-        "studies": int(rows["study_id"].nunique()),
-        "patients": int(rows.loc[rows["patient_id"] != "", "patient_id"].nunique()),
+        "studies": known(rows["study_id"]),
+        "patients": known(rows["patient_id"]),
         "reports": near_reports.n_reports(rows),
         "by_source": {name: int(n) for name, n in Counter((rows["source"] + " " + rows["split"]).str.strip()).items()},
         "ids_disagree": int(disagreeing(rows).sum()),
