@@ -8,6 +8,7 @@ import builtins
 import errno
 import io
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ class Injector:
         if fault is None or self.count < fault.at:
             return
         if fault.signal and self.count == fault.at:
-            half()
+            if fault.signal == signal.SIGKILL:
+                half()  # whoever lives on writes all of it, and half of it would be there twice
             os.kill(self.pid, fault.signal)
         elif fault.number and (self.count == fault.at or (fault.number in LASTING and operation != "unlink")):
             half()
