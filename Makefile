@@ -33,7 +33,8 @@ demo: $(READY)
 	@echo 'The report, of a drawn corpus and no clinical result: $(abspath $(DEMO)/results/demo/report.html)'
 
 # Real radiographs without credentials: Open-i from NLM (1.4 GB; `make real YES=--yes` does not ask, FROM="--from FOLDER" takes
-# files that are there; BUILD, TRAIN and EVALUATE add flags to these steps). On a GPU a ViT-B is trained, else a ViT-S whose tower is locked, else, without weights, the demo's.
+# files that are there; BUILD, TRAIN and EVALUATE add flags to these steps). On a GPU a ViT-B is trained, else a ViT-S whose
+# tower is locked, else, without weights, the demo's.
 REAL := real
 DINOV3_S := timm/vit_small_patch16_dinov3.lvd1689m
 real: $(READY)

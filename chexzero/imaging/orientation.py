@@ -40,7 +40,6 @@ CLEARLY = 3.0
 #: Fewer frontal images than this are not compared with the chest of `CHEST`: chance decides.
 FEW = 20
 
-
 #: Mean correlation with `CHEST` from which a set shows chests: real radiographs have 0.2, drawn ones 0.3.
 A_CHEST = 0.1
 
@@ -108,8 +107,9 @@ def best_turn(gains: Mapping[str, Gain]) -> str | None:
 def wrong_way(one: ImageStatistics) -> str | None:
     """What frontal images need to lie as radiographs do: `mirrored`, ... of `TURNS`; None where nothing is amiss.
 
-    None too for fewer than 20 images, and for pictures that are no chest, however they are turned. Of 50 and more real radiographs every mirrored set was found, of 20 more than
-    half; no sound one was called mirrored (`python -m benchmarks.planted` prints both for drawn sets).
+    None too for fewer than 20 images, and for pictures that are no chest, however they are turned. Of sets of 50 real
+    radiographs all mirrored ones were found, of 20 more than half; no sound one was called mirrored (tests/test_planted.py;
+    `python -m benchmarks.planted` prints both for drawn sets).
     """
     way = best_turn(turn_gains(one, CHEST)) if len(one.small) >= FEW else None
     return way if way and float((TURNS[way](one.small) * CHEST).mean()) > A_CHEST else None

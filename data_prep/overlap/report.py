@@ -166,8 +166,8 @@ def _done(left_out: dict[str, Any], on_overlap: str, finished: bool) -> str:
     what = f"{_count(left_out['images'], 'training image')}{whose} ({which})"
     if finished:
         return (
-            f"The files are finished and were not changed: still in the training set: {what}; build again to "
-            f"drop what matches."
+            f"The files are finished and were not changed: still in the training set: {what}; leave "
+            f"them out of it, or build again, which drops what matches."
         )
     return {
         "drop": f"Dropped from the training set: {what}.",

@@ -309,7 +309,7 @@ def differences(code: types.SimpleNamespace, folder: Path) -> dict:
         model, LABELS, [("{}", "no {}")], loader, truth, alt_labels_dict=ALTERNATIVES, use_bootstrap=False
     )
     names, index = code.zero_shot.process_alt_labels(ALTERNATIVES, LABELS)
-    got, scores = results[0].to_numpy().ravel()[: len(names)], np.asarray(scores[0] if np.ndim(scores) == 3 else scores)
+    got, scores = results[0].to_numpy().ravel(), np.asarray(scores)
     of_own = [roc_auc_score(truth[:, index[name]], scores[:, i]) for i, name in enumerate(names)]
 
     (folder / "latin1").mkdir(exist_ok=True)
