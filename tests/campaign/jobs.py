@@ -232,7 +232,7 @@ def run(
         one.join(5 if processes[0].exitcode == 0 else 0)
         one.kill()
         one.join()
-    count = int(counted.read_text()) if counted.exists() else 0
+    count = int(counted.read_text() or 0) if counted.exists() else 0  # empty if the kill came while it was written
     return processes[0].exitcode, said.read_text(errors="replace") if said.exists() else "", count
 
 
