@@ -127,6 +127,31 @@ def peak_rate(device: torch.device, precision: str) -> float:
     return 2 * size**3 / seconds_per_step(lambda: matrix @ matrix, 20, device)
 
 
+#: Group -> names of the kernels in it; what fits none is memory traffic of small operations.
+KERNELS = {
+    "attention": r"fmha|flash|sdpa|attention",
+    "matrix products": r"gemm|cutlass|nvjet|cublas|xmma|splitK|conv",
+    "optimizer": r"adam|multi_tensor",
+    "copies": r"memcpy|memset",
+}
+
+
+def kernel_times(step: Callable[[], None], steps: int = 5) -> dict[str, float]:
+    """Milliseconds of a step on the GPU: by group of kernels, and the 15 costliest kernels by name."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    each = {one.key: one.self_device_time_total / 1e3 / steps for one in profile.key_averages()}
+    each = {name: time for name, time in each.items() if time and not name.startswith(("Profiler", "Optimizer"))}
+    groups: dict[str, float] = {}
+    for name, time in each.items():
+        group = next((group for group, pattern in KERNELS.items() if re.search(pattern, name, re.I)), "everything else")
+        groups[group] = groups.get(group, 0.0) + time
+    costliest = sorted(each.items(), key=lambda one: -one[1])[:15]
+    return {**groups, **{name[:120]: time for name, time in costliest}}
+
+
 def measure(
     vision: str,
     batch_size: int,
@@ -176,6 +201,7 @@ def measure(
     both_seconds = seconds_per_step(lambda: train(next(feed)), args.steps, device)
     ahead = workers * (loader.prefetch_factor or 0)  # batches that lie ready say nothing of how fast they come
     loader_seconds = seconds_per_step(lambda: next(feed), max(args.steps, 4 * ahead), torch.device("cpu"))
+    kernels = kernel_times(lambda: train(on_device)) if args.kernels and device.type == "cuda" else None
     peak = peak_rate(device, precision)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     table_peak = peak_tflops(name, precision)
@@ -198,7 +224,7 @@ def measure(
         "product_tflops": peak / 1e12,
         "memory_gib": peak_memory(device),
     }
-    return result
+    return {**result, "kernels_ms": kernels} if kernels else result
 
 
 def measure_upstream(
@@ -363,6 +389,7 @@ def main() -> None:
     )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--grad_checkpointing", action="store_true")
+    parser.add_argument("--kernels", action="store_true", help="on a GPU: where the time of a step goes, by kernel")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
