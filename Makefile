@@ -21,7 +21,7 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 DEMO := demo
 demo: $(READY)
 	@echo '[1/4] drawing a corpus in the layouts of the releases'
-	@$(PY) -m data_prep demo --out $(DEMO)/releases --train 6000 --valid 200 --test 200
+	@$(PY) -m data_prep demo --out $(DEMO)/releases --train 3000 --valid 200 --test 200
 	@echo '[2/4] building the training, validation and test sets from it'
 	@$(PY) -m data_prep build --data_root $(DEMO)/releases --out $(DEMO)/data --splits $(DEMO)/splits \
 		--audit_copies 90 --audit_unrelated 200

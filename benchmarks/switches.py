@@ -10,7 +10,9 @@ figures show that the switches work; of real radiographs they say nothing. Runs 
 """
 
 import argparse
+import multiprocessing
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -112,12 +114,18 @@ def main() -> None:
     parser.add_argument("--val_interval", type=int, default=100, help="steps between validations (default: 100)")
     parser.add_argument("--lr_schedule", choices=("constant", "cosine"), default="cosine", help="(default: cosine)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
     parser.add_argument("--only", nargs="+", choices=SWITCHES, metavar="SWITCH", help=f"of: {', '.join(SWITCHES)}")
     parser.add_argument("--curve", action="store_true", help="print the validations by step too")
     args = parser.parse_args()
     data = subset(args.data, args.out / "data", args.rows)
     names = ["none", *(args.only or SWITCHES)]
-    curves = {name: [curve(args, data, name, seed) for seed in range(args.seeds)] for name in names}
+    runs = [(name, seed) for name in names for seed in range(args.seeds)]
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        found = pool.map(curve, *zip(*((args, data, name, seed) for name, seed in runs), strict=True))
+    curves: dict[str, list[pd.Series]] = {name: [] for name in names}
+    for (name, _), one in zip(runs, found, strict=True):
+        curves[name].append(one)
     print(f"{args.rows} drawn images, {args.steps} steps of the demo's model, {args.seeds} seeds; no clinical result")
     print(table(curves))
     if args.curve:

@@ -143,13 +143,13 @@ def kernel_times(step: Callable[[], None], steps: int = 5) -> dict[str, float]:
             step()
         torch.cuda.synchronize()
     each = {one.key: one.self_device_time_total / 1e3 / steps for one in profile.key_averages()}
-    each = {name: time for name, time in each.items() if time and not name.startswith(("Profiler", "Optimizer"))}
+    each = {name: spent for name, spent in each.items() if spent and not name.startswith(("Profiler", "Optimizer"))}
     groups: dict[str, float] = {}
-    for name, time in each.items():
+    for name, spent in each.items():
         group = next((group for group, pattern in KERNELS.items() if re.search(pattern, name, re.I)), "everything else")
-        groups[group] = groups.get(group, 0.0) + time
+        groups[group] = groups.get(group, 0.0) + spent
     costliest = sorted(each.items(), key=lambda one: -one[1])[:15]
-    return {**groups, **{name[:120]: time for name, time in costliest}}
+    return {**groups, **{name[:120]: spent for name, spent in costliest}}
 
 
 def measure(

@@ -13,6 +13,7 @@ from chexzero.common.files import read_json
 from dinov3_adapter import SIZES, AdapterError, build_vision_tower, to_huggingface, tower_from_state_dict
 from dinov3_adapter.convert import from_huggingface
 from dinov3_adapter.registry import _whiten, build_trunk, trunk_shapes
+from dinov3_adapter.weights import name_of
 
 TOLERANCE = 1e-5
 
@@ -229,6 +230,23 @@ def test_bf16_features_on_a_gpu():
     torch.manual_seed(0)
     tower = build_vision_tower("dinov3_vitb", "random", embed_dim=512).cuda()
     assert benchmark.relative_error(tower, torch.randn(16, 3, 224, 224, device="cuda")) < 1e-2
+
+
+def test_blocks_behind_convolutions():
+    """Tokens of 16 x 16 pixels at any size, found again from a bare state dict, no other size taken for it."""
+    torch.manual_seed(0)
+    tower = build_vision_tower("dinov3_tiny_hybrid", "random", image_resolution=96, embed_dim=48)
+    images = torch.randn(2, 3, 96, 96)
+    assert tower.patch_size == 16 and tower.trunk.patch_embed(images).shape == (2, 6, 6, 64)
+    assert tower(torch.randn(2, 3, 128, 96)).shape == (2, 48)
+    with pytest.raises(AdapterError, match="not a multiple of 16"):
+        build_vision_tower("dinov3_tiny_hybrid", "random", image_resolution=100)
+    state = tower.eval().state_dict()
+    assert name_of({key[6:]: value for key, value in state.items() if key.startswith("trunk.")}) == "dinov3_tiny_hybrid"
+    again = tower_from_state_dict(state).eval()
+    assert torch.equal(again(images), tower(images))
+    tower.trunk.patch_embed.to(memory_format=torch.contiguous_format)
+    assert torch.allclose(again(images), tower(images), atol=1e-4)
 
 
 def test_patch_dropout_takes_the_places_of_the_patches_along(monkeypatch):

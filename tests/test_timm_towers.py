@@ -11,7 +11,7 @@ from chexzero.explore.heatmap import patch_features
 from chexzero.model import build_model
 from chexzero.models.checkpoints import describe, load_model
 from chexzero.models.towers import create_model
-from chexzero.training import finetune
+from chexzero.training import finetune, step
 from chexzero.training.config import parse_config
 
 #: timm's own models for tests: a class token, the mean over patches, an attention pool, a convolutional network.
@@ -102,6 +102,33 @@ def test_layers_are_frozen_and_slowed_from_below(name):
     assert rates[first] == 0 and rates[last] == rates["visual.head.proj.weight"] == 1
     blocks = [rates[key] for key in rates if ".blocks." in key and key.endswith("fc1.weight")]
     assert blocks == sorted(blocks) and len(set(blocks)) > 2 and blocks[0] < 0.5
+
+
+@pytest.mark.parametrize("name, last", [("test_convnext", True), ("test_resnet", True), ("test_vit", False)])
+def test_convolutions_lie_channels_last(name, last):
+    """They are faster so, and give the same; a vision transformer keeps the bits it had."""
+    model = model_of(name)
+    kernels = [value for value in model.visual.trunk.parameters() if value.ndim == 4 and min(value.shape[1:]) > 1]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) == last for kernel in kernels)
+    first = model.eval().encode_image(images())
+    model.visual.trunk.to(memory_format=torch.contiguous_format)
+    assert torch.allclose(model.encode_image(images()), first, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "vision, flags, what",
+    [
+        ("timm:test_resnet", ["--grad_accum", "2"], "which its parts do not have; leave out --grad_accum"),
+        ("dinov3_tiny_hybrid", ["--freeze_blocks", "1"], "leave out --freeze_blocks"),
+        ("timm:test_resnet", [], "ranks share on GPUs alone; train with one process"),
+    ],
+)
+def test_batch_statistics_of_a_part_are_refused(vision, flags, what, monkeypatch):
+    monkeypatch.setattr(step.distributed, "world_size", lambda: 1 if flags else 2)
+    options = {"vision_weights": "random", "text_encoder": "tiny", "text_weights": "random", "image_resolution": 64}
+    config = parse_config("", ["--vision", vision, *flags])
+    with pytest.raises(UserError, match=f"{vision} normalises by the statistics of the batch, .*{what}"):
+        step.for_training(create_model(vision, **options), torch.device("cpu"), config)
 
 
 def test_lora_of_a_vision_transformer():

@@ -40,6 +40,7 @@ def test_choices():
     assert (
         {
             "dinov3_tiny",
+            "dinov3_tiny_hybrid",
             "dinov3_vits",
             "dinov3_vitsplus",
             "dinov3_vitb",

@@ -41,6 +41,8 @@ def to_hf(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
             "transformers' CLIP classes have no bias on the logits, which --loss siglip trains; export it with "
             "`--to open_clip` or `--to onnx`"
         )
+    if has_stem(model):
+        raise UserError("transformers' DINOv3 has no convolutional stem, as this tower has; export it with `--to onnx`")
     text = {key: value for key, value in model.state_dict().items() if not key.startswith("visual.")}
     text_config = transformers.CLIPTextConfig(
         vocab_size=model.vocab_size,
@@ -226,7 +228,7 @@ def _open_clip_trunk(model: CLIP) -> dict[str, Any]:
             )
     raise UserError(
         "open_clip builds vision towers by timm's registered names, at timm's resolution, and none has this tower's "
-        f"shapes; export it with `--to onnx`{' or `--to hf`' if is_dinov3(model) else ''}"
+        f"shapes; export it with `--to onnx`{' or `--to hf`' if is_dinov3(model) and not has_stem(model) else ''}"
     )
 
 
@@ -322,6 +324,11 @@ WRITERS: dict[str, Callable[[CLIP, Path, int], str]] = {"hf": to_hf, "open_clip"
 def is_dinov3(model: CLIP) -> bool:
     """Whether the vision tower is a DINOv3."""
     return hasattr(model.visual, "trunk") and not hasattr(model.visual, "architecture")
+
+
+def has_stem(model: CLIP) -> bool:
+    """Whether convolutions come before the blocks of the vision tower."""
+    return hasattr(getattr(getattr(model.visual, "trunk", None), "patch_embed", None), "backbone")
 
 
 def require_vision_transformer(model: CLIP, target: str) -> None:

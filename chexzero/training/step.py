@@ -8,9 +8,11 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from chexzero.common.errors import UserError
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP, PRECISIONS
 from chexzero.training import distributed, finetune
@@ -91,6 +93,8 @@ def begin_logits(clip: CLIP, config: TrainConfig) -> None:
 
 def for_training(clip: CLIP, device: torch.device, config: TrainConfig) -> nn.Module:
     """Put a CLIP on its device and wrap it as `config` asks: precision, parts, compilation, ranks."""
+    if any(isinstance(module, _BatchNorm) for module in clip.modules()):
+        clip = _with_whole_batches(clip, device, config)
     lengths = (clip.context_length // 2, clip.context_length) if config.compile else ()
     model = Towers(clip.to(device).train(), config.precision, config.grad_accum, text_lengths=lengths)
     if config.compile:
@@ -100,6 +104,20 @@ def for_training(clip: CLIP, device: torch.device, config: TrainConfig) -> nn.Mo
         return model
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _with_whole_batches(clip: CLIP, device: torch.device, config: TrainConfig) -> CLIP:
+    """A CLIP with batch normalisation, its statistics taken over the ranks; `UserError` where they would be a part's."""
+    why = f"{config.vision} normalises by the statistics of the batch"
+    if config.grad_accum > 1:
+        raise UserError(f"{why}, which its parts do not have; leave out --grad_accum, or take another --vision")
+    if config.freeze_blocks:
+        raise UserError(f"{why}, and so would not stay as it is; leave out --freeze_blocks, or take another --vision")
+    if distributed.world_size() == 1:
+        return clip
+    if device.type != "cuda":
+        raise UserError(f"{why}, which ranks share on GPUs alone; train with one process, or take another --vision")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(clip)
 
 
 def bare(model: nn.Module) -> CLIP:
