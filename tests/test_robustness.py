@@ -327,3 +327,19 @@ def test_workers_that_ignore_sigterm_do_not_keep_a_command_from_ending():
     while multiprocessing.active_children():
         assert time.monotonic() - began < 10
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("said", [0, 1])
+def test_a_full_disk_under_the_standard_streams_is_exit_code_2(said):
+    """Output files in SLURM lie on the disk that fills up: there is no place for a sentence, the code must do."""
+    program = f"""
+from chexzero.common.errors import UserError, run_command
+def main():
+    print("x" * 100)
+    if {said}:
+        raise UserError("what is wrong")
+run_command(main)
+"""
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, check=False)
+    assert ended.returncode == 2

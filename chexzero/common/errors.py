@@ -86,13 +86,23 @@ def _say(error: BaseException) -> int | str | None:
     if isinstance(stop, SystemExit):
         return stop.code
     if stop:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return EXIT_INTERRUPTED
     sentence = str(error) if isinstance(error, UserError) else refusal(error)
     if sentence is None:
         raise error
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    _tell(f"error: {' '.join(sentence.split())}")
     return EXIT_USER_ERROR
+
+
+def _tell(sentence: str) -> None:
+    """Print to stderr; where it lies on the disk that is full, the exit code must do, and nothing is tried again."""
+    for stream, words in ((sys.stderr, f"{sentence}\n"), (sys.stdout, "")):
+        try:
+            stream.write(words)
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
