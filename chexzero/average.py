@@ -24,6 +24,8 @@ from chexzero.models.checkpoints import describe, read_state_dict
 from chexzero.runs.run_folder import read_run
 
 State = Mapping[str, torch.Tensor]
+#: How many batches a batch normalisation has seen: no setting of the model; the mean keeps the first checkpoint's.
+COUNTER = ".num_batches_tracked"
 
 
 def average(paths: Sequence[str | os.PathLike], weights: Sequence[float] | None = None) -> dict[str, torch.Tensor]:
@@ -67,7 +69,8 @@ def check_weights(paths: Sequence[str | os.PathLike], weights: Sequence[float] |
 def _check_same_model(one: State, other: State, one_path: str | os.PathLike, other_path: str | os.PathLike) -> None:
     differences = compare_keys(one, other)
     if not differences:
-        uneven = [name for name in one if not _is_real(one[name]) and not torch.equal(one[name], other[name])]
+        settings = [name for name in one if not (_is_real(one[name]) or name.endswith(COUNTER))]
+        uneven = [name for name in settings if not torch.equal(one[name], other[name])]
         differences = "".join(
             f"has {name} {other[name].tolist()} instead of {one[name].tolist()}" for name in uneven[:1]
         )

@@ -8,6 +8,7 @@ import torch
 from chexzero import average
 from chexzero.common.errors import UserError
 from chexzero.models.checkpoints import load_model, read_state_dict
+from chexzero.models.towers import create_model
 from tests.small_clip import state_dict
 
 
@@ -36,6 +37,21 @@ def test_the_ends_of_an_interpolation_are_the_checkpoints_and_its_middle_is_thei
 def test_a_soup_of_equal_checkpoints_is_that_checkpoint_to_the_last_bit(two):
     found, one = average.average([two[1]] * 3), read_state_dict(two[1])
     assert all(torch.equal(found[name], one[name]) for name in one)
+
+
+def test_checkpoints_that_saw_different_numbers_of_batches_are_of_one_model(tmp_path):
+    options = dict.fromkeys(("vision_weights", "text_weights"), "random") | {"text_encoder": "tiny"}
+    model, paths = create_model("dinov3_tiny_hybrid", image_resolution=64, **options), []
+    for number in (1, 2):
+        model.train().encode_image(torch.randn(4, 3, 64, 64))
+        paths.append(tmp_path / f"{number}.pt")
+        torch.save(model.state_dict(), paths[-1])
+    first, second, soup = *map(read_state_dict, paths), average.average(paths)
+    name = "visual.trunk.patch_embed.backbone.bn1"
+    assert [int(one[f"{name}.num_batches_tracked"]) for one in (first, second, soup)] == [1, 2, 1]
+    torch.testing.assert_close(
+        soup[f"{name}.running_mean"], (first[f"{name}.running_mean"] + second[f"{name}.running_mean"]) / 2
+    )
 
 
 def test_the_mean_of_a_layer_is_the_mean_of_its_outputs(two):

@@ -221,10 +221,10 @@ def test_what_a_target_cannot_carry_is_refused(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="onnx"):
             export(resnet, target, tmp_path / target)
     with pytest.raises(UserError, match="none has this tower's shapes; .*--to hf"):
-        export(small_model("dinov3"), "open_clip", tmp_path / "narrow")  # timm has no name for the demo's tower
+        export(small_model("dinov3"), "open_clip", tmp_path / "narrow")  # timm has no name for the small tower
     options = dict.fromkeys(("vision_weights", "text_weights"), "random") | {"text_encoder": "tiny"}
     hybrid = create_model("dinov3_tiny_hybrid", image_resolution=64, **options)
-    for target, why in (("hf", "no convolutional stem, .* `--to onnx`"), ("open_clip", "with `--to onnx`$")):
+    for target, why in (("hf", "no convolutional stem, .* use `--to onnx`"), ("open_clip", "with `--to onnx`$")):
         with pytest.raises(UserError, match=why):
             export(hybrid, target, tmp_path / "hybrid")
     with pytest.raises(UserError, match="another model of timm.*--to onnx"):

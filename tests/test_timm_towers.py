@@ -109,7 +109,7 @@ def test_convolutions_lie_channels_last(name, last):
     """They are faster so, and give the same; a vision transformer keeps the bits it had."""
     model = model_of(name)
     kernels = [value for value in model.visual.trunk.parameters() if value.ndim == 4 and min(value.shape[1:]) > 1]
-    assert all(kernel.is_contiguous(memory_format=torch.channels_last) == last for kernel in kernels)
+    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) == last for kernel in kernels)
     first = model.eval().encode_image(images())
     model.visual.trunk.to(memory_format=torch.contiguous_format)
     assert torch.allclose(model.encode_image(images()), first, atol=1e-4)

@@ -41,8 +41,6 @@ def to_hf(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
             "transformers' CLIP classes have no bias on the logits, which --loss siglip trains; export it with "
             "`--to open_clip` or `--to onnx`"
         )
-    if has_stem(model):
-        raise UserError("transformers' DINOv3 has no convolutional stem, as this tower has; export it with `--to onnx`")
     text = {key: value for key, value in model.state_dict().items() if not key.startswith("visual.")}
     text_config = transformers.CLIPTextConfig(
         vocab_size=model.vocab_size,
@@ -55,6 +53,8 @@ def to_hf(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
         num_attention_heads=max(1, len(model.ln_final.weight) // HEAD_WIDTH),
     )
     if is_dinov3(model):
+        if has_stem(model):
+            raise UserError("transformers' DINOv3 has no convolutional stem, as this tower has; use `--to onnx`")
         from dinov3_adapter import to_huggingface
 
         config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(

@@ -20,6 +20,7 @@ from training_corpus import TINY, ranks, shrink, write_corpus
 
 from chexzero.common.errors import run_command
 from chexzero.common.folders import CONTENTS, is_unfinished
+from chexzero.common.versions import git_revision
 from chexzero.training.logs import SPEED_COLUMNS
 from tests.campaign.faults import Fault, Injector
 
@@ -264,7 +265,16 @@ def _child(
 
 
 def prepare(inputs: Path, name: str) -> None:
-    """Make the data, the models and the undisturbed result that a job's trials share; once."""
+    """Make the data, the models and the undisturbed result that a job's trials share; once.
+
+    Results have the code's revision on record: a campaign goes on with the one it began with.
+    """
+    begun_with, now = inputs / "revision.txt", str(git_revision())
+    if not begun_with.exists():
+        inputs.mkdir(parents=True, exist_ok=True)
+        begun_with.write_text(now)
+    if begun_with.read_text() != now:
+        raise SystemExit(f"{inputs} was made by revision {begun_with.read_text()}, this is {now}; give another --out")
     for need in (*JOBS[name].needs, f"reference/{name}"):
         target = inputs / need
         if target.exists():
