@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -343,3 +344,32 @@ run_command(main)
     with open("/dev/full", "w") as full:
         ended = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, check=False)
     assert ended.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [str(ROOT / "run_train.py")],
+        [str(ROOT / "run_zero_shot.py")],
+        ["-m", "chexzero.export", "--run", "run", "--to", "onnx", "out"],
+        ["-m", "data_prep", "demo", "--out", "demo"],
+    ],
+)
+def test_where_nothing_can_be_written_a_command_says_so(command, tmp_path):
+    """Libraries look for a temporary folder while they are imported; on a full disk they find none."""
+
+    def nothing_can_be_written() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    ended = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        preexec_fn=nothing_can_be_written,
+        check=False,
+    )
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: ")

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 EXIT_CODES = (
@@ -76,6 +76,16 @@ def leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(EXIT_INTERRUPTED)
 
 
+def refused_while_importing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """`sys.excepthook` of the commands: what the operating system refuses a library that is being imported."""
+    sentence = refusal(error)
+    if sentence is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    _tell(f"error: {' '.join(sentence.split())}")
+    os._exit(EXIT_USER_ERROR)  # a hook cannot choose the exit code
+
+
 def _say(error: BaseException) -> int | str | None:
     """Tell what ended the command; return its exit code.
 
@@ -120,6 +130,8 @@ def refusal(error: BaseException) -> str | None:
     for one in causes(error):
         if isinstance(one, MemoryError):
             return f"the memory is used up; {REMEDIES[errno.ENOMEM]}"
+        if isinstance(one, FileNotFoundError) and "temporary directory" in str(one):  # Python tries several, all full
+            return f"{one.strerror}; make room there, or name another folder in TMPDIR"
         number = getattr(one, "errno", None) or _errno_in(one)
         if number in REMEDIES:
             path = getattr(one, "filename", None)

@@ -261,6 +261,9 @@ def _child(
     try:
         run_command(main)
     finally:
+        for name in limits:  # its own file is not under test
+            hard = resource.getrlimit(getattr(resource, name))[1]
+            resource.setrlimit(getattr(resource, name), (hard, hard))
         os.write(os.open(folder.with_suffix(".counted"), os.O_WRONLY | os.O_CREAT), str(injector.count).encode())
 
 
