@@ -62,7 +62,7 @@ def selection_section(
         if math.isfinite(low) and math.isfinite(high):
             close = int(values[metric].between(low, high).sum())
             rest = (
-                f"{close - 1} of the others lie within its 95 % interval ({interval(low, high)}): the validation "
+                f"{close - 1} of the others {'lies' if close == 2 else 'lie'} within its 95 % interval ({interval(low, high)}): the validation "
                 f"set is too small to tell those apart"
                 if close > 1
                 else f"no other lies within its 95 % interval ({interval(low, high)})"
