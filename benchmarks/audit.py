@@ -279,7 +279,7 @@ def measure_audit(own: np.ndarray, strangers: np.ndarray, copies: list, workers:
     marks = np.stack([nominate.signature(image, search.vocabulary) for image in strangers])
     search.weights = nominate.rarity(marks, search.vocabulary.size)
     search.nominations = nominate.nominate(search.views, search.weights, marks, workers)
-    alarms = near.second_stage(own, search.nominations, lambda row: strangers[row], workers)
+    alarms = near.second_stage(search, dict(enumerate(search.nominations)), near.reader(strangers), workers)
     found = [near.plant(search, k, copy)[2] for k, _, copy in copies]
     return _peer(found, copies, sum(one.same for one in alarms), len(own) * len(strangers), time.process_time() - cpu)
 
@@ -303,21 +303,22 @@ def perceptual_hash(side: int) -> Callable:
     return lambda image: imagehash.phash(Image.fromarray(image), hash_size=side)
 
 
-def sift(image: np.ndarray) -> features.Features:
+def sift(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, 2) and descriptors (n, 128) as OpenCV gives them."""
     found, descriptors = cv2.SIFT.create(nfeatures=1000).detectAndCompute(image, None)
     points = np.array([one.pt for one in found], np.float32).reshape(-1, 2)
-    return features.Features(points, np.zeros((0, 128), np.float32) if descriptors is None else descriptors)
+    return points, np.zeros((0, 128), np.float32) if descriptors is None else descriptors
 
 
-def sift_same(a: features.Features, b: features.Features) -> bool:
+def sift_same(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> bool:
     """OpenCV's tutorial: brute force, ratio 0.75, RANSAC, ten inliers."""
-    if min(len(a.points), len(b.points)) < 2:
+    if min(len(a[0]), len(b[0])) < 2:
         return False
-    found = cv2.BFMatcher().knnMatch(a.descriptors, b.descriptors, k=2)
+    found = cv2.BFMatcher().knnMatch(a[1], b[1], k=2)
     good = [first for first, second in found if first.distance < 0.75 * second.distance]
     if len(good) < 10:
         return False
-    here, there = a.points[[one.queryIdx for one in good]], b.points[[one.trainIdx for one in good]]
+    here, there = a[0][[one.queryIdx for one in good]], b[0][[one.trainIdx for one in good]]
     _, inside = cv2.estimateAffine2D(here, there, method=cv2.RANSAC, ransacReprojThreshold=4)
     return inside is not None and int(inside.sum()) >= 10
 

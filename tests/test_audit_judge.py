@@ -166,13 +166,13 @@ def test_what_is_called_one_picture(inliers, share, score, overlap, same):
 def pair_of_features(right: int, wrong: int, matrix: list[list[float]]) -> list[Prepared]:
     """Two pictures whose features all match, and `right` of them as the map has it."""
     rng = np.random.default_rng(right)
-    descriptors = rng.normal(size=(right + wrong, 128)).astype(np.float32)
+    descriptors = np.abs(rng.normal(size=(right + wrong, 128))).astype(np.float32)
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
     here = rng.uniform(100, 220, (right + wrong, 2)).astype(np.float32)
     there = (here @ np.array(matrix, np.float32)[:, :2].T + np.array(matrix, np.float32)[:, 2]).astype(np.float32)
     there[right:] = rng.uniform(0, 320, (wrong, 2))
     points = zip((here, there), (noise(), cv2.warpAffine(noise(), np.array(matrix, float), (320, 320))), strict=True)
-    return [Prepared(image, WHOLE, features.Features(place, descriptors)) for place, image in points]
+    return [Prepared(image, WHOLE, features.Features(place, descriptors**2)) for place, image in points]
 
 
 @pytest.mark.parametrize(
@@ -277,11 +277,11 @@ def test_the_pairs_that_should_not_be_called_equal(monkeypatch):
     found = [near.nominate.Nominations(np.array(rows), np.array(scores), 0, 0) for rows, scores in alike]
     monkeypatch.setattr(near.nominate, "rarity", lambda *_: None)
     monkeypatch.setattr(near.nominate, "nominate", lambda *_, **__: found)
-    monkeypatch.setattr(near, "second_stage", lambda _images, picked, *_: picked)
-    search = SimpleNamespace(signatures=None, vocabulary=SimpleNamespace(size=1), views=None, images=None)
-    for n, rows in ((1, [[2], [], []]), (5, [[2], [2], []])):
+    monkeypatch.setattr(near, "second_stage", lambda _search, picked, *_: picked)
+    search = SimpleNamespace(signatures=None, vocabulary=SimpleNamespace(size=1), views=None, prepared=None)
+    for n, rows in ((1, {0: [2]}), (5, {0: [2], 1: [2]})):
         picked = near.unrelated_pairs(search, lambda i, j: {i, j} == {0, 1}, n, 1)
-        assert [one.rows.tolist() for one in picked] == rows
+        assert {query: one.rows.tolist() for query, one in picked.items()} == rows
 
 
 def test_a_box_may_lie_anywhere_within_the_picture():

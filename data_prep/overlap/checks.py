@@ -157,7 +157,7 @@ def _against_training(train: Role, search: near.Search, work_dir: Path, workers:
         time.monotonic() - started,
     )
     report = _progress(len(search.images))
-    return near.second_stage(search.images, search.nominations, near.fetcher(train.images), workers, report)
+    return near.second_stage(search, dict(enumerate(search.nominations)), near.reader(train.images), workers, report)
 
 
 def _progress(total: int) -> Callable[[int], None]:
@@ -173,9 +173,10 @@ def _between(search: near.Search, role_of: np.ndarray, workers: int) -> list[nea
     valid, test = np.flatnonzero(role_of == "valid"), np.flatnonzero(role_of == "test")
     signatures = search.signatures[valid]
     weights = nominate.rarity(signatures, search.vocabulary.size)
-    nominations = nominate.nominate([search.views[query] for query in test], weights, signatures, workers)
-    pairs = near.second_stage(search.images[test], nominations, lambda row: search.images[valid[row]], workers)
-    return [near.Pair(int(test[p.query]), int(valid[p.row]), p.nominated, p.comparison) for p in pairs]
+    found = nominate.nominate([search.views[query] for query in test], weights, signatures, workers)
+    for one in found:
+        one.rows = valid[one.rows]
+    return near.second_stage(search, dict(zip(test.tolist(), found, strict=True)), search.prepared, workers)
 
 
 def _collect(

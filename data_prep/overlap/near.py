@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from data_prep.overlap import disguise, nominate, verify
 from data_prep.overlap.disguise import DISGUISES, Disguise
+from data_prep.overlap.features import Features
 
 PREPARED = 200  # nominated images that are kept ready to be compared; each takes 0.8 MB
 
@@ -54,7 +55,7 @@ class Copy:
 
 @dataclass
 class Search:
-    """The first stage made ready for one set of evaluation images uint8 (Q, 320, 320), and its weights and floors.
+    """Both stages made ready for one set of evaluation images uint8 (Q, 320, 320): words, weights, floors, features.
 
     `signatures` are theirs, as if they were training images: they are searched for among each other.
     """
@@ -65,46 +66,57 @@ class Search:
     signatures: np.ndarray
     weights: np.ndarray
     nominations: list[nominate.Nominations]
+    features: list[Features]
 
     @classmethod
     def prepare(cls, images: np.ndarray, workers: int) -> "Search":
         vocabulary, views = nominate.prepare(images, workers)
         weights, nothing = np.ones(vocabulary.size, np.float32), [nominate.NOTHING] * len(images)
-        return cls(images, vocabulary, views, nominate.make_signatures(images, vocabulary, workers), weights, nothing)
+        signatures = nominate.make_signatures(images, vocabulary, workers)
+        with ThreadPoolExecutor(workers) as pool:
+            found = list(pool.map(verify.extract, images))
+        return cls(images, vocabulary, views, signatures, weights, nothing, found)
+
+    def poses(self, query: int) -> list[verify.Prepared]:
+        return verify.prepare_poses(self.images[query], self.features[query])
+
+    def prepared(self, query: int) -> verify.Prepared:
+        return verify.prepare(self.images[query], self.features[query])
 
 
-def fetcher(images: Any) -> Callable[[int], np.ndarray]:
-    """Return a function that reads one image by row, one reader at a time (HDF5 is read under a lock)."""
+def reader(images: Any) -> Callable[[int], verify.Prepared]:
+    """Return a function that reads and prepares one image by row, one reader at a time (HDF5 is read under a lock)."""
     lock = threading.Lock()
 
-    def fetch(row: int) -> np.ndarray:
+    def prepared(row: int) -> verify.Prepared:
         with lock:
-            return np.asarray(images[row : row + 1])[0].astype(np.uint8, copy=False)
+            image = np.asarray(images[row : row + 1])[0].astype(np.uint8, copy=False)
+        return verify.prepare(image)
 
-    return fetch
+    return prepared
 
 
 def second_stage(
-    images: np.ndarray,
-    nominations: list[nominate.Nominations],
-    fetch: Callable[[int], np.ndarray],
+    search: Search,
+    nominations: dict[int, nominate.Nominations],
+    prepared: Callable[[int], verify.Prepared],
     workers: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Pair]:
-    """Compare each evaluation image (uint8 (Q, 320, 320)) with the rows nominated for it."""
-    prepared = lru_cache(maxsize=PREPARED)(lambda row: verify.prepare(fetch(row)))  # a row may be nominated many times
+    """Compare evaluation images (the keys of `nominations`) with the rows nominated for them."""
+    kept = lru_cache(maxsize=PREPARED)(prepared)  # a row may be nominated many times
 
     def examine(query: int) -> list[Pair]:
         found = nominations[query]
-        own = verify.prepare_poses(images[query]) if len(found.rows) else []
+        own = search.poses(query) if len(found.rows) else []
         return [
-            Pair(query, int(row), int(score), verify.compare(own, prepared(int(row))))
+            Pair(query, int(row), int(score), verify.compare(own, kept(int(row))))
             for row, score in zip(found.rows, found.scores, strict=True)
         ]
 
     pairs: list[Pair] = []
     with ThreadPoolExecutor(workers) as pool:
-        for done, part in enumerate(pool.map(examine, range(len(images))), 1):
+        for done, part in enumerate(pool.map(examine, nominations), 1):
             pairs += part
             progress(done)
     return pairs
@@ -138,7 +150,7 @@ def plant(search: Search, query: int, copy: np.ndarray) -> tuple[bool, float, bo
     consistent = nominate.consistent_words(views, search.weights, mark)[0]
     if shared <= 0 or shared < floors.shared_floor or consistent < floors.consistent_floor:
         return False, 0.0, False
-    result = verify.compare(verify.prepare_poses(search.images[query]), verify.prepare(copy))
+    result = verify.compare(search.poses(query), verify.prepare(copy))
     return True, result.score if result else 0.0, bool(result and result.same)
 
 
@@ -155,14 +167,14 @@ def unrelated_pairs(search: Search, related: Callable[[int, int], bool], n: int,
         for row, score in zip(one.rows, one.scores, strict=True)
         if query < row and not related(query, int(row))
     )[:n]
-    chosen: list[list[tuple[int, int]]] = [[] for _ in found]
+    chosen: dict[int, list[tuple[int, int]]] = {}
     for score, query, row in scored:
-        chosen[query].append((row, -score))
-    picked = [
-        nominate.Nominations(np.array([row for row, _ in one]), np.array([score for _, score in one]), 0, 0)
-        for one in chosen
-    ]
-    return second_stage(search.images, picked, lambda row: search.images[row], workers)
+        chosen.setdefault(query, []).append((row, -score))
+    picked = {
+        query: nominate.Nominations(np.array([row for row, _ in one]), np.array([score for _, score in one]), 0, 0)
+        for query, one in sorted(chosen.items())
+    }
+    return second_stage(search, picked, search.prepared, workers)
 
 
 def rate(hits: int, total: int) -> dict[str, Any]:

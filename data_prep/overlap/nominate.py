@@ -152,12 +152,11 @@ def make_views(found: list[Features], vocabulary: Vocabulary) -> Views:
 
 def prepare(images: np.ndarray, workers: int) -> tuple[Vocabulary, list[Views]]:
     """Learn the vocabulary from evaluation images uint8 (Q, H, W) and put each of them into words."""
-    with ThreadPoolExecutor(workers) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(view_features, images))
-    plain = np.concatenate([one[0].descriptors for one in found] + [np.eye(2, 128, dtype=np.float32)])
-    with threadpool_limits(1):
+        plain = np.concatenate([one[0].descriptors for one in found] + [np.eye(2, 128, dtype=np.float32)])
         vocabulary = Vocabulary.learn(plain)
-        return vocabulary, [make_views(one, vocabulary) for one in found]
+        return vocabulary, list(pool.map(lambda one: make_views(one, vocabulary), found))
 
 
 def signature(image: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

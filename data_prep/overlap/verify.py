@@ -85,17 +85,22 @@ def at_size(image: np.ndarray) -> np.ndarray:
     return cv2.resize(np.asarray(image, np.uint8), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
-def prepare(image: np.ndarray) -> Prepared:
-    """Prepare a square uint8 image; it is resized to 320 x 320."""
+def extract(image: np.ndarray) -> Features:
+    """Find the features that are compared of a square uint8 image."""
+    return features.extract(features.without_specks(at_size(image)), SIDE, POINTS)
+
+
+def prepare(image: np.ndarray, found: Features | None = None) -> Prepared:
+    """Prepare a square uint8 image, of which `extract` may have found the features; it is resized to 320 x 320."""
     image = features.without_specks(at_size(image))
     mask = np.zeros(image.shape, np.float32)
     mask[features.content_box(image)] = 1
-    return Prepared(image, mask, features.extract(image, SIDE, POINTS))
+    return Prepared(image, mask, found or features.extract(image, SIDE, POINTS))
 
 
-def prepare_poses(image: np.ndarray) -> list[Prepared]:
+def prepare_poses(image: np.ndarray, found: Features | None = None) -> list[Prepared]:
     """Prepare an image as it is, mirrored, inverted, and both."""
-    plain = prepare(image)
+    plain = prepare(image, found)
     return [
         Prepared(
             features.posed(plain.image, mirrored, inverted),
