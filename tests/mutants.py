@@ -158,14 +158,21 @@ class Recording:
         return cls(data, seconds, breadth)
 
     def tests_of(self, change: Change, limit: float) -> list[str]:
-        """Tests of the change's line that took up to `limit` seconds together; at least one."""
-        contexts = self.data.contexts_by_lineno(str(change.path.relative_to(ROOT))).get(change.line, [])
+        """Tests of the change's line that took up to `limit` seconds together; at least one.
+
+        A line that no test is known to execute runs while the module is imported or in another process: then the tests
+        of the file's other lines.
+        """
+        by_line = self.data.contexts_by_lineno(str(change.path.relative_to(ROOT)))
+        tests = self._of_contexts(by_line.get(change.line, [])) or self._of_contexts(sum(by_line.values(), []))
+        total = list(itertools.accumulate(self.seconds[test] for test in tests))
+        return tests[: max(1, bisect.bisect(total, limit))]
+
+    def _of_contexts(self, contexts: list[str]) -> list[str]:
         run = {test for test, _, phase in (one.rpartition("|") for one in contexts) if phase == "run"}
         files = {one.partition("::")[0] for one in contexts if one.endswith("|setup")}
         shared = {test for test in self.seconds if test.partition("::")[0] in files} - run  # what a fixture made
-        tests = [*self._in_order(run & set(self.seconds)), *self._in_order(shared)]
-        total = list(itertools.accumulate(self.seconds[test] for test in tests))
-        return tests[: max(1, bisect.bisect(total, limit))]
+        return [*self._in_order(run & set(self.seconds)), *self._in_order(shared)]
 
     def _in_order(self, tests: Set[str]) -> list[str]:
         return sorted(tests, key=lambda test: (self.seconds[test] * (1 + self.breadth[test]), test))
