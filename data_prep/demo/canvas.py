@@ -47,8 +47,9 @@ class Canvas:
         layer: np.ndarray = np.zeros(self._shape(shrink), np.uint8)
         for (width, strength), group in itertools.groupby(lines, key=lambda line: line[1:]):
             paths = [points for points, _, _ in group]
-            ends = np.cumsum([len(points) for points in paths])[:-1]
-            pieces = np.split(self.pixels(np.concatenate(paths), shrink), ends)
+            ends = itertools.accumulate((len(points) for points in paths), initial=0)
+            pixels = self.pixels(np.concatenate(paths), shrink)
+            pieces = [pixels[start:end] for start, end in itertools.pairwise(ends)]  # np.split takes longer than to draw
             cv2.polylines(
                 layer,
                 pieces,
