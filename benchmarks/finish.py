@@ -10,7 +10,6 @@ really written: 0.1 MB an image.
 import argparse
 import hashlib
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -46,13 +45,15 @@ def main() -> None:
         out = Path(folder) / "data"
         make(Work(out), args.train)
         start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "data_prep", "finish", "--out", str(out), "--workers", str(args.workers)], check=True
+        code = (
+            "import sys; from data_prep.__main__ import main; from benchmarks.memory import peak; main(); print(peak())"
         )
+        command = [sys.executable, "-c", code, "finish", "--out", str(out), "--workers", str(args.workers)]
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
+    peak = float(run.stdout.split()[-1])
     print(
-        f"{machine()}: {args.train:,} training images finished in {seconds:.0f} s, peak {peak} MiB, "
+        f"{machine()}: {args.train:,} training images finished in {seconds:.0f} s, peak {peak:.0f} MiB, "
         f"{args.workers} threads"
     )
 

@@ -31,7 +31,7 @@ import pandas as pd
 import yaml
 
 from chexzero.common.errors import EXIT_CODES, UserError, run_command
-from chexzero.common.files import read_json, require_file, safe_name, write_json, write_text
+from chexzero.common.files import read_json, read_yaml, safe_name, write_json, write_text
 from chexzero.runs.run_folder import RunFolder, read_run
 from chexzero.training.config import TrainConfig, parse_config
 from chexzero.training.resume import EXIT_REQUEUE
@@ -110,11 +110,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def _mapping(path: Path, remedy: str) -> dict[str, Any]:
-    require_file(path, remedy)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    values = read_yaml(path, remedy)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one `key: value` per line; {remedy}")
     return values

@@ -118,7 +118,8 @@ def read_yaml(path: str | os.PathLike, remedy: str = "name another file or corre
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); {remedy}") from error
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); {remedy}") from error
+        found = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise UserError(f"{path} is not valid YAML ({found}); {remedy}") from error
 
 
 def read_table(

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 from scipy.stats import norm
 
 from chexzero.common.errors import UserError
-from chexzero.common.files import read_table, require_file, safe_name, sha256_of
+from chexzero.common.files import read_table, read_yaml, require_file, safe_name, sha256_of
 from chexzero.common.formats import check_images, check_rows, images_file, labels_file
 from chexzero.common.intervals import Z95, case_influence, mean_interval, newcombe_interval
 from chexzero.common.labels import PAIR_TEMPLATE
@@ -162,9 +161,9 @@ def read_protocol(data_dir: Path, name: str) -> Protocol:
     packaged = files("chexzero.evaluation").joinpath("protocols", f"{name}.yaml")
     if not own.is_file() and not packaged.is_file():
         return Protocol(name)
-    path, text = (own, own.read_text(encoding="utf-8")) if own.is_file() else (packaged, packaged.read_text("utf-8"))
+    path = own if own.is_file() else Path(str(packaged))
+    values = read_yaml(path, "see docs/EVALUATION.md")
     try:
-        values = yaml.safe_load(text)
         summaries = [Summary(**entry) for entry in values.pop("summaries", [])]
         protocol = Protocol(**values, summaries=summaries)
         texts = [protocol.prompts(name) for name in {*protocol.synonyms, *protocol.pairs, "x"}]
@@ -172,7 +171,7 @@ def read_protocol(data_dir: Path, name: str) -> Protocol:
             raise TypeError("templates, synonyms and pairs must be lists of texts")
         if not all(side for pair in texts for side in pair):
             raise TypeError("both sides of a pair of prompts need a text")
-    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+    except (TypeError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is no protocol of an evaluation set ({reason}); see docs/EVALUATION.md") from error
     return protocol

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from chexzero.common.errors import UserError
-from chexzero.common.files import read_table, require_file
+from chexzero.common.files import read_table, read_yaml, require_file
 from chexzero.common.formats import read_build, read_labels
 from chexzero.evaluation.named_sets import labels_or_unknown
 from chexzero.suites.context import EvaluationContext
@@ -58,11 +57,7 @@ LABELS_REMEDY = "name a CSV that has one 0/1 column a label"
 
 def read_description(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
     """Read a suite's YAML description, sure that it is a mapping with exactly the keys `keys` (`about` apart)."""
-    path = require_file(path, "name a description file like those in chexzero/suites")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    values = read_yaml(path, "correct it, or name a description file like those in chexzero/suites")
     if not isinstance(values, dict):
         raise UserError(f"{path} must be a mapping with the keys {', '.join(keys)}; correct it")
     missing = [key for key in keys if key not in values]
@@ -71,16 +66,6 @@ def read_description(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
         wrong = f"lacks {', '.join(missing)}" if missing else f"has the unknown key {', '.join(unknown)}"
         raise UserError(f"{path} {wrong} (keys: {', '.join(keys)}); correct it")
     return values
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML as usual, but a key that stands twice is a mistake and does not silently replace the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        if double := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{double[0]!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def join(wanted: Iterable[str], wanted_in: str | Path, there: Iterable[str], there_in: str | Path) -> np.ndarray:

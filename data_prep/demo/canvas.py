@@ -49,7 +49,9 @@ class Canvas:
             paths = [points for points, _, _ in group]
             ends = itertools.accumulate((len(points) for points in paths), initial=0)
             pixels = self.pixels(np.concatenate(paths), shrink)
-            pieces = [pixels[start:end] for start, end in itertools.pairwise(ends)]  # np.split takes longer than to draw
+            pieces = [
+                pixels[start:end] for start, end in itertools.pairwise(ends)
+            ]  # np.split takes longer than to draw
             cv2.polylines(
                 layer,
                 pieces,

@@ -22,9 +22,13 @@ class Features:
 
     @cached_property
     def descriptors(self) -> np.ndarray:
-        """RootSIFT (Arandjelovic and Zisserman 2012), float32 (n, 128), rows of length one."""
-        values = self.histograms.astype(np.float32)
-        return np.sqrt(values / np.maximum(values.sum(axis=1, keepdims=True), 1e-6))
+        return root_sift(self.histograms)
+
+
+def root_sift(histograms: np.ndarray) -> np.ndarray:
+    """RootSIFT (Arandjelovic and Zisserman 2012), float32 (n, 128), rows of length one."""
+    values = histograms.astype(np.float32)
+    return np.sqrt(values / np.maximum(values.sum(axis=1, keepdims=True), 1e-6))
 
 
 def workers_available() -> int:

@@ -147,15 +147,16 @@ def view_features(image: np.ndarray) -> list[Features]:
 
 def make_views(found: list[Features], vocabulary: Vocabulary) -> Views:
     """Put the features of each view into words."""
-    return Views([vocabulary.nearest(one.descriptors, PROBES) for one in found], [one.points for one in found])
+    words = [vocabulary.nearest(features.root_sift(one.histograms), PROBES) for one in found]  # nothing is kept of it
+    return Views(words, [one.points for one in found])
 
 
 def prepare(images: np.ndarray, workers: int) -> tuple[Vocabulary, list[Views]]:
     """Learn the vocabulary from evaluation images uint8 (Q, H, W) and put each of them into words."""
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(view_features, images))
-        plain = np.concatenate([one[0].descriptors for one in found] + [np.eye(2, 128, dtype=np.float32)])
-        vocabulary = Vocabulary.learn(plain)
+        plain = features.root_sift(np.concatenate([one[0].histograms for one in found]))
+        vocabulary = Vocabulary.learn(np.concatenate([plain, np.eye(2, 128, dtype=np.float32)]))
         return vocabulary, list(pool.map(lambda one: make_views(one, vocabulary), found))
 
 
