@@ -19,7 +19,7 @@ from data_prep.overlap.cards import read_key
 from data_prep.overlap.contract import Role
 from data_prep.overlap.features import content_box
 from data_prep.overlap.identity import level
-from data_prep.overlap.near_reports import near_reports, normalise
+from data_prep.overlap.near_reports import is_normal, near_reports, normalise
 
 FEW = {"workers": 1, "copies": 3, "unrelated": 4}
 BARE = {"workers": 1, "copies": 0, "unrelated": 0}  # nothing is measured
@@ -457,3 +457,9 @@ def test_what_the_report_counts_and_tells_of_matches(planted):
     check = checks.Check("near", "train", "test", 1, 1, matches)
     both = {"a_id": "a", "b_id": "b"}
     assert report._check(check)["matches"] == [both | {"score": 0.0}, both | {"key": "k"}]
+
+
+def test_a_sentence_is_normal_up_to_fourteen_words():
+    sentence = "no " + " ".join(["focal"] * 11) + " consolidation"
+    assert [is_normal(f"{sentence}{more}") for more in ("", " seen", " seen today")] == [True, True, False]
+    assert not is_normal("a large mass")

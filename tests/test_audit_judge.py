@@ -323,3 +323,26 @@ def test_another_exposure_of_a_patient_is_no_copy_in_either_order(shared):
             if found and found.same and found.score < 0.995:  # one picture is there twice
                 copies.append((paths[a], paths[b], found))
     assert judged >= 60 and copies == []
+
+
+def test_a_crop_takes_from_both_sides():
+    picture, rng = noise(), np.random.default_rng(0)
+    found = disguise.OPERATIONS["cropped"](picture[:200], 10, rng, picture)
+    np.testing.assert_array_equal(found, picture[20:180, 32:288])
+
+
+def test_disguises_are_named_by_their_values_where_there_are_several_or_a_unit():
+    names = {one.name for one in disguise.DISGUISES}
+    assert {"grey levels", "gamma 0.4", "window 5 % at both ends", "inverted", "JPEG quality 5"} <= names
+
+
+@pytest.mark.parametrize("images", [1, 2, 6, 53, 54])
+def test_each_image_is_planted_once_in_each_disguise_before_any_twice(images, monkeypatch):
+    monkeypatch.setattr(near, "plant", lambda *_: (True, 1.0, True))
+    monkeypatch.setattr(disguise, "disguised", lambda *_: None)
+    search = SimpleNamespace(images=list(range(images)))
+    every = len(disguise.DISGUISES) * images
+    found = near.planted_copies(search, every + 5, 0, 1)
+    assert len(found) == len({(copy.query, copy.disguise) for copy in found}) == every
+    first = near.planted_copies(search, 12, 0, 1)
+    assert len({copy.disguise for copy in first}) == 12 and len({copy.query for copy in first}) == min(12, images)

@@ -72,6 +72,8 @@ def test_words_are_counted_that_one_map_explains():
     signature["places"][:8] = turned.clip(0, 255).round()
     weights = np.ones(SIZE, np.float32)
     assert nominate.consistent_words(views, weights, signature[None]).tolist() == [6]
+    signature["words"][6:] = -1  # the six alone are still enough
+    assert nominate.consistent_words(views, weights, signature[None]).tolist() == [nominate.MIN_CONSISTENT] == [6]
     signature["places"][:8] = 100  # all at one place: no map
     assert nominate.consistent_words(views, weights, signature[None]).tolist() == [0]
     signature["words"] = -1

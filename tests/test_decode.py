@@ -10,7 +10,7 @@ from PIL import Image
 
 from chexzero.data_process import UnreadableImage, read_image
 from chexzero.imaging.decode import decode, prepare_image, prepare_pixels, read_file, sample_range
-from chexzero.imaging.dicom import _as_stored
+from chexzero.imaging.dicom import _as_stored, _check_header
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -314,6 +314,20 @@ def test_dicom_run_lengths_are_bounded():
     file.save_as(out)
     with pytest.raises(UnreadableImage, match="run lengths hold more|cannot be decoded"):
         decode(out.getvalue())
+
+
+@pytest.mark.parametrize(("bits", "bytes_of_a_pixel"), [(1, 1), (8, 1), (16, 2)])
+def test_run_lengths_may_hold_twice_the_pixels_and_a_little(bits, bytes_of_a_pixel):
+    file = pydicom.dcmread(io.BytesIO(dicom(np.zeros((300, 300), np.uint8) + np.arange(300).astype(np.uint8))))
+    file.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+    file.BitsAllocated = file.BitsStored = bits
+    file.HighBit = bits - 1
+    most = 2 * 300 * 300 * bytes_of_a_pixel + (1 << 16)
+    file.PixelData = bytes(most)
+    _check_header(file, 0)
+    file.PixelData = bytes(most + 2)
+    with pytest.raises(UnreadableImage, match="run lengths hold more"):
+        _check_header(file, 0)
 
 
 def test_shared_dicom(shared):

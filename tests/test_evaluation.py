@@ -12,6 +12,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 from chexzero import metrics
 from chexzero.common.errors import UserError
 from chexzero.common.formats import check_images
+from chexzero.common.intervals import newcombe_interval
 from chexzero.common.labels import COMPETITION_LABELS, FINDINGS, LABELS, NO_FINDING
 from chexzero.common.statistics import auroc, mean_over_labels
 from chexzero.evaluation.calibration import platt, reliability
@@ -245,6 +246,8 @@ def test_differences_to_the_paper_only_on_its_own_labels(tmp_path, released):
     edema = next(row for row in section.tables[1].rows if row[0] == "Edema")
     assert edema[7] == f"{edema[2] - 0.8994:+.3f}" and "unpaired and approximate" in section.text[0]
     low, high = (section.metrics["labels"]["Edema"][end] for end in ("lower", "upper"))
+    n_pos = truth.sum(0)
+    np.testing.assert_array_equal(same.newcombe, newcombe_interval(same.auroc, n_pos, 500 - n_pos))
     ours = (same.newcombe[1][3] - same.newcombe[0][3]) / 3.92
     assert (high - low) / 3.92 == pytest.approx(np.hypot(ours, (0.9295 - 0.8662) / 3.92), rel=1e-4)
     assert [round(row[5], 3) for row in section.tables[0].rows[1:3]] == [0.799, 0.747]

@@ -94,3 +94,9 @@ def test_training_images_of_another_size_than_the_build_wrote(place):
     build["files"]["cxr.h5"]["bytes"] = 2  # the run met a file of 1 byte, and took its hash from build.json
     write_json(place / "data" / "build.json", build)
     assert "images other than those that the audit covered" in claim(place).text
+
+
+def test_the_validation_of_a_step_is_read_from_the_table(place):
+    run = read_run(place / "run")
+    assert run.recorded(20)["mean_5"] == 0.8 and run.recorded(10)["mean_5"] == 0.7
+    assert run.recorded(15) == run.recorded(None) == {}

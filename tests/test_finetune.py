@@ -197,3 +197,12 @@ def test_a_number_of_blocks_that_is_none(blocks, capsys):
 def test_lora_is_for_dinov3_towers():
     with pytest.raises(UserError, match="for the DINOv3 towers"):
         finetune.prepare(model_of("vit_b_32"), arguments("--lora_rank", "4"))
+
+
+def test_it_is_said_how_much_learns(caplog):
+    model = model_of("plain")
+    caplog.set_level("INFO")
+    finetune.prepare(model, arguments("--freeze_blocks", "all"))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert learning < total and f"{learning / 1e6:.1f} of {total / 1e6:.1f} million parameters learn" in caplog.text

@@ -1,5 +1,6 @@
 """Near-equal images: both stages over whole roles, and what they find of copies planted on purpose."""
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -130,10 +131,11 @@ def planted_copies(search: Search, n: int, seed: int, workers: int) -> list[Copy
     """
     order = np.random.default_rng(seed).permutation(len(search.images))
     n = min(n, len(DISGUISES) * len(order))
+    cycle = math.lcm(len(DISGUISES), len(order))  # after it the pairs of a disguise and an image would repeat
 
     def run(number: int) -> Copy:
         kind = DISGUISES[number % len(DISGUISES)]
-        query = int(order[(number + number // len(DISGUISES)) % len(order)])
+        query = int(order[(number + number // cycle) % len(order)])
         other = search.images[order[(number + 1) % len(order)]]
         copy = disguise.disguised(search.images[query], kind, np.random.default_rng([seed, number]), other)
         return Copy(query, kind, *plant(search, query, copy))
