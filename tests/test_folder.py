@@ -89,6 +89,12 @@ def test_what_cannot_be_read_is_left_out(folder, caplog):
     assert "bomb.png is left out: OpenCV refuses the file" in caplog.text
 
 
+@pytest.mark.parametrize("labels", [[], [""], ["edema", " "], ["edema", "edema "]])
+def test_labels_that_are_none_are_refused(folder, labels):
+    with pytest.raises(UserError, match="none blank and none twice"):
+        predict_folder(CLIP(32, 64, 1, 64, 16, 77, 49408, 64, 1, 1).eval(), folder, labels)
+
+
 def test_folder_without_images(tmp_path):
     with pytest.raises(UserError, match="holds no images"):
         images_in(tmp_path)
