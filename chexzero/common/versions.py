@@ -1,25 +1,35 @@
 """The versions of this code and of the packages it runs on, for records."""
 
+import logging
 import subprocess
 from importlib import metadata
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+log = logging.getLogger(__name__)
 
 PACKAGES = ["torch", "open_clip_torch", "timm", "transformers", "numpy", "pandas", "h5py", "scikit-learn"]
 
 
 def git_revision() -> str | None:
-    """The commit of this code, with `+changes` where tracked files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    """The commit of this code, with `+changes` where tracked files differ from it; None outside a checkout.
+
+    None too, with a warning, where git is missing or fails. What keeps a process from being started raises `OSError`.
+    """
+    if not (ROOT / ".git").exists():  # an installed package; git would name the commit of a project around it
+        return None
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=60
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, timeout=60
         ).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
+    except (FileNotFoundError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        log.warning("the revision of the code goes unrecorded, for git fails: %s", " ".join(str(said).split())[:200])
         return None
 
 
