@@ -129,6 +129,7 @@ def test_a_protocol_of_ones_own(tmp_path):
     "text",
     [
         "title: [",
+        "title: x\ntitle: y",
         "- a",
         "titel: x",
         "title: x\nsummaries: [{name: x}]",
@@ -139,7 +140,7 @@ def test_a_protocol_of_ones_own(tmp_path):
 )
 def test_a_wrong_protocol_is_one_sentence(tmp_path, text):
     (tmp_path / "little.yaml").write_text(text)
-    with pytest.raises(UserError, match="little.yaml is no protocol"):
+    with pytest.raises(UserError, match="little.yaml is (no protocol|not valid YAML)"):
         read_protocol(tmp_path, "little")
 
 
