@@ -59,7 +59,7 @@ clean-demo:
 	rm -rf $(DEMO)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long and not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not long and not gpu"
 
 test-long: $(READY)
 	$(PY) -m pytest -m long
@@ -73,7 +73,7 @@ types: $(READY)
 
 # Branch coverage of the packages; build/coverage/index.html shows every line.
 coverage: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long and not gpu" --cov --cov-report=term --cov-report=html
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not long and not gpu" --cov --cov-report=term --cov-report=html
 
 # Changes one operator at a time in core modules and counts which changes some test notices (about an hour).
 mutants: $(READY)

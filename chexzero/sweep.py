@@ -89,7 +89,7 @@ class Sweep:
 
 def read_sweep(path: Path) -> Sweep:
     """Read a sweep's file and check every run's settings. Raises `UserError` naming what is wrong."""
-    values = _mapping(path, "name a sweep's file")
+    values = _mapping(path, "correct it, or name another sweep's file")
     if unknown := set(map(str, values)) - KEYS:
         raise UserError(f"{path} has unknown keys ({', '.join(sorted(unknown))}); there are {', '.join(sorted(KEYS))}")
     parts = {key: values.get(key) or {} for key in ("settings", "grid", "stop", "slurm")}
@@ -99,7 +99,7 @@ def read_sweep(path: Path) -> Sweep:
     if not grid or not all(isinstance(choices, list) and choices for choices in grid.values()):
         raise UserError(f"{path}: grid must give each swept setting a list of values, such as lr: [1.0e-4, 2.0e-4]")
     name = safe_name(str(values.get("name") or path.stem), f"name in {path}")
-    base = _mapping(path.parent / str(values["config"]), f"correct config in {path}") if values.get("config") else {}
+    base = _mapping(path.parent / str(values["config"]), f"correct it, or config in {path}") if values.get("config") else {}
     runs = [
         _run(path, name, {**base, **parts["settings"]}, dict(zip(grid, point, strict=True)))
         for point in itertools.product(*grid.values())

@@ -15,18 +15,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # commands that the te
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-#: The files that take longest, first: two workers that take files by turns then end at about the same time.
-LONGEST = (
-    *("build", "run_zero_shot", "export", "suites", "audit", "robustness", "run_train", "suites_run", "pace", "resume"),
-    *("dinov3", "towers", "sets_end_to_end", "releases", "distributed", "suites_probe", "timm_towers", "datasets"),
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch

@@ -70,6 +70,7 @@ def test_the_slurm_script_is_bash_with_one_task_per_run(write):
         ("grid: [1]\n", "grid must hold"),
         ("- 1\n", "one `key: value`"),
         ("grid: {lr: [0.1\n", "not valid YAML"),
+        ("grid: {lr: [0.1]}\ngrid: {lr: [0.2]}\n", "the key .grid. stands twice"),
         ("name: ../x\ngrid: {lr: [0.1]}\n", "letters, digits"),
     ],
 )

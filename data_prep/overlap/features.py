@@ -75,7 +75,7 @@ def extract(image: np.ndarray, side: int, n: int) -> Features:
         return Features(np.empty((0, 2), np.float32), np.empty((0, 128), np.uint8))
     points = np.array([point.pt for point in found], np.float32)
     chosen = _spread(points, np.array([point.response for point in found]), (width, height))[:n]
-    histograms = sift.compute(picture, [found[i] for i in chosen])[1]  # of these alone: half of the time
+    histograms = sift.compute(picture, [found[i] for i in chosen])[1]  # of these alone: the others would take time too
     offset = np.array([columns.start, rows.start], np.float32)
     return Features(points[chosen] / np.float32(scale) + offset, histograms.astype(np.uint8))
 
