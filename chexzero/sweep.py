@@ -99,7 +99,11 @@ def read_sweep(path: Path) -> Sweep:
     if not grid or not all(isinstance(choices, list) and choices for choices in grid.values()):
         raise UserError(f"{path}: grid must give each swept setting a list of values, such as lr: [1.0e-4, 2.0e-4]")
     name = safe_name(str(values.get("name") or path.stem), f"name in {path}")
-    base = _mapping(path.parent / str(values["config"]), f"correct it, or config in {path}") if values.get("config") else {}
+    base = (
+        _mapping(path.parent / str(values["config"]), f"correct it, or config in {path}")
+        if values.get("config")
+        else {}
+    )
     runs = [
         _run(path, name, {**base, **parts["settings"]}, dict(zip(grid, point, strict=True)))
         for point in itertools.product(*grid.values())
