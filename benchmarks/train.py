@@ -28,7 +28,7 @@ from open_clip.loss import ClipLoss
 from PIL import Image
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks.audit import machine
 from chexzero.common.errors import run_command
@@ -175,12 +175,12 @@ def measure(
         .train()
     )
     config = TrainConfig(precision=precision)
-    model, criterion = Towers(clip, precision), ContrastiveLoss()
+    model, criterion = Towers(clip, precision, compiled=batch_size if args.compile else 0), ContrastiveLoss()
     adam = torch.optim.AdamW(clip.parameters(), lr=1e-6, fused=device.type == "cuda" or None)
     optimizer = Updates(adam, model, config, 10**6, device)
     dataset = CXRDataset(folder / "cxr.h5", folder / "impressions.csv", "impression")
     workers = default_workers() if args.num_workers is None else args.num_workers
-    rows = np.resize(np.arange(len(texts)), max(len(texts), batch_size))  # a batch may be larger than the data
+    rows = np.resize(np.arange(len(texts)), batch_size * 1000)  # an epoch as long as a real one: none ends here
     loader = planned_loader(dataset, Batches(rows, batch_size, seed=0), workers, device)
     feed = forever(loader)
     batch = next(feed)
@@ -192,9 +192,6 @@ def measure(
     clip.set_grad_checkpointing(False)  # what is computed again does not count
     flops = batch_size * flops_per_pair(clip)(on_device["txt"].shape[1])
     clip.set_grad_checkpointing(args.grad_checkpointing)
-    if args.compile:
-        clip.visual.compile()
-        clip.transformer.compile()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model_seconds = seconds_per_step(lambda: train(on_device), args.steps, device)
@@ -315,10 +312,11 @@ def measure_open_clip(
     model = OpenClipModel(clip.to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     workers = default_workers() if args.num_workers is None else args.num_workers
+    dataset = OpenClipDataset(folder / "cxr.h5", texts, int(clip.image_resolution))
     loader = DataLoader(
-        OpenClipDataset(folder / "cxr.h5", texts, int(clip.image_resolution)),
+        dataset,
         batch_size=batch_size,
-        shuffle=True,
+        sampler=RandomSampler(dataset, replacement=True, num_samples=batch_size * 1000),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         drop_last=True,

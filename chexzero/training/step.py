@@ -26,8 +26,10 @@ class Towers(nn.Module):
     `precision` is the type the towers compute in (weights, features and logits stay float32). With `chunks` > 1 the
     batch goes through the towers in so many parts, whose activations are not kept: the backward pass computes them
     again, part by part, from the cached features' gradients. The loss still sees every pair of the batch
-    (Gao et al. 2021, gradient cache), and memory is that of one part. `text_lengths`: texts are padded to the next of
-    these lengths, since compiled code is made for each length that it meets; what stands after a text changes nothing.
+    (Gao et al. 2021, gradient cache), and memory is that of one part. `compiled` is the number of rows that compiled
+    code is made for (0: none is made): parts of another size, such as an epoch's last, and what is not trained on run
+    without it, since the compiler takes a minute for every shape it meets. `text_lengths`: texts are padded to the
+    next of these lengths for the same reason; what stands after a text changes nothing.
     """
 
     def __init__(
@@ -37,11 +39,14 @@ class Towers(nn.Module):
         chunks: int = 1,
         *,
         alone: bool = False,
+        compiled: int = 0,
         text_lengths: Sequence[int] = (),
     ):
         super().__init__()
         self.clip, self.precision, self.chunks, self.alone = clip, precision, chunks, alone
-        self.text_lengths = text_lengths
+        self.compiled, self.text_lengths = compiled, text_lengths
+        self._compiled_image = torch.compile(clip.encode_image, dynamic=False) if compiled else clip.encode_image
+        self._compiled_text = torch.compile(clip.encode_text, dynamic=False) if compiled else clip.encode_text
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the two logit matrices (b, b x ranks).
@@ -60,15 +65,24 @@ class Towers(nn.Module):
         if images.ndim == 3:
             images = prepare(images, self.clip.image_resolution, self.clip.normalisation)
         with self._autocast(images.device):
-            features = self.clip.visual.head(images) if images.ndim == 2 else self.clip.encode_image(images)
+            if images.ndim == 2:
+                features = self.clip.visual.head(images)
+            elif self._is_compiled_for(images):
+                features = self._compiled_image(images)
+            else:
+                features = self.clip.encode_image(images)
         return functional.normalize(features.float(), dim=-1)
 
     def _text_features(self, texts: torch.Tensor) -> torch.Tensor:
         length = texts.shape[1]
         texts = functional.pad(texts, (0, next((n for n in self.text_lengths if n >= length), length) - length))
         with self._autocast(texts.device):
-            features = self.clip.encode_text(texts)
+            compiled = self._is_compiled_for(texts)
+            features = self._compiled_text(texts) if compiled else self.clip.encode_text(texts)
         return functional.normalize(features.float(), dim=-1)
+
+    def _is_compiled_for(self, part: torch.Tensor) -> bool:
+        return len(part) == self.compiled and torch.is_grad_enabled()
 
     def _in_chunks(self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
         if self.chunks == 1 or not torch.is_grad_enabled():
@@ -95,11 +109,14 @@ def for_training(clip: CLIP, device: torch.device, config: TrainConfig) -> nn.Mo
     """Put a CLIP on its device and wrap it as `config` asks: precision, parts, compilation, ranks."""
     if any(isinstance(module, _BatchNorm) for module in clip.modules()):
         clip = _with_whole_batches(clip, device, config)
-    lengths = (clip.context_length // 2, clip.context_length) if config.compile else ()
-    model = Towers(clip.to(device).train(), config.precision, config.grad_accum, text_lengths=lengths)
-    if config.compile:
-        clip.visual.compile()
-        clip.transformer.compile()
+    part = math.ceil(config.batch_size // distributed.world_size() / config.grad_accum)
+    model = Towers(
+        clip.to(device).train(),
+        config.precision,
+        config.grad_accum,
+        compiled=part if config.compile else 0,
+        text_lengths=(clip.context_length // 2, clip.context_length) if config.compile else (),
+    )
     if distributed.world_size() == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
