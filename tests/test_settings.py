@@ -9,6 +9,7 @@ import pytest
 import run_train
 from chexzero.common.errors import UserError
 from chexzero.common.settings import parse_with_config
+from chexzero.evaluation.settings import ensemble_size
 from data_prep.__main__ import main as data_prep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,3 +92,16 @@ def test_every_step_of_data_prep_is_completed(capsys):
 def test_completion_is_printed(run_module, capsys):
     assert run_module("run_train", "--print-completion", "bash") == 0
     assert "--vision" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "size"), [("1", 1), ("10", 10), ("top 3", 3)])
+def test_an_ensemble_is_a_number_or_top_and_a_number(words, size):
+    assert ensemble_size(words.split()) == size
+
+
+@pytest.mark.parametrize(
+    "words", ["0", "-1", "three", "top", "top 0", "top three", "best 3", "3 top", "top 3 4", "1.5"]
+)
+def test_another_ensemble_is_refused(words):
+    with pytest.raises(UserError, match=f"--ensemble {words} is not understood"):
+        ensemble_size(words.split())
