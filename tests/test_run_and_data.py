@@ -131,6 +131,15 @@ def test_a_file_too_large_to_hash_is_compared_by_its_size(tmp_path, caplog, monk
     assert "is not the file" in caplog.text
 
 
+def test_a_file_of_just_the_size_that_is_hashed_keeps_its_own_hash(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("chexzero.training.logs.HASHED_UP_TO", 10)
+    path = tmp_path / "impressions.csv"
+    path.write_bytes(bytes(10))
+    write_json(tmp_path / "build.json", {"files": {path.name: {"sha256": "ab" * 32, "bytes": 10}}})
+    assert describe_data([path])["files"][str(path)] == {"bytes": 10, "sha256": sha256_of(path)}
+    assert "is not the file" in caplog.text
+
+
 def test_the_page_decodes_one_image_at_a_time(evaluated, monkeypatch):
     """A large picture takes gigabytes while it is decoded; four threads would take four times that."""
     at_once, most = 0, 0
@@ -186,3 +195,16 @@ def test_the_model_card_takes_no_counts_of_other_data(evaluated, tmp_path, then,
     config["data"]["files"] |= {str(tmp_path / "cxr.h5"): {"sha256": then}}
     write_json(run / "config.json", config)
     assert bool(_build_of(read_run(run), tmp_path)) is shown
+
+
+def test_checkpoints_that_are_named_are_told_apart_from_an_ensemble(tmp_path):
+    paths = [tmp_path / name for name in ("checkpoint_30.pt", "checkpoint_20.pt")]
+    for path in paths:
+        path.touch()
+    one, both = (choose(EvaluationSettings(checkpoint=tuple(given))) for given in (paths[:1], paths))
+    assert (one.name, one.checkpoints, one.selected["step"]) == ("checkpoint_30", paths[:1], 30)
+    assert one.selected["reason"].startswith("checkpoint_30.pt was named") and "ensemble" not in one.selected
+    assert (both.name, both.checkpoints, both.selected["step"]) == ("ensemble", paths[::-1], None)
+    assert both.selected["reason"].startswith("The ensemble of 2 checkpoints was named")
+    assert both.selected["checkpoint"] == "checkpoint_20.pt"
+    assert both.selected["ensemble"] == ["checkpoint_20.pt", "checkpoint_30.pt"]
