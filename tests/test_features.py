@@ -1,14 +1,17 @@
 """Training from a locked tower's kept features equals training from the images."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from training_corpus import flags, shrink, write_corpus
 
 import run_train
 from chexzero.common.errors import UserError
+from chexzero.training import features
 from chexzero.training.features import FeatureRows
 from dinov3_adapter.tower import VisionTower
 
@@ -30,6 +33,7 @@ def train(corpus, name, *more):
 def test_losses_are_those_of_the_images_and_the_tower_is_run_once_per_image(corpus, monkeypatch):
     wanted = train(corpus, "images")
     seen = []
+    monkeypatch.setattr(features, "BATCH", 5)  # the last of five batches has four images
     forward = VisionTower.forward
     monkeypatch.setattr(VisionTower, "forward", lambda self, images: seen.append(images) or forward(self, images))
     found = train(corpus, "features", "--cache_features", "--grad_accum", "2")
@@ -59,3 +63,22 @@ def test_a_worker_gets_the_path_and_not_the_features(tmp_path):
     np.save(tmp_path / "features.npy", np.arange(20_000, dtype=np.float32).reshape(100, 200))
     sent = pickle.dumps(FeatureRows(tmp_path / "features.npy"))
     assert len(sent) < 1000 and pickle.loads(sent).stored([3])[0, 0] == 600
+
+
+@pytest.mark.parametrize("hashed_up_to", [0, 1000])
+def test_features_are_named_by_all_that_they_depend_on(tmp_path, monkeypatch, hashed_up_to):
+    """Also where the images are too many to be hashed at the start of every run."""
+    monkeypatch.setattr("chexzero.training.logs.HASHED_UP_TO", hashed_up_to)
+    for name, content in (("a", b"one"), ("same", b"one"), ("other", b"two")):
+        (tmp_path / name).write_bytes(content)
+    torch.manual_seed(0)
+    towers = [torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)]
+
+    def key(name="a", resolution=64, precision="fp32", pixel_range=None, tower=0):
+        config = SimpleNamespace(cxr_filepath=str(tmp_path / name), precision=precision, pixel_range=pixel_range)
+        visual = SimpleNamespace(trunk=towers[tower])
+        return features._key(config, SimpleNamespace(image_resolution=resolution, visual=visual))
+
+    assert key() == key() == key(name="same")
+    others = [key("other"), key(resolution=32), key(precision="bf16"), key(pixel_range="0 1"), key(tower=1)]
+    assert len({key(), *others}) == 6
