@@ -190,6 +190,17 @@ def test_validation_against_test_is_reported_and_never_dropped(tmp_path):
     assert "Validation and test share 1 patient" in audit.summary["sentence"]
 
 
+def test_validation_and_test_are_compared_without_a_training_set(tmp_path):
+    roles = {"valid": role("valid", [1, 2, 3]), "test": role("test", [4, 5])}
+    roles["test"].images[1] = disguised(roles["valid"].images[2], "gamma 0.4")
+    found = checks.compare_images(roles, tmp_path, seed=0, **BARE)
+    (check,) = found.checks
+    assert (check.kind, check.a_role, check.b_role, check.a, check.b) == ("near", "valid", "test", 3, 2)
+    assert found.compared == 6 and [(m.a_id, m.b_id) for m in check.matches] == [
+        (roles["valid"].rows["id"][2], roles["test"].rows["id"][1])
+    ]
+
+
 def test_the_shareable_report_names_nobody_and_html_escapes_ids(planted, tmp_path):
     roles = copied(planted)
     evil = "rexgradient/<script>alert(1)</script>|`x`/A/\"'&"
