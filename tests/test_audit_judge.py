@@ -346,3 +346,11 @@ def test_each_image_is_planted_once_in_each_disguise_before_any_twice(images, mo
     assert len(found) == len({(copy.query, copy.disguise) for copy in found}) == every
     first = near.planted_copies(search, 12, 0, 1)
     assert len({copy.disguise for copy in first}) == 12 and len({copy.query for copy in first}) == min(12, images)
+
+
+def test_the_stretch_of_a_map_is_the_ratio_of_its_singular_values():
+    for linear in np.random.default_rng(0).normal(size=(30, 2, 2)):
+        large, small = np.linalg.svd(linear, compute_uv=False)
+        assert features.stretch(np.column_stack([linear, [3, 4]])) == pytest.approx(large / small, rel=1e-6)
+    assert features.stretch(np.array([[0, -2.0, 5], [2, 0, 1]])) == 1
+    assert features.stretch(np.array([[1.0, 2, 0], [2, 4, 0]])) == np.inf
