@@ -1,5 +1,6 @@
 """Features for a folder of images are those of the images prepared one by one."""
 
+import errno
 import gzip
 import os
 import struct
@@ -14,7 +15,7 @@ from chexzero.common.errors import UserError
 from chexzero.data_process import preprocess
 from chexzero.folder import folder_features, images_result, predict_folder
 from chexzero.imaging.decode import read_file
-from chexzero.imaging.image_files import ImageFiles, find_images, images_in
+from chexzero.imaging.image_files import ImageFiles, find_images, images_in, reason
 from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
 from dinov3_adapter import build_vision_tower
@@ -165,3 +166,28 @@ def test_folders_of_one_name_get_results_of_their_own(tmp_path):
         assert images_result(tmp_path / "results", tmp_path / place) == path  # predicted again: replaced
         names.append(path.name)
     assert len(set(names)) == 4 and names[0] == "images_scans.csv" and names[2] == "images_\u80f8.csv"
+
+
+def test_what_the_system_refuses_is_listed_in_its_words(folder, monkeypatch):
+    """A link to itself, and a folder that may not be read."""
+    (folder / "ring.png").symlink_to(folder / "ring.png")
+    scan = os.scandir
+
+    def refusing(path):
+        if os.path.basename(path) == "a":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = find_images(folder)
+    assert [path.name for path in found.images] == ["b.png"]
+    reasons = {path.name: why for path, why in found.passed_over}
+    assert reasons["ring.png"] == os.strerror(errno.ELOOP) and reasons["a"] == os.strerror(errno.EACCES)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError(errno.EIO, "no luck"), "no luck"), (ValueError("odd"), "odd"), (MemoryError(), "MemoryError")],
+)
+def test_a_reason_is_never_empty(error, words):
+    assert reason(error) == words
