@@ -303,3 +303,16 @@ def test_a_random_towers_first_filters_are_orthogonal_cosines_of_falling_strengt
     assert products[0, 0].item() == pytest.approx(1 / 11**2)  # the mean of the patch, whose amplitude is 11
     frequency = torch.tensor([(n // 8) ** 2 + (n % 8) ** 2 for n in range(64)]).sqrt().sort().values.double()
     assert torch.allclose(products.diag().sqrt(), (1 + 2 * frequency**1.6) / 11, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [0, -16, -1, 15, 17])
+def test_a_resolution_is_a_positive_multiple_of_the_patch(side):
+    with pytest.raises(AdapterError, match=f"the image resolution {side} is not a multiple of 16"):
+        build_vision_tower("dinov3_tiny", image_resolution=side)
+    assert int(build_vision_tower("dinov3_tiny", image_resolution=16).image_resolution) == 16
+
+
+@pytest.mark.parametrize("shape", [(32, 24), (24, 32), (24, 24)])
+def test_images_that_do_not_divide_into_patches_are_refused(shape):
+    with pytest.raises(AdapterError, match=f"images of {shape[0]} x {shape[1]} pixels do not divide"):
+        build_vision_tower("dinov3_tiny", image_resolution=32)(torch.zeros(1, 3, *shape))

@@ -8,8 +8,15 @@ from small_clip import recorded, state_dict
 
 from chexzero.common.errors import UserError
 from chexzero.common.labels import LABELS
-from chexzero.model import build_model
-from chexzero.zero_shot import embed_images, embed_texts, pair_probabilities, predict_labels, zeroshot_classifier
+from chexzero.model import CLIP, build_model
+from chexzero.zero_shot import (
+    _warn_of_cut_prompts,
+    embed_images,
+    embed_texts,
+    pair_probabilities,
+    predict_labels,
+    zeroshot_classifier,
+)
 from tests.parity.inputs import TEMPLATES, radiographs
 
 
@@ -92,3 +99,12 @@ def test_pair_probabilities_by_hand():
     positive, negative = np.array([[0.6, 0.8]], np.float32), np.array([[0.0, 1.0]], np.float32)
     expected = np.exp(0.6) / (np.exp(0.6) + np.exp(0.0))
     np.testing.assert_allclose(pair_probabilities(image, positive, negative), [[expected]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("words, cut", [(18, 0), (19, 1), (20, 2)])
+def test_prompts_are_cut_where_they_have_more_tokens_than_the_context(words, cut, caplog):
+    """Of 20 tokens one begins and one ends the text."""
+    small = CLIP(16, 32, 1, 64, 16, 20, 49408, 64, 1, 1)
+    _warn_of_cut_prompts(small, [(["mass"], ["x " * words]), (["x " * (words - 1)], ["x " * words])])
+    assert (f"{cut} prompts have more than 20 tokens and are cut" in caplog.text) is (cut > 0)
+    assert ("the first is 'x x" in caplog.text) is (cut > 0)
