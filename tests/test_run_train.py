@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -25,7 +26,9 @@ from chexzero.common.labels import COMPETITION_LABELS, LABELS
 from chexzero.imaging.normalise import prepare
 from chexzero.models.checkpoints import load_model
 from chexzero.runs.run_folder import read_run
+from chexzero.training.config import TrainConfig
 from chexzero.training.logs import METRIC_COLUMNS, SPEED_COLUMNS, TRAIN_COLUMNS
+from chexzero.training.run import Progress, Run
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCKED = ["seconds", *SPEED_COLUMNS]  # columns that a clock fills
@@ -518,3 +521,58 @@ def test_a_gpu_trains_as_the_cpu_does_and_goes_on(corpus, more):
     np.testing.assert_allclose(gpu, cpu, rtol=0.02)
     devices = [json.loads((folder / "config.json").read_text())["device"] for folder in folders]
     assert devices[0] == "cpu" != devices[1]
+
+
+@pytest.mark.parametrize(("batch", "named"), [(0, 0), (1, 0), (2, 1)])
+def test_the_batch_that_is_named_is_the_last_that_was_trained_on(batch, named):
+    def fail(what, rows):
+        raise UserError(f"{what}: {rows}")
+
+    model = nn.Linear(1, 1)
+    model.weight.data[0] = math.nan
+    run = SimpleNamespace(
+        model=model,
+        plan=SimpleNamespace(batches=[10, 11, 12]),
+        progress=SimpleNamespace(batch=batch),
+        step=7,
+        _fail=fail,
+    )
+    with pytest.raises(UserError, match=f"step 7 left weights that are not finite: {10 + named}"):
+        Run._require_finite_weights(run)
+
+
+@pytest.mark.parametrize(("count", "more"), [(64, "ROW 64; "), (65, " and 1 more; "), (70, " and 6 more; ")])
+def test_a_failed_batch_is_written_whole_and_named_in_part(tmp_path, count, more):
+    with h5py.File(tmp_path / "cxr.h5", "w") as handle:
+        handle["id"] = [f"ROW {row + 1}" for row in range(count)]
+    for step in (0, 3, 7):
+        (tmp_path / f"checkpoint_{step}.pt").touch()
+    run = SimpleNamespace(
+        is_main=True, folder=tmp_path, step=7, config=SimpleNamespace(cxr_filepath=str(tmp_path / "cxr.h5"))
+    )
+    run._bar = SimpleNamespace(close=lambda: None)
+    with pytest.raises(UserError, match=r"the last good checkpoint is .*checkpoint_3\.pt") as error:
+        Run._fail(run, "something", np.arange(count))
+    said = str(error.value)
+    assert more in said and "ROW 64" in said and "ROW 65" not in said
+    table = pd.read_csv(tmp_path / "failed_batch.csv")
+    assert table["row"].tolist() == list(range(count)) and table["id"].iloc[-1] == f"ROW {count}"
+
+
+@pytest.mark.parametrize(
+    ("at", "config", "finished"),
+    [
+        ({"step": 4}, {"max_steps": 5}, False),
+        ({"step": 5}, {"max_steps": 5}, True),
+        ({"step": 6, "epoch": 1}, {"max_steps": 7}, False),
+        ({"exhausted": True}, {}, True),
+        ({"epoch": 1, "batch": 2}, {}, False),
+        ({"epoch": 1, "batch": 3}, {}, True),
+        ({"epoch": 0, "batch": 3}, {}, False),
+        ({"epoch": 2, "batch": 0}, {}, True),
+    ],
+)
+def test_a_run_ends_with_its_steps_its_last_epoch_or_its_patience(at, config, finished):
+    """Here of two epochs of three batches each."""
+    run = SimpleNamespace(progress=Progress(**at), config=TrainConfig(epochs=2, **config), plan=range(3))
+    assert Run.finished.fget(run) is finished
