@@ -284,16 +284,24 @@ def test_the_pairs_that_should_not_be_called_equal(monkeypatch):
         assert {query: one.rows.tolist() for query, one in picked.items()} == rows
 
 
+class Ends:
+    """Draws the least or the greatest number that may be drawn."""
+
+    def __init__(self, greatest: bool):
+        self.greatest = greatest
+
+    def integers(self, low: int, high: int | None = None) -> int:
+        low, high = (0, low) if high is None else (low, high)
+        return high - 1 if self.greatest else low
+
+    def random(self) -> float:
+        return 0.999 if self.greatest else 0.0
+
+    def choice(self, values: list) -> object:
+        return values[-1 if self.greatest else 0]
+
+
 def test_a_box_may_lie_anywhere_within_the_picture():
-    class Ends:
-        """Draws the least or the greatest number that may be drawn."""
-
-        def __init__(self, greatest: bool):
-            self.greatest = greatest
-
-        def integers(self, low: int, high: int) -> int:
-            return high - 1 if self.greatest else low
-
     picture = np.full((40, 60), 100, np.uint8)
     for greatest in (False, True):
         changed = disguise._box(picture, 25, Ends(greatest), picture) != 100
@@ -354,3 +362,82 @@ def test_the_stretch_of_a_map_is_the_ratio_of_its_singular_values():
         assert features.stretch(np.column_stack([linear, [3, 4]])) == pytest.approx(large / small, rel=1e-6)
     assert features.stretch(np.array([[0, -2.0, 5], [2, 0, 1]])) == 1
     assert features.stretch(np.array([[1.0, 2, 0], [2, 4, 0]])) == np.inf
+
+
+def disguise_by(name: str, value: float, picture: np.ndarray, greatest: bool = False) -> np.ndarray:
+    other = np.full((100, 80), 9, np.uint8)
+    return disguise.OPERATIONS[name](picture, value, Ends(greatest), other)
+
+
+TALL = noise()[:200, :100]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least", "greatest"),
+    [
+        ("bordered", 10, np.pad(TALL, 20), np.pad(TALL, 20)),
+        ("pasted", 1.5, np.pad(TALL, ((0, 100), (0, 50))), np.pad(TALL, ((100, 0), (50, 0)), constant_values=255)),
+        ("one_side", 10, TALL[20:], TALL[:, 10:]),
+        ("beside", 0, np.hstack([TALL, np.full((200, 160), 9)]), np.hstack([np.full((200, 160), 9), TALL])),
+        ("turned", 270, np.rot90(TALL, 3), np.rot90(TALL, 3)),
+        ("levels", 32, TALL - TALL % 8, TALL - TALL % 8),
+        ("gamma", 2, np.rint((TALL / 255.0) ** 2 * 255), np.rint((TALL / 255.0) ** 2 * 255)),
+    ],
+)
+def test_disguises_at_the_ends_of_what_is_drawn(name, value, least, greatest):
+    np.testing.assert_array_equal(disguise_by(name, value, TALL), least)
+    np.testing.assert_array_equal(disguise_by(name, value, TALL, greatest=True), greatest)
+
+
+def test_stretched_and_reduced_pictures_have_the_size_that_is_named():
+    assert disguise_by("stretched", 10, TALL).shape == (200, 110)
+    assert disguise_by("stretched", 10, TALL, greatest=True).shape == (220, 100)
+    assert disguise_by("pixels", 50, TALL).shape == (50, 25)
+
+
+def test_a_turn_is_about_the_middle():
+    picture = np.zeros((200, 120), np.uint8)
+    picture[98:103, 78:83] = 255  # 20 pixels to the right of the middle
+    for greatest, y in ((False, 120), (True, 80)):
+        rows, columns = np.nonzero(disguise_by("rotated", 90, picture, greatest) > 128)
+        assert (rows.mean(), columns.mean()) == pytest.approx((y, 60), abs=0.5)
+
+
+@pytest.mark.parametrize("greatest", [False, True])
+@pytest.mark.parametrize("lines", [2, 4])
+def test_burned_in_lines_stand_below_each_other_within_the_picture(lines, greatest):
+    written = disguise_by("text", lines, np.zeros((320, 320), np.uint8), greatest).any(axis=1)
+    edges = np.flatnonzero(np.diff(written.astype(int)))
+    assert len(edges) == 2 * lines and (np.diff(edges[::2]) == 35).all()  # apart, and each as high as the others
+    assert edges[0] < 30 if not greatest else 275 < edges[-1] < 320
+
+
+def test_a_disguised_picture_fills_the_square_and_lies_in_its_middle():
+    for side in (640, 16):
+        placed = disguise._placed(np.full((side, side // 2), 200, np.uint8))
+        assert (placed[:, 80:240] > 150).all() and not placed[:, :80].any() and not placed[:, 240:].any()
+    assert disguise._placed(np.full((640, 1), 200, np.uint8)).any(axis=1).all()
+    framed = np.pad(TALL, ((3, 5), (7, 11)))
+    np.testing.assert_array_equal(disguise._content(framed), TALL)
+    assert disguise._content(np.zeros((4, 6), np.uint8)).shape == (4, 6)
+
+
+@pytest.mark.parametrize("images", [2, 53, 106])
+def test_a_disguise_that_needs_another_picture_gets_another(images, monkeypatch):
+    pairs = []
+    monkeypatch.setattr(near, "plant", lambda *_: (True, 1.0, True))
+    monkeypatch.setattr(disguise, "disguised", lambda image, _kind, _rng, other: pairs.append((image, other)))
+    near.planted_copies(SimpleNamespace(images=list(range(images))), 300, 0, 1)
+    assert len(pairs) == min(300, images * len(disguise.DISGUISES)) and all(a != b for a, b in pairs)
+
+
+@pytest.mark.parametrize("span", [9, 10])
+def test_a_line_is_flat_whose_bulk_spans_less_than_10(span):
+    """Three of a hundred pixels at either end do not count."""
+    line = np.repeat(np.array([0, 100, 100 + span, 255], np.uint8), [3, 93, 1, 3])
+    lines = np.stack([np.random.default_rng(k).permutation(line) for k in range(200)])
+    found = [features._span(one[None].repeat(2, 0)) for one in lines]
+    assert found == [slice(0, 2)] * 200
+    image = np.full((202, 100), 7, np.uint8)
+    image[1:-1] = lines
+    assert features._span(image) == (slice(1, 201) if span == 10 else slice(0, 202))

@@ -135,8 +135,9 @@ def planted_copies(search: Search, n: int, seed: int, workers: int) -> list[Copy
 
     def run(number: int) -> Copy:
         kind = DISGUISES[number % len(DISGUISES)]
-        query = int(order[(number + number // cycle) % len(order)])
-        other = search.images[order[(number + 1) % len(order)]]
+        place = number + number // cycle
+        query = int(order[place % len(order)])
+        other = search.images[order[(place + 1) % len(order)]]
         copy = disguise.disguised(search.images[query], kind, np.random.default_rng([seed, number]), other)
         return Copy(query, kind, *plant(search, query, copy))
 
