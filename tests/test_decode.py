@@ -1,5 +1,6 @@
 """Every image file is read right, or refused with the reason: damage, 16-bit ranges, DICOM as the standard means it."""
 
+import contextlib
 import io
 import zlib
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from chexzero.data_process import UnreadableImage, read_image
+from chexzero.imaging import dicom as dicom_files
 from chexzero.imaging.decode import decode, prepare_image, prepare_pixels, read_file, sample_range
 from chexzero.imaging.dicom import _as_stored, _check_header
 
@@ -207,6 +209,7 @@ def _lut(descriptor, data):
 EQUAL = {
     "plain": dicom(PLAIN),
     "12 bits stored": dicom(PLAIN, BitsStored=12, HighBit=11),
+    "no High Bit": dicom(PLAIN, BitsStored=12, HighBit=None),
     "no preamble": dicom(PLAIN, preamble=False),
     "window of no width": dicom(PLAIN, WindowCenter=0, WindowWidth=0),
     "window of width 1": dicom(PLAIN, WindowCenter=2000, WindowWidth=1),
@@ -290,6 +293,8 @@ def test_dicom_palette_and_colour(deep):
         (dicom(PLAIN, NumberOfFrames=2), "has 2 frames"),
         (dicom(PLAIN, Rows=65000, Columns=65000), "65000 x 65000 pixels, more than"),
         (dicom(PLAIN, BitsStored=17, HighBit=16), "17 bits stored in 16"),
+        (dicom(PLAIN, BitsStored=0, HighBit=None), "0 bits stored in 16"),
+        (dicom(PLAIN, SamplesPerPixel=2), "has 2 samples per pixel"),
         (dicom(PLAIN, RescaleSlope=0, RescaleIntercept=1), "leaves nothing of the picture"),
         (dicom(PLAIN, PresentationLUTShape="SIDEWAYS"), "Presentation LUT Shape is 'SIDEWAYS'"),
         (dicom(PLAIN, PhotometricInterpretation="HSV"), "Photometric Interpretation is 'HSV'"),
@@ -316,12 +321,14 @@ def test_dicom_run_lengths_are_bounded():
         decode(out.getvalue())
 
 
-@pytest.mark.parametrize(("bits", "bytes_of_a_pixel"), [(1, 1), (8, 1), (16, 2)])
-def test_run_lengths_may_hold_twice_the_pixels_and_a_little(bits, bytes_of_a_pixel):
+@pytest.mark.parametrize(
+    ("bits", "samples", "bytes_of_a_pixel"), [(1, 1, 1), (8, 1, 1), (8, None, 1), (8, 3, 3), (16, 1, 2)]
+)
+def test_run_lengths_may_hold_twice_the_pixels_and_a_little(bits, samples, bytes_of_a_pixel):
     file = pydicom.dcmread(io.BytesIO(dicom(np.zeros((300, 300), np.uint8) + np.arange(300).astype(np.uint8))))
     file.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
     file.BitsAllocated = file.BitsStored = bits
-    file.HighBit = bits - 1
+    file.HighBit, file.SamplesPerPixel = bits - 1, samples
     most = 2 * 300 * 300 * bytes_of_a_pixel + (1 << 16)
     file.PixelData = bytes(most)
     _check_header(file, 0)
@@ -352,3 +359,70 @@ def test_the_reach_of_a_range_is_twice_the_width_of_its_bulk(out):
 )
 def test_a_padding_value_is_read_in_the_type_of_the_pixels(value, signed, stored):
     assert _as_stored(value, {"BitsAllocated": 16, "PixelRepresentation": signed}) == stored
+
+
+@pytest.mark.parametrize(("name", "kind"), [("FloatPixelData", "<f4"), ("DoubleFloatPixelData", "<f8")])
+def test_dicom_of_floating_point_samples_is_read(name, kind):
+    """The standard gives such a file no Bits Stored, and its pixels another name."""
+    without = dict.fromkeys(("PixelData", "BitsStored", "HighBit", "PixelRepresentation"))
+    values = {name: (PLAIN / 4000).astype(kind).tobytes(), "BitsAllocated": 8 * np.dtype(kind).itemsize}
+    assert np.abs(shown(dicom(PLAIN, **without, **values)) - SHOWN).max() <= 1
+
+
+def test_dicom_of_floating_point_samples_needs_its_size():
+    values = {"PixelData": None, "BitsStored": None, "FloatPixelData": (PLAIN / 4000).astype("<f4").tobytes()}
+    with pytest.raises(UnreadableImage, match="it lacks Rows$"):
+        decode(dicom(PLAIN, Rows=None, **values))
+
+
+def test_dicom_may_have_just_as_many_pixels_as_are_read(monkeypatch):
+    monkeypatch.setattr(dicom_files, "MAX_PIXELS", PLAIN.size)
+    assert decode(dicom(PLAIN)).shape == PLAIN.shape
+    monkeypatch.setattr(dicom_files, "MAX_PIXELS", PLAIN.size - 1)
+    with pytest.raises(UnreadableImage, match="pixels, more than"):
+        decode(dicom(PLAIN))
+
+
+@pytest.mark.parametrize("bits", [9, 12, 16])
+def test_dicom_colour_of_more_than_8_bits_uses_the_range_of_its_bits(bits):
+    colour = np.dstack([picture(2**bits - 1, seed=i) for i in range(3)])
+    found = decode(dicom(colour, BitsStored=bits, HighBit=bits - 1))
+    np.testing.assert_array_equal(found, np.rint(colour / (2**bits - 1) * 255))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_damaged_jpeg_within_dicom_is_refused_where_it_is_a_baseline_one(bits):
+    """A file that says 16 bits holds no picture that Pillow would read; pydicom's own readers say so."""
+    whole = jpeg(picture(255))
+    file = pydicom.dcmread(io.BytesIO(dicom(picture(255))))
+    file.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    file.BitsAllocated = bits
+    file.PixelData = pydicom.encaps.encapsulate([whole])
+    _check_header(file, 0)
+    file.PixelData = pydicom.encaps.encapsulate([_hole(whole, len(whole) // 2, 150)])
+    with pytest.raises(UnreadableImage, match="damaged") if bits == 8 else contextlib.nullcontext():
+        _check_header(file, 0)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 4), (2, 4, 5, 3)])
+def test_colour_of_another_shape_is_refused(shape, monkeypatch):
+    colour = np.dstack([picture(255, seed=i) for i in range(3)])
+    monkeypatch.setattr("pydicom.pixels.pixel_array", lambda _: np.zeros(shape, np.uint8))
+    with pytest.raises(UnreadableImage, match="one colour frame is needed"):
+        decode(dicom(colour))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "said"),
+    [
+        ("MONOCHROME1", "INVERSE", False),
+        ("MONOCHROME2", "IDENTITY", False),
+        ("MONOCHROME1", "", False),
+        ("MONOCHROME2", "", False),
+        ("MONOCHROME1", "IDENTITY", True),
+        ("MONOCHROME2", "INVERSE", True),
+    ],
+)
+def test_two_entries_that_contradict_each_other_are_said(kind, shape, said, caplog):
+    decode(dicom(PLAIN, PhotometricInterpretation=kind, PresentationLUTShape=shape))
+    assert (f"is {kind} but its Presentation LUT Shape is {shape}" in caplog.text) is said
