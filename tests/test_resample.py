@@ -42,6 +42,8 @@ def test_equal_to_pillow(height, width, kind, side):
         (3200, 3000, True),
         (5000, 4000, True),
         (1100, 4000, True),
+        (1500, 1000, True),
+        (1502, 1000, False),
         (3000, 1000, False),
         (900, 900, False),
     ],
@@ -67,11 +69,12 @@ def test_the_error_of_a_float32_sum_stays_below_its_bound():
 
 def test_pixels_on_the_edge_of_two_grey_levels_are_rounded_as_pillow_does(monkeypatch):
     """Every sum recomputed in whole numbers gives the same image as the few that need it."""
-    image = Image.fromarray(picture(1400, 1300, "noise"))
-    few = np.asarray(resample.lanczos(image, (297, 320)))
+    image = picture(1400, 1300, "noise")
+    theirs = np.asarray(Image.fromarray(image).resize((297, 320), LANCZOS))
+    assert np.array_equal(resample.shrink(image, 320, 297), theirs)
     exact = resample._filter.__wrapped__
     monkeypatch.setattr(resample, "_filter", lambda old, new: replace(exact(old, new), error=0.5))
-    assert np.array_equal(few, np.asarray(resample.lanczos(image, (297, 320))))
+    assert np.array_equal(resample.shrink(image, 320, 297), theirs)
 
 
 def test_a_pillow_that_computes_otherwise_is_not_contradicted(monkeypatch):
@@ -85,3 +88,22 @@ def test_a_pillow_that_computes_otherwise_is_not_contradicted(monkeypatch):
     finally:
         resample._agrees_with_pillow.cache_clear()
         resample._filter.cache_clear()
+
+
+@pytest.mark.parametrize("size", [(1100, 600), (600, 1100), (1100, 1100), (1200, 600)])
+def test_what_does_not_shrink_both_ways_is_left_to_pillow(size):
+    assert not resample.can_shrink(1100, 1100, *size) and resample.can_shrink(1100, 1100, 1099, 1099)
+
+
+def test_a_picture_just_tall_enough_is_still_pillows():
+    image = picture(1500, 1000, "noise")
+    theirs = np.asarray(Image.fromarray(image).resize((213, 320), LANCZOS))
+    assert np.array_equal(resample.shrink(image, 320, 213), theirs)
+
+
+@pytest.mark.parametrize(("mode", "fast"), [("L", True), ("RGB", False)])
+def test_only_grey_images_take_the_fast_way(mode, fast, monkeypatch):
+    shrunk = []
+    monkeypatch.setattr(resample, "can_shrink", lambda *sizes: sizes == (90, 120, 30, 40))
+    monkeypatch.setattr(resample, "shrink", lambda *_: shrunk.append(1) or np.zeros((30, 40), np.uint8))
+    assert resample.lanczos(Image.new(mode, (120, 90)), (40, 30)).size == (40, 30) and bool(shrunk) is fast
