@@ -204,7 +204,8 @@ def test_reader_files_are_joined_by_name_and_refused_with_the_place(tmp_path):
     assert reader.labels == ["Atelectasis", "Edema"] and reader.values.tolist() == [[1, 0], [0, 1]]
     for wrong, message in (
         (table[:1], "no row for 1 of our 2"),
-        (pd.concat([table, table]), "more than one row"),
+        (pd.concat([table, table]), "more than one row for the study 'patient2/study1'"),
+        (pd.concat([table, table[1:]]), "more than one row for the study 'patient1/study1'"),
         (table.assign(Edema=[1, -1]), "'-1' is not 0 or 1"),
         (table.assign(Edema=[1, None]), "nan is not 0 or 1"),
         (table[["Study"]], "none of the labels"),
@@ -214,6 +215,8 @@ def test_reader_files_are_joined_by_name_and_refused_with_the_place(tmp_path):
         with pytest.raises(UserError, match=message):
             read_reader(path, studies, binary=True)
     assert study_key("CheXpert-v1.0/test/patient9/study2/view1_frontal.jpg") == "patient9/study2"
+    for other in ("patient9/view1", "of/study2", "case patient9/study2", "patient9"):
+        assert study_key(f" {other} ") == other
 
 
 # --- comparison with the paper, baselines ---

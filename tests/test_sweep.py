@@ -67,6 +67,15 @@ def test_the_slurm_script_is_bash_with_one_task_per_run(write):
         ("grid: {lr: [0.1]}\nstop: {after: 3}\n", "after_samples"),
         ("grid: {lr: [0.1]}\nslurm: {time: 24:00:00}\n", "quotes"),
         ("grid: {lr: [0.1]}\nslurm: {'time\\nrm': 1}\n", "one value"),
+        ("grid: {lr: [0.1]}\nslurm: {Mem: 1}\n", "one value"),
+        ("grid: {lr: [0.1]}\nslurm: {mem: [1]}\n", "one value"),
+        ("grid: {lr: [0.1]}\nslurm: {mem: {a: 1}}\n", "one value"),
+        ('grid: {lr: [0.1]}\nslurm: {mem: "1\\n2"}\n', "one value"),
+        ("grid: {lr: [0.1]}\nstop: {after_samples: -1}\n", "numbers of 0 or more"),
+        ("grid: {lr: [0.1]}\nstop: {after_samples: 0, margin: -0.1}\n", "numbers of 0 or more"),
+        ("grid: {lr: [0.1]}\nstop: {after_samples: 0, runs: 0}\n", "numbers of 0 or more"),
+        ("grid: {}\n", "grid must give"),
+        ("grid: {lr: []}\n", "grid must give"),
         ("grid: [1]\n", "grid must hold"),
         ("- 1\n", "one `key: value`"),
         ("grid: {lr: [0.1\n", "not valid YAML"),
@@ -204,3 +213,16 @@ def test_the_table_of_a_search_has_the_first_best_validation_of_each_run(tmp_pat
     every = sweep.validations(found)
     assert list(every["run"]) == [found.runs[0].model_name] * 4 + [found.runs[1].model_name] * 2
     assert list(every["lr"]) == [0.1] * 4 + [0.2] * 2
+
+
+def test_the_least_that_a_rule_for_giving_up_may_say(write):
+    text = "grid: {lr: [0.1]}\nstop: {after_samples: 0, margin: 0, runs: 1}\n"
+    assert sweep.read_sweep(write(text)).stop == sweep.StopRule(0, 0, 1)
+    assert sweep.read_sweep(write("grid: {lr: [0.1]}\n")).stop is None
+
+
+def test_a_run_just_as_far_behind_as_the_margin_goes_on():
+    others = [_run([0.5, 0.75])] * 2
+    rule = sweep.StopRule(100, margin=0.25, runs=2)
+    assert sweep.why_hopeless(_run([0.5, 0.5]), others, rule) is None
+    assert sweep.why_hopeless(_run([0.4, 0.4]), others, rule) is not None
