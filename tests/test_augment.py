@@ -62,10 +62,11 @@ def test_turns_moves_and_slants_are_torchvisions(images, by, of, theirs):
     assert (augment(images, numbers(), {}, 96) - wanted)[inner].abs().mean() > 4
 
 
-def test_a_crop_is_torchvisions_resized_crop(images):
-    ours = augment(images, numbers(crop=1.0, crop_x=0.0, crop_y=1.0), {"crop": 0.5}, 96)
+@pytest.mark.parametrize(("crop", "side"), [(1.0, 48), (0.5, 72)])
+def test_a_crop_is_torchvisions_resized_crop(images, crop, side):
+    ours = augment(images, numbers(crop=crop, crop_x=0.0, crop_y=1.0), {"crop": 0.5}, 96)
     wanted = peer.resized_crop(
-        images[:, None].float(), 48, 0, 48, 48, [96, 96], peer.InterpolationMode.BICUBIC, antialias=False
+        images[:, None].float(), 96 - side, 0, side, side, [96, 96], peer.InterpolationMode.BICUBIC, antialias=False
     ).squeeze(1)
     assert (ours - wanted)[:, 4:-4, 4:-4].abs().max() < 0.1
 
@@ -76,7 +77,9 @@ def test_gamma_contrast_brightness_and_blur_are_torchvisions(images):
         ({"gamma": 0.5}, {"gamma": 1.0}, peer.adjust_gamma(plain, float(np.exp(0.5)))),
         ({"brightness": 0.2}, {"brightness": 1.0}, (plain + 0.2).clamp(0, 1)),
         ({"blur": 1.5}, {"blur": 1.0, "blurred": 0.0}, peer.gaussian_blur(plain, [11, 11], [1.5, 1.5])),
+        ({"blur": 1.5}, {"blur": 0.5, "blurred": 0.0}, peer.gaussian_blur(plain, [11, 11], [0.75, 0.75])),
         ({"blur": 1.5}, {"blur": 1.0, "blurred": 0.9}, plain),
+        ({"brightness": 0.2}, {"brightness": 0.25}, (plain - 0.1).clamp(0, 1)),
     ]
     cases.append(({"contrast": 0.5}, {"contrast": 0.0}, peer.adjust_contrast(plain, 0.5)))
     for by, of, wanted in cases:
@@ -86,9 +89,9 @@ def test_gamma_contrast_brightness_and_blur_are_torchvisions(images):
 
 def test_noise_has_its_deviation_and_differs_between_images():
     grey = torch.full((2, 64, 64), 128, dtype=torch.uint8)
-    of = torch.stack([numbers(1, noise=1.0, noise_y=y)[0] for y in (0.1, 0.7)])
+    of = torch.stack([numbers(1, noise=share, noise_y=y)[0] for share, y in ((1.0, 0.1), (0.5, 0.7))])
     found = augment(grey, of, {"noise": 0.1}, 64)
-    assert torch.allclose((found / 255).std((1, 2)), torch.tensor(0.1), atol=0.01)
+    assert torch.allclose((found / 255).std((1, 2)), torch.tensor([0.1, 0.05]), atol=0.01)
     assert abs(np.corrcoef(found.flatten(1).numpy())[0, 1]) < 0.1
 
 
@@ -97,6 +100,9 @@ def test_cutout_covers_a_square_with_the_mean_grey(images):
     covered = found == MEAN
     assert abs(float(covered.float().mean()) - 0.0625) < 0.006
     assert torch.allclose(found[~covered], images[~covered].float(), atol=1e-3)
+    rows, columns = (torch.arange(96)[:, None] - 24, torch.arange(96) - 72)
+    covered = augment(images, numbers(cutout=0.5, cutout_y=0.25, cutout_x=0.75), {"cutout": 0.25}, 96) == MEAN
+    assert torch.equal(covered[0], (rows.abs() < 6) & (columns.abs() < 6))
 
 
 def test_what_lies_outside_is_black_and_nothing_leaves_the_range():
@@ -133,7 +139,15 @@ def test_strengths_are_read_and_refused():
     assert canonical("crop=0.2, rotate=10") == "crop=0.2,rotate=10"
     assert canonical("light") == canonical(canonical("light"))
     assert strengths("medium,crop=0") == PRESETS["medium"] | {"crop": 0}
-    for text, words in [("heavy", "neither"), ("crop=2", "0 to 0.9"), ("crop", "0 to 0.9"), ("crop=nan", "0 to 0.9")]:
+    assert strengths("crop=0.9") == {"crop": 0.9}
+    for text, words in [
+        ("crop=-0.1", "0 to 0.9"),
+        ("light=1", "neither"),
+        ("heavy", "neither"),
+        ("crop=2", "0 to 0.9"),
+        ("crop", "0 to 0.9"),
+        ("crop=nan", "0 to 0.9"),
+    ]:
         with pytest.raises(ValueError, match=words):
             strengths(text)
 
