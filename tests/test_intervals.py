@@ -94,3 +94,18 @@ def test_two_equal_models_seldom_differ():
 def test_enough_counts_both_classes():
     truth = np.stack([np.arange(30) < n for n in (9, 10, 20, 21)], axis=1)
     assert enough(truth).tolist() == [False, True, True, False]
+
+
+def test_a_mean_of_equal_labels_differs_as_one_of_them():
+    random = np.random.default_rng(6)
+    truth = np.repeat([1, 0], [30, 50])[:, None]
+    ours, theirs, other = (truth * shift + random.normal(size=(80, 1)) for shift in (1.5, 1.0, 0.5))
+    one = paired_areas(truth, ours, theirs)
+    both = paired_areas(np.hstack([truth] * 2), np.hstack([ours] * 2), np.hstack([theirs] * 2), [[0.5, 0.5]])
+    np.testing.assert_allclose(both, one, atol=1e-12)
+    three = [np.hstack([values, other, values]) for values in (ours, theirs)]
+    labels = np.hstack([truth, np.ones_like(truth), truth])  # the one in the middle has no negative case
+    found = paired_areas(labels, *three, [[0.5, 0, 0.5], [0.5, 0.5, 0]])
+    np.testing.assert_allclose([part[0] for part in found], np.ravel(one), atol=1e-12)
+    assert all(np.isnan(part[1]) for part in found)
+    assert np.ravel(paired_areas(truth, ours, ours)).tolist() == [0, 0, 0, 1]

@@ -15,12 +15,14 @@ from sklearn.metrics import roc_auc_score
 import run_zero_shot
 from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, write_json
+from chexzero.common.intervals import paired_areas
 from chexzero.common.labels import LABELS
 from chexzero.evaluation.checkpoint_choice import choose
 from chexzero.evaluation.named_sets import (
     NamedSet,
     Protocol,
     Summary,
+    mean_difference,
     read_named_set,
     read_protocol,
     score_choices,
@@ -88,6 +90,9 @@ def test_summaries_choose_columns_by_name_and_count():
     every, more, rarest, only = summarise(data, found)
     assert every.used == [0, 1, 2, 3, 4] and every.mean == pytest.approx(found.auroc[:5].mean())
     assert more.used == [j for j in range(5) if found.n_pos[j] > 30]
+    for count, used in ((found.n_pos[1], 1), (found.n_pos[1] - 1, 2)):
+        few = set_of(truth, Protocol("one", no_findings=["f5"], summaries=[Summary("more", more_than=int(count))]))
+        assert len(summarise(few, found)[1].used) == used
     assert sorted(rarest.used) == [3, 4] and only.used == [0]
     assert every.counts == {at: int((found.auroc[:5] >= at).sum()) for at in (0.9, 0.7)}
     assert every.lower < every.mean < every.upper
@@ -279,3 +284,16 @@ def test_training_images_within_a_set_are_an_alarm(tmp_path):
 )
 def test_an_image_is_known_again_by_the_last_three_parts_of_its_id(name, end):
     assert _end(name) == end
+
+
+def test_a_difference_of_means_is_delongs():
+    random = np.random.default_rng(2)
+    truth = np.repeat([1.0, 0.0], [30, 50])[:, None]
+    ours, theirs = (truth * shift + random.normal(size=(80, 1)) for shift in (1.5, 1.0))
+    one = np.ravel(paired_areas(truth, ours, theirs))
+    labels = np.hstack([truth, truth, np.ones_like(truth)])  # the last has no negative case
+    ours, theirs = (score_findings(labels, np.hstack([values] * 3)) for values in (ours, theirs))
+    for columns in ([0], [0, 1]):
+        np.testing.assert_allclose(mean_difference(ours, theirs, columns), one, atol=1e-12)
+    assert np.isnan([mean_difference(ours, theirs, columns) for columns in ([], [0, 2])]).all()
+    assert mean_difference(ours, ours, [0, 1]) == (0, 0, 0, 1)

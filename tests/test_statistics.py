@@ -125,3 +125,25 @@ def test_paired_difference():
 def test_wrong_input_is_refused_with_the_place(truth, scores, message):
     with pytest.raises(UserError, match=message):
         auroc(truth, scores)
+
+
+def test_p_is_twice_the_share_of_resamples_on_the_rarer_side():
+    """Of nine resamples two are below 0 and one is 0, which counts on both sides; one is added to both counts."""
+    apart = np.array([-2, -1, 0, 1, 2, 3, 4, 5, 6.0])
+    above, nothing = np.arange(1, 10.0), np.full(9, np.nan)
+    partly = np.where(apart < 4, nothing, apart)  # three are defined, all above 0
+    _, _, p = paired_difference(np.column_stack([apart, -apart, above, nothing, partly]), np.zeros((9, 5)))
+    np.testing.assert_allclose(p, [2 * 4 / 10, 2 * 4 / 10, 2 * 1 / 10, np.nan, 2 * 1 / 4])
+
+
+@pytest.mark.parametrize(("n", "lower", "upper"), [(1, 1, 1), (2, 1, 1), (3, 1, 2), (40, 1, 39), (80, 2, 78)])
+def test_an_interval_of_few_values_never_begins_before_the_first(n, lower, upper):
+    assert percentile_interval(np.arange(n, 0, -1)) == (lower, upper)
+
+
+def test_more_rows_than_a_block_holds_are_resampled_one_at_a_time(monkeypatch):
+    random = np.random.default_rng(0)
+    truth, scores = random.integers(0, 2, 40), random.random(40)
+    whole = bootstrap_auroc(truth, scores, 5)
+    monkeypatch.setattr("chexzero.common.statistics.BLOCK", 39)
+    np.testing.assert_array_equal(bootstrap_auroc(truth, scores, 5), whole)
