@@ -474,3 +474,33 @@ def test_a_sentence_is_normal_up_to_fourteen_words():
     sentence = "no " + " ".join(["focal"] * 11) + " consolidation"
     assert [is_normal(f"{sentence}{more}") for more in ("", " seen", " seen today")] == [True, True, False]
     assert not is_normal("a large mass")
+
+
+def test_the_difference_that_a_card_shows_is_of_what_both_pictures_hold():
+    b = chest(1)
+    moved = np.where(b > 0, np.clip(b * 0.5 + 40, 1, 255), 0).astype(np.uint8)  # another window
+    moved[:, :50] = 0
+    found = cards._difference(b, moved)
+    assert (found[:, :50] == 128).all() and np.abs(found.astype(int) - 128).max() <= 5
+    bright = b.copy()
+    bright[150:160, 150:160] = np.minimum(b[150:160, 150:160] + 60.0, 255)
+    found = cards._difference(bright, moved).astype(int) - 128
+    raised = bright[150:160, 150:160].astype(int) - b[150:160, 150:160]
+    assert np.abs(found[150:160, 150:160] - raised / 2).max() <= 6
+
+
+@pytest.mark.parametrize(("pixels", "compared"), [(99, False), (100, True)])
+def test_pictures_that_share_less_than_100_pixels_show_no_difference(pixels, compared):
+    b, moved = (np.zeros(320 * 320, np.uint8) for _ in range(2))
+    b[:pixels] = np.arange(pixels) + 1
+    moved[:pixels] = b[:pixels][::-1]
+    assert (cards._difference(b, moved) != 128).any() == compared
+
+
+@pytest.mark.parametrize(
+    ("done", "said"), [(1, False), (99, False), (100, True), (200, True), (249, False), (250, True)]
+)
+def test_progress_is_said_every_100_images_and_at_the_end(done, said, caplog):
+    with caplog.at_level("INFO"):
+        checks._progress(250)(done)
+    assert (f"{done} of 250" in caplog.text) is said

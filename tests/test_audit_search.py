@@ -165,3 +165,14 @@ def test_planted_copies_in_real_radiographs_are_found_dropped_and_shown(shared, 
     measured = report["summary"]
     assert measured["recall"] >= 0.9 and measured["false_alarm_rate"] == 0.0
     assert measured["dropped"] == 4 and measured["image_pairs_compared"] == 154 * 47 + 29 * 18
+
+
+def test_the_best_are_cut_when_twice_as_many_have_gathered():
+    best = nominate.Best(2, 3)
+    best.add(10, np.array([[5, 0], [4, 0], [6, 0], [5, 0], [1, 0]], np.float32))
+    assert best.rows[0].tolist() == [10, 11, 12, 13, 14] and best.floors.tolist() == [0, 0] and not len(best.rows[1])
+    best.add(20, np.array([[4, 0]], np.float32))
+    assert best.rows[0].tolist() == [12, 10, 13] and best.scores[0].tolist() == [6, 5, 5]  # of equal ones the first
+    assert best.floors.tolist() == [5, 0]
+    best.add(30, np.array([[5, 0], [5.5, 1]], np.float32))
+    assert best.rows[0].tolist() == [12, 10, 13, 31] and best.rows[1].tolist() == [31]
