@@ -16,7 +16,9 @@ from small_clip import state_dict
 
 from chexzero.common.errors import UserError
 from chexzero.common.files import sha256_of
+from chexzero.imaging.normalise import Normalisation
 from chexzero.models.checkpoints import describe, load_model, read_state_dict
+from chexzero.models.other_libraries import normalisation_of
 
 
 def _same(path):
@@ -286,3 +288,24 @@ def test_a_folders_own_normalisation_is_used(tmp_path, caplog):
     (tmp_path / "folder/open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="mean and deviation must be three numbers"):
         load_model(tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, {"mean": [0.5] * 3}, {"std": [0.5] * 3}, [], None, "mean std", {"mean": [0.5] * 3, "std": [0.5] * 3}],
+)
+def test_mean_and_deviation_are_taken_where_a_folder_gives_both(tmp_path, content):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": content}))
+    found = normalisation_of(tmp_path)
+    assert found == (Normalisation((0.5,) * 3, (0.5,) * 3) if isinstance(content, dict) and len(content) == 2 else None)
+    processor = {"image_mean": [0.25] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert normalisation_of(tmp_path).mean[0] == (0.5 if found else 0.25)  # open_clip's comes first
+
+
+@pytest.mark.parametrize("name, values", [("mean", [0.5] * 2), ("std", [0.5] * 4), ("std", [0.5, 0, 0.5]), ("mean", 1)])
+def test_another_mean_or_deviation_than_three_numbers_is_refused(tmp_path, name, values):
+    content = {"mean": [0.5] * 3, "std": [0.5] * 3} | {name: values}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": content}))
+    with pytest.raises(UserError, match="must be three numbers each"):
+        normalisation_of(tmp_path)
