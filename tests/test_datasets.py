@@ -80,6 +80,7 @@ def test_each_set_becomes_an_evaluation_set(name, drawn, tmp_path):
     assert images.shape == (len(labels), 320, 320) and images.std(axis=(1, 2)).min() > 10, "none is black or white"
     assert len({image.tobytes() for image in images}) == len(images)
     assert list(labels.columns[:4]) == ["id", "patient_id", "study_id", "view"]
+    assert record["about"] == " ".join(DATASETS[name].__doc__.split())
     values = set(np.unique(labels.iloc[:, 4:].to_numpy()))
     assert values <= {"0", "1", ""} and {"0", "1"} <= values
     assert not list(tmp_path.glob(".*")), "no work is left behind"

@@ -19,7 +19,8 @@ from data_prep import build
 from data_prep.releases import locate, rexgradient
 from data_prep.releases.chexpert import image_key, read_table, study_key
 from data_prep.releases.chexpert_plus import ChexpertPlus
-from data_prep.releases.rows import Row, checked_path, read_rows
+from data_prep.releases.kaggle import image_files
+from data_prep.releases.rows import Row, checked_path, read_records, read_rows
 from data_prep.report_text import choose_report
 from data_prep.roles import read_roles
 from data_prep.steps.failures import read_left_out
@@ -749,3 +750,60 @@ def test_a_keep_out_list_of_nothing_is_refused(text, releases, tmp_path):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UserError, match="list.csv (lists nothing|has none of the columns)"):
         plan_rows(releases.flags("--keep_out", str(tmp_path / "list.csv")), tmp_path / "data")
+
+
+@pytest.mark.parametrize("line", ["1,2", "1,2,", "1,2,,,", "\n1,2", "1,2\n\n"])
+def test_empty_cells_beyond_the_header_and_empty_lines_are_passed_over(line, tmp_path):
+    (tmp_path / "t.csv").write_text(f"a, b\n{line}\n3,4\n")
+    read = read_records(tmp_path / "t.csv", ["b"], "", optional=["a", "c"])
+    assert [record for _, record in read] == [{"b": "2", "a": "1"}, {"b": "4", "a": "3"}]
+
+
+@pytest.mark.parametrize(("line", "cells"), [("1", 1), ("1,2,x", 3), ("1,2,,x", 4), ("1,2,x,", 4)])
+def test_a_row_of_another_length_than_the_header_is_refused(line, cells, tmp_path):
+    (tmp_path / "t.csv").write_text(f"a,b\n1,2\n{line}\n")
+    with pytest.raises(UserError, match=f"row 2: {cells} cells where the header has 2"):
+        list(read_records(tmp_path / "t.csv", ["a"], ""))
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [("abx", r"lacks the column x \(it has: a, b, c, c\)"), ("xay", "columns x, y "), ("c", "c twice")],
+)
+def test_columns_that_are_missing_or_there_twice_are_named(columns, words, tmp_path):
+    (tmp_path / "t.csv").write_text("a,b,c,c\n1,2,3,4\n")
+    with pytest.raises(UserError, match=words):
+        list(read_records(tmp_path / "t.csv", list(columns), ""))
+    assert list(read_records(tmp_path / "t.csv", ["b"], "")) == [(1, {"b": "2"})]
+
+
+def test_image_files_are_found_at_any_depth_and_nothing_else_is(tmp_path):
+    for name in ("a.png", "deep/er/b.dcm.gz", "deep/c.JPG", "._a.png", ".hidden.png", "notes.txt", "deep/d"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert image_files(tmp_path) == {"a": "a.png", "b": "deep/er/b.dcm.gz", "c": "deep/c.JPG"}
+
+
+def test_a_file_is_named_by_the_root_that_it_really_lies_in(tmp_path):
+    """Of folders on another disk as much stays in the path as the real folder ends with."""
+    root, disk = tmp_path / "root", tmp_path / "root2"
+    (root / "a/b").mkdir(parents=True)
+    (disk / "a/b").mkdir(parents=True)
+    (disk / "other").mkdir()
+    links = {"itself": root, "within": root / "a/b", "p": disk / "a", "q": disk / "other", "deep": disk}
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    (root / "a/linked").symlink_to(disk / "a")
+    (tmp_path / "root3").symlink_to(root)
+    for path, found in {
+        "x.png": (root, "x.png"),
+        "a/b/x.png": (root, "a/b/x.png"),
+        "itself/x.png": (root, "itself/x.png"),
+        "within/x.png": (root, "within/x.png"),
+        "q/x.png": (disk / "other", "x.png"),
+        "p/b/x.png": (disk / "a", "b/x.png"),
+        "deep/a/b/x.png": (disk, "a/b/x.png"),
+        "a/linked/b/x.png": (disk / "a", "b/x.png"),
+    }.items():
+        assert locate._real(root, path) == (str(found[0]), found[1]), path
+    assert locate._real(tmp_path / "root3", "a/x.png") == (str(root), "a/x.png")
