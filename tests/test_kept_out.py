@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from release_corpus import write_releases
 from test_audit import disguised, role
 from test_releases import plan_rows
 
+from data_prep import finish
 from data_prep.__main__ import main as data_prep
 from data_prep.overlap.audit import AuditOptions, run_audit
 from data_prep.releases.rows import read_rows
@@ -101,3 +103,27 @@ def test_the_plan_holds_the_listed_images_that_are_at_hand(tmp_path, monkeypatch
     plan_rows(releases.flags("--keep_out", str(listed)), tmp_path / "fewer")
     assert len(list(read_rows(tmp_path / "fewer" / "work" / "kept_out.csv"))) == 1
     assert f"leaves out {len(kept)} images; the overlap audit looks for copies of the first 1 alone" in caplog.text
+
+
+def test_the_patients_of_a_list_go_beside_what_overlaps(tmp_path, monkeypatch):
+    """That an image is of a listed patient is said in place of its likeness to a listed image, not of another one."""
+    reasons = {"a": "overlap with test: equal image files (t)", "b": "overlap with kept_out: near-equal images (k)"}
+    patients = dict.fromkeys("abc", "patient of list.txt")
+    monkeypatch.setattr(finish, "_audit", lambda *_: SimpleNamespace(drop_ids={"a", "b", "d"}, reasons=reasons))
+    monkeypatch.setattr(finish, "_of_kept_out_patients", lambda *_: patients)
+    monkeypatch.setattr(finish, "Counts", lambda _: SimpleNamespace(add=None, odd=[], add_left_out=lambda _: None))
+    for name in ("remove_remains", "_check_blocks", "require_space", "write_left_out", "write_odd_ranges"):
+        monkeypatch.setattr(finish, name, lambda *_: None)
+    for name in ("build_record", "summary"):
+        monkeypatch.setattr(finish, name, lambda *_: {})
+    dropped = {}
+    monkeypatch.setattr(finish, "write_role", lambda _work, _plan, role, gone, _: dropped.update({role: gone}) or {})
+    some_plan = SimpleNamespace(finishing={"splits": str(tmp_path)}, rows={}, image_size=1)
+    finish.finish(SimpleNamespace(out=tmp_path, discard=lambda: None), some_plan, 1)
+    assert dropped["train"] == {
+        "a": reasons["a"],
+        "b": "patient of list.txt",
+        "c": "patient of list.txt",
+        "d": "overlap with an evaluation set",
+    }
+    assert dropped["valid"] == dropped["test"] == {}

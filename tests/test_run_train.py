@@ -27,8 +27,9 @@ from chexzero.imaging.normalise import prepare
 from chexzero.models.checkpoints import load_model
 from chexzero.runs.run_folder import read_run
 from chexzero.training.config import TrainConfig
-from chexzero.training.logs import METRIC_COLUMNS, SPEED_COLUMNS, TRAIN_COLUMNS
+from chexzero.training.logs import METRIC_COLUMNS, SPEED_COLUMNS, TRAIN_COLUMNS, Boards
 from chexzero.training.run import Progress, Run
+from chexzero.training.validation import labels_with_both_classes
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCKED = ["seconds", *SPEED_COLUMNS]  # columns that a clock fills
@@ -576,3 +577,26 @@ def test_a_run_ends_with_its_steps_its_last_epoch_or_its_patience(at, config, fi
     """Here of two epochs of three batches each."""
     run = SimpleNamespace(progress=Progress(**at), config=TrainConfig(epochs=2, **config), plan=range(3))
     assert Run.finished.fget(run) is finished
+
+
+@pytest.mark.parametrize(("step", "purged"), [(0, None), (1, 2), (7, 8)])
+def test_what_tensorboard_has_after_the_step_gone_on_from_is_purged(tmp_path, monkeypatch, step, purged):
+    written = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            written.append(purge_step)
+
+        def add_scalar(self, *values):
+            written.append(values)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    boards = Boards(tmp_path, TrainConfig(tensorboard=True), step)
+    row = {"step": 9, "epoch": 1, "loss": 0.5, "lr": math.inf, "auc": math.nan, "none": None, "text": "x", "count": 3}
+    boards.write("train", row)
+    assert written == [purged, ("train/loss", 0.5, 9), ("train/count", 3, 9)]
+
+
+def test_only_labels_with_both_classes_can_be_measured():
+    labels = (np.arange(5)[:, None] < np.array([0, 1, 4, 5] + [0] * 10)).astype(float)
+    assert labels_with_both_classes(labels) == LABELS[1:3]
