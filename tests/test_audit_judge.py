@@ -379,6 +379,7 @@ TALL = noise()[:200, :100]
         ("pasted", 1.5, np.pad(TALL, ((0, 100), (0, 50))), np.pad(TALL, ((100, 0), (50, 0)), constant_values=255)),
         ("one_side", 10, TALL[20:], TALL[:, 10:]),
         ("beside", 0, np.hstack([TALL, np.full((200, 160), 9)]), np.hstack([np.full((200, 160), 9), TALL])),
+        ("inverted", 0, 255 - TALL, 255 - TALL),
         ("turned", 270, np.rot90(TALL, 3), np.rot90(TALL, 3)),
         ("levels", 32, TALL - TALL % 8, TALL - TALL % 8),
         ("gamma", 2, np.rint((TALL / 255.0) ** 2 * 255), np.rint((TALL / 255.0) ** 2 * 255)),
@@ -441,3 +442,12 @@ def test_a_line_is_flat_whose_bulk_spans_less_than_10(span):
     image = np.full((202, 100), 7, np.uint8)
     image[1:-1] = lines
     assert features._span(image) == (slice(1, 201) if span == 10 else slice(0, 202))
+
+
+@pytest.mark.parametrize(
+    ("line", "live"), [([50], False), ([0, 50], True), ([0, 50, 50], False), ([0, 25, 50, 50], True)]
+)
+def test_short_lines_keep_a_bulk(line, live):
+    """One pixel at either end does not count where there are more than two."""
+    lines = np.array([[7] * len(line), line, [7] * len(line)], np.uint8)
+    assert features._span(lines) == (slice(1, 2) if live else slice(0, 3))

@@ -215,7 +215,7 @@ def test_reader_files_are_joined_by_name_and_refused_with_the_place(tmp_path):
         with pytest.raises(UserError, match=message):
             read_reader(path, studies, binary=True)
     assert study_key("CheXpert-v1.0/test/patient9/study2/view1_frontal.jpg") == "patient9/study2"
-    for other in ("patient9/view1", "of/study2", "case patient9/study2", "patient9"):
+    for other in ("patient9/view1/a", "of/study2/a", "case patient9/study2/a", "patient9"):
         assert study_key(f" {other} ") == other
 
 
@@ -471,3 +471,17 @@ def test_calibration_of_what_is_no_probability_is_refused(value):
     with pytest.raises(UserError, match="outside 0..1"):
         reliability([0, 1], [0.5, value])
     assert reliability([0, 1], [0.0, 1.0]).ece == 0
+
+
+def test_a_constant_prediction_is_scaled_to_the_frequency_of_its_label():
+    """Nothing tells its classes apart, so that the targets are Platt's: 4/5 three times and 1/3."""
+    found = platt([[1], [1], [0], [1]], np.full((4, 1), 0.3), [[0.3], [0.3]])
+    np.testing.assert_allclose(found, (3 * 4 / 5 + 1 / 3) / 4, atol=1e-4)
+
+
+def test_a_probability_on_the_edge_of_two_bins_belongs_to_the_upper_one_and_1_to_the_last():
+    found = reliability([0, 0, 1, 1, 0], [0.0, 0.24, 0.25, 1.0, 0.75], n_bins=4)
+    assert found.count.tolist() == [2, 1, 2]
+    np.testing.assert_allclose(found.mean_predicted, [0.12, 0.25, 0.875])
+    assert found.fraction_positive.tolist() == [0, 1, 0.5]
+    assert found.ece == pytest.approx((2 * 0.12 + 0.75 + 2 * 0.375) / 5)
