@@ -18,7 +18,8 @@ from chexzero.common.formats import check_rows, open_images
 from chexzero.common.labels import LABELS
 from data_prep.__main__ import main
 from data_prep.releases import DATASETS
-from data_prep.releases.padchest import read_list
+from data_prep.releases.locate import Folder, Place
+from data_prep.releases.padchest import _image_places, read_list
 from data_prep.releases.release import split_of
 
 #: name -> images in the set that the command writes from the drawn files
@@ -81,6 +82,7 @@ def test_each_set_becomes_an_evaluation_set(name, drawn, tmp_path):
     assert len({image.tobytes() for image in images}) == len(images)
     assert list(labels.columns[:4]) == ["id", "patient_id", "study_id", "view"]
     assert record["about"] == " ".join(DATASETS[name].__doc__.split())
+    assert record["positives"] == {finding: int((labels[finding] == "1").sum()) for finding in labels.columns[4:]}
     values = set(np.unique(labels.iloc[:, 4:].to_numpy()))
     assert values <= {"0", "1", ""} and {"0", "1"} <= values
     assert not list(tmp_path.glob(".*")), "no work is left behind"
@@ -398,3 +400,19 @@ def test_padchests_polarity_column_is_not_used(drawn, tmp_path):
         inside = image[:, image.std(axis=0) > 0].mean(axis=1)
         there = np.interp(np.linspace(0, 1, len(grey)), np.linspace(0, 1, 320), inside)
         assert np.corrcoef(grey, there)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "folders", "prefixes"),
+    [
+        ("padchest", [], ["0", "54"], [False]),
+        ("padchest", ["1_a.png"], [], [True]),
+        ("padchest", ["1_a.jpg"], ["3"], [False, True]),
+        ("54", ["1_a.png"], [], []),  # it is looked into from the folder above
+        ("54", [], [], []),
+        ("padchest", ["a.png", "1_a.csv"], ["123", "a"], []),
+    ],
+)
+def test_padchests_images_lie_in_numbered_folders_or_side_by_side(name, files, folders, prefixes, tmp_path):
+    found = _image_places(Folder(tmp_path / name, files, folders))
+    assert found == [Place(tmp_path / name, flat=flat) for flat in prefixes]

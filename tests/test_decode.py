@@ -426,3 +426,9 @@ def test_colour_of_another_shape_is_refused(shape, monkeypatch):
 def test_two_entries_that_contradict_each_other_are_said(kind, shape, said, caplog):
     decode(dicom(PLAIN, PhotometricInterpretation=kind, PresentationLUTShape=shape))
     assert (f"is {kind} but its Presentation LUT Shape is {shape}" in caplog.text) is said
+
+
+def test_the_range_of_a_colour_picture_is_that_of_all_its_channels():
+    plain = picture(4000)
+    assert sample_range(np.dstack([plain // 2, plain // 4, plain])) == (0, 4000)
+    assert sample_range(np.dstack([plain // 2 + 100, plain // 2, plain // 2 + 50])) == (0, 2100)
