@@ -18,6 +18,7 @@ from data_prep.overlap.audit import AuditOptions, run_audit
 from data_prep.overlap.cards import read_key
 from data_prep.overlap.contract import Role
 from data_prep.overlap.features import content_box
+from data_prep.overlap.finished import _check_manifest, keep_build_report
 from data_prep.overlap.identity import level
 from data_prep.overlap.near_reports import is_normal, near_reports, normalise
 
@@ -504,3 +505,27 @@ def test_progress_is_said_every_100_images_and_at_the_end(done, said, caplog):
     with caplog.at_level("INFO"):
         checks._progress(250)(done)
     assert (f"{done} of 250" in caplog.text) is said
+
+
+def test_the_manifest_of_a_build_is_known_by_its_hash(tmp_path):
+    path = tmp_path / "valid.csv"
+    build = {"manifests": {"valid.csv": hashlib.sha256(b"id\n").hexdigest()}}
+    _check_manifest(build, tmp_path, path)  # it is not there: what that means is said elsewhere
+    path.write_bytes(b"id\n")
+    for one in (build, {}, {"manifests": {"test.csv": "00"}}):
+        _check_manifest(one, tmp_path, path)
+    path.write_bytes(b"id\nx\n")
+    with pytest.raises(UserError, match="valid.csv is not the manifest of"):
+        _check_manifest(build, tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    ("report", "kept"),
+    [('{"summary": {}}', True), ('{"finished": false}', True), ('{"finished": true}', False), ("[]", False)],
+)
+def test_the_report_of_a_build_is_kept_and_that_of_an_audit_replaced(tmp_path, report, kept):
+    (tmp_path / "overlap_report.json").write_text(report)
+    (tmp_path / "overlap_report.md").write_text("x")
+    keep_build_report(tmp_path)
+    middle = "_build" if kept else ""
+    assert {path.name for path in tmp_path.iterdir()} == {f"overlap_report{middle}.{end}" for end in ("json", "md")}

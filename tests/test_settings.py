@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,14 @@ def test_an_ensemble_is_a_number_or_top_and_a_number(words, size):
 def test_another_ensemble_is_refused(words):
     with pytest.raises(UserError, match=f"--ensemble {words} is not understood"):
         ensemble_size(words.split())
+
+
+@pytest.mark.parametrize(
+    ("called", "shown"),
+    [("/usr/bin/chexzero-data", "chexzero-data build"), ("data_prep/__main__.py", "python -m data_prep build")],
+)
+def test_help_names_the_command_as_it_was_called(called, shown, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [called])
+    with pytest.raises(SystemExit):
+        data_prep(["build", "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {shown} ")
