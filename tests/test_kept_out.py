@@ -112,13 +112,14 @@ def test_the_patients_of_a_list_go_beside_what_overlaps(tmp_path, monkeypatch):
     monkeypatch.setattr(finish, "_audit", lambda *_: SimpleNamespace(drop_ids={"a", "b", "d"}, reasons=reasons))
     monkeypatch.setattr(finish, "_of_kept_out_patients", lambda *_: patients)
     monkeypatch.setattr(finish, "Counts", lambda _: SimpleNamespace(add=None, odd=[], add_left_out=lambda _: None))
-    for name in ("remove_remains", "_check_blocks", "require_space", "write_left_out", "write_odd_ranges"):
+    for name in ("remove_remains", "_check_blocks", "write_left_out", "write_odd_ranges"):
         monkeypatch.setattr(finish, name, lambda *_: None)
     for name in ("build_record", "summary"):
         monkeypatch.setattr(finish, name, lambda *_: {})
-    dropped = {}
+    dropped, room = {}, []
+    monkeypatch.setattr(finish, "require_space", lambda _, needed, __: room.append(needed))
     monkeypatch.setattr(finish, "write_role", lambda _work, _plan, role, gone, _: dropped.update({role: gone}) or {})
-    some_plan = SimpleNamespace(finishing={"splits": str(tmp_path)}, rows={}, image_size=1)
+    some_plan = SimpleNamespace(finishing={"splits": str(tmp_path)}, rows={"train": 3, "test": 2}, image_size=10)
     finish.finish(SimpleNamespace(out=tmp_path, discard=lambda: None), some_plan, 1)
     assert dropped["train"] == {
         "a": reasons["a"],
@@ -126,4 +127,4 @@ def test_the_patients_of_a_list_go_beside_what_overlaps(tmp_path, monkeypatch):
         "c": "patient of list.txt",
         "d": "overlap with an evaluation set",
     }
-    assert dropped["valid"] == dropped["test"] == {}
+    assert dropped["valid"] == dropped["test"] == {} and room == [500]  # a byte a pixel

@@ -297,3 +297,11 @@ def test_a_difference_of_means_is_delongs():
         np.testing.assert_allclose(mean_difference(ours, theirs, columns), one, atol=1e-12)
     assert np.isnan([mean_difference(ours, theirs, columns) for columns in ([], [0, 2])]).all()
     assert mean_difference(ours, ours, [0, 1]) == (0, 0, 0, 1)
+
+
+def test_areas_that_just_reach_a_mark_are_counted():
+    scores = np.column_stack([[0.5, 0.6] + [0.1] * 9, [0.5] + [0.6] * 2 + [0.1] * 8, [0.5] * 11])
+    found = score_findings(np.eye(11)[:, [0, 0, 0]], scores)  # one positive image beside ten others
+    assert found.auroc.tolist() == [0.9, 0.8, 0.5]
+    data = set_of(np.eye(11)[:, [0, 0, 0]], Protocol("one"))
+    assert summarise(data, found)[0].counts == {0.9: 1, 0.7: 2}

@@ -11,7 +11,7 @@ from training_corpus import flags, shrink, write_corpus
 
 import run_train
 from chexzero.common.errors import UserError
-from chexzero.common.formats import PixelRange, check_images, grey_images, open_images
+from chexzero.common.formats import PixelRange, _check_range, check_images, grey_images, open_images
 from chexzero.evaluation.checkpoint_choice import choose
 from chexzero.evaluation.measure import measure
 from chexzero.evaluation.settings import EvaluationSettings
@@ -174,3 +174,44 @@ def test_of_many_images_a_spread_sample_is_looked_at(tmp_path, caplog):
     assert "2 of 100 images looked at are of one grey value" in caplog.text
     with pytest.raises(UserError, match="3 of 300 images are of one grey value .the first is row 2."):
         check_images(tmp_path / "cxr.h5")
+
+
+def said_of(low, high, dtype=np.float32, pixel_range=None) -> str:
+    """What the refusal of such values says, "" where they are taken."""
+    try:
+        _check_range("a.h5", low, high, np.dtype(dtype), pixel_range and PixelRange.parse(pixel_range))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "taken"),
+    [(0, 255, True), (0, 0, True), (0, 2.5, True), (0, 2, False), (0, 1e-3, False), (-1, 255, False), (0, 256, False)],
+)
+def test_values_of_0_to_255_are_taken_unless_they_reach_2_at_most(low, high, taken):
+    assert (said_of(low, high) == "") is taken
+    if low >= 0 and high <= 255:
+        assert ("written as bytes" in said_of(low, high, np.uint8)) is not taken
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "proposed"),
+    [(0, 1, "0,1"), (-0.01, 1.01, "0,1"), (0.24, 0.76, "0,1"), (0, 0.75, None), (0.25, 1, None), (0, 1.02, None)]
+    + [(-1, 1, "-1,1"), (-0.51, 0.51, "-1,1"), (-0.5, 1, None), (-1, 0.5, None), (-1.02, 1, None), (-0.02, 1, None)],
+)
+def test_a_range_is_proposed_where_the_values_reach_its_outer_quarters(low, high, proposed):
+    said = said_of(low, high)
+    assert (f"add --pixel_range={proposed}" in said) is (proposed is not None)
+    assert ("--pixel_range=BLACK,WHITE" in said) is (proposed is None)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "why"),
+    [(0, 100, ""), (-1, 101, ""), (-1.5, 100, "does not hold"), (0, 101.5, "does not hold"), (0, 10, "")]
+    + [(0, 9, "nearly one grey value"), (-20, 0, "does not hold")],
+)
+def test_a_named_range_is_held_within_a_hundredth_and_used_to_a_tenth(low, high, why):
+    said = said_of(low, high, pixel_range="0,100")
+    assert (why in said) if why else not said
+    assert said_of(0, 100, np.uint8, "-1,1") == ""  # bytes are never scaled
