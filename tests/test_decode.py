@@ -432,3 +432,8 @@ def test_the_range_of_a_colour_picture_is_that_of_all_its_channels():
     plain = picture(4000)
     assert sample_range(np.dstack([plain // 2, plain // 4, plain])) == (0, 4000)
     assert sample_range(np.dstack([plain // 2 + 100, plain // 2, plain // 2 + 50])) == (0, 2100)
+
+
+@pytest.mark.parametrize("value", [0, 7, 65535])
+def test_the_range_of_one_value_is_that_value(value):
+    assert sample_range(np.full((4, 5), value, np.uint16)) == (value, value)
