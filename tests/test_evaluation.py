@@ -485,3 +485,14 @@ def test_a_probability_on_the_edge_of_two_bins_belongs_to_the_upper_one_and_1_to
     np.testing.assert_allclose(found.mean_predicted, [0.12, 0.25, 0.875])
     assert found.fraction_positive.tolist() == [0, 1, 0.5]
     assert found.ece == pytest.approx((2 * 0.12 + 0.75 + 2 * 0.375) / 5)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_classes_that_touch_are_apart_and_no_probability_is_too_large_or_small(turned):
+    """A scaling that runs to 0 and 1 would follow from four cases."""
+    scores = np.array([[0.2], [0.5], [0.5], [0.8]])
+    found = platt(np.array([[0], [0], [1], [1]]), 1 - scores if turned else scores, np.array([[0.0], [0.8], [1.0]]))
+    assert np.isfinite(found).all() and (np.abs(found[1] - 0.5) < 0.35).all()
+    assert (found[0] > found[2]) if turned else (found[0] < found[2])
+    for one_class in (0, 1):
+        assert np.isnan(platt([[one_class]] * 2, [[0.2], [0.3]], [[0.5]])).all()

@@ -109,3 +109,15 @@ def test_a_mean_of_equal_labels_differs_as_one_of_them():
     np.testing.assert_allclose([part[0] for part in found], np.ravel(one), atol=1e-12)
     assert all(np.isnan(part[1]) for part in found)
     assert np.ravel(paired_areas(truth, ours, ours)).tolist() == [0, 0, 0, 1]
+
+
+def test_a_perfect_area_among_others_leaves_their_mean_an_interval():
+    """No case moves it, so that it goes with no other area."""
+    truth = np.repeat([1.0, 0.0], [20, 30])[:, None].repeat(2, axis=1)
+    scores = np.column_stack([truth[:, 0], np.random.default_rng(0).normal(size=50) + truth[:, 0]])
+    areas = auroc(truth, scores)
+    lower, upper = newcombe_interval(areas, 20, 30)
+    ends = mean_interval(areas, lower, upper, case_influence(truth, scores))
+    assert areas[0] == 1 and ends[0] < areas.mean() < ends[1] <= 1
+    down, up = (np.hypot(*apart) / 2 for apart in (areas - lower, upper - areas))
+    assert ends == pytest.approx((areas.mean() - down, areas.mean() + up))
