@@ -11,7 +11,7 @@ from PIL import Image
 
 from chexzero.data_process import UnreadableImage, read_image
 from chexzero.imaging import dicom as dicom_files
-from chexzero.imaging.decode import decode, prepare_image, prepare_pixels, read_file, sample_range
+from chexzero.imaging.decode import decode, prepare_image, prepare_pixels, read_file, sample_range, stretch
 from chexzero.imaging.dicom import _as_stored, _check_header
 
 pydicom = pytest.importorskip("pydicom")
@@ -437,3 +437,15 @@ def test_the_range_of_a_colour_picture_is_that_of_all_its_channels():
 @pytest.mark.parametrize("value", [0, 7, 65535])
 def test_the_range_of_one_value_is_that_value(value):
     assert sample_range(np.full((4, 5), value, np.uint16)) == (value, value)
+
+
+def test_a_range_is_stretched_over_0_to_255():
+    image = np.array([[999, 1000, 1100], [1200, 1510, 1511]], np.uint16)
+    assert stretch(image, 1000, 1510).tolist() == [[0, 0, 50], [100, 255, 255]]
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_colour_file_of_equal_channels_is_grey(tmp_path, equal):
+    pixels = np.dstack([picture(255)] * 2 + [picture(255, seed=0 if equal else 1)])
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(decode((tmp_path / "a.tif").read_bytes()), pixels[..., 0] if equal else pixels)
