@@ -1,6 +1,7 @@
 """Checkpoints of every kind load strictly; others are named; nothing in a file is run."""
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from small_clip import state_dict
 from chexzero.common.errors import UserError
 from chexzero.common.files import sha256_of
 from chexzero.imaging.normalise import Normalisation
-from chexzero.models.checkpoints import describe, load_model, read_state_dict
+from chexzero.models.checkpoints import _TensorUnpickler, describe, load_model, read_state_dict
 from chexzero.models.other_libraries import normalisation_of
 
 
@@ -309,3 +310,25 @@ def test_another_mean_or_deviation_than_three_numbers_is_refused(tmp_path, name,
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": content}))
     with pytest.raises(UserError, match="must be three numbers each"):
         normalisation_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "known"),
+    [
+        ("torch", "FloatStorage", True),
+        ("torch._utils", "_rebuild_tensor_v2", True),
+        ("collections", "OrderedDict", True),
+        ("__torch__.anything", "Module", True),
+        ("torch", "load", False),
+        ("os", "FloatStorage", False),
+        ("os", "system", False),
+        ("torch._utils", "_rebuild_parameter", False),
+        ("collections", "namedtuple", False),
+    ],
+)
+def test_an_archive_may_name_nothing_but_what_holds_weights(module, name, known):
+    unpickler = _TensorUnpickler.__new__(_TensorUnpickler)
+    with (
+        contextlib.nullcontext() if known else pytest.raises(pickle.UnpicklingError, match="no place in a weight file")
+    ):
+        assert unpickler.find_class(module, name) is not None
