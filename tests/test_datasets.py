@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ from chexzero.common.errors import UserError
 from chexzero.common.formats import check_rows, open_images
 from chexzero.common.labels import LABELS
 from data_prep.__main__ import main
-from data_prep.releases import DATASETS
+from data_prep.evaluation_set import _counted
+from data_prep.releases import DATASETS, vindr
 from data_prep.releases.locate import Folder, Place
 from data_prep.releases.padchest import _image_places, read_list
 from data_prep.releases.release import split_of
@@ -416,3 +418,21 @@ def test_padchests_polarity_column_is_not_used(drawn, tmp_path):
 def test_padchests_images_lie_in_numbered_folders_or_side_by_side(name, files, folders, prefixes, tmp_path):
     found = _image_places(Folder(tmp_path / name, files, folders))
     assert found == [Place(tmp_path / name, flat=flat) for flat in prefixes]
+
+
+def test_what_is_left_out_is_counted_the_most_first():
+    assert _counted(Counter(a=2, b=1200)) == "1,200 × b, 2 × a" and _counted(Counter()) == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("files", "folders", "prefixes"),
+    [
+        ([], ["train"], [False]),
+        ([f"{'a' * 32}.dicom"], [], [True]),
+        (["a.dicom"], ["other"], []),
+        ([], ["test", "x"], [False]),
+    ],
+)
+def test_vindrs_images_lie_in_the_folders_of_their_splits_or_side_by_side(files, folders, prefixes, tmp_path):
+    found = vindr._image_places(Folder(tmp_path, files, folders))
+    assert found == [Place(tmp_path, flat=flat) for flat in prefixes]

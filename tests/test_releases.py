@@ -401,7 +401,10 @@ def test_choices(releases, corpus, tmp_path):
     assert "other" in {row.view for row in left} and "lateral" not in {row.view for row in left}
 
 
-def test_test_rows_in_the_table_of_chexpert_plus_are_used(corpus, usual, tmp_path):
+@pytest.mark.parametrize("moved", [False, True], ids=["beside CheXpert", "beside CheXpert-Plus"])
+def test_test_rows_in_the_table_of_chexpert_plus_are_used(moved, corpus, usual, tmp_path):
+    """Their images may lie with either release's."""
+
     def add(table):
         new = table.iloc[[0] * 3].copy()
         new["path_to_image"] = [f"test/patient{64741 + i}/study1/view{2 - (i > 0)}_frontal.jpg" for i in range(3)]
@@ -409,7 +412,10 @@ def test_test_rows_in_the_table_of_chexpert_plus_are_used(corpus, usual, tmp_pat
         return pd.concat([table, new])
 
     corpus.edit_plus(add)
+    if moved:
+        move(corpus.chexpert / "test", corpus.plus / "PNG/test")
     rows = plan_rows(corpus.flags(), tmp_path / "data")["test"]
+    assert not any(row.problem for row in rows)
     assert [row.id for row in rows] == [row.id.replace("chexpert/", "chexpert_plus/") for row in usual["test"]]
     assert [row.labels for row in rows] == [row.labels for row in usual["test"]] and rows[0].race == "Unknown"
 

@@ -195,7 +195,7 @@ def test_a_task_that_is_no_run_is_refused(write):
 @pytest.mark.parametrize(
     ("metric", "values", "best"), [("mean_5", [0.5, 0.7, 0.7, 0.6], 0.7), ("val_loss", [3.0, 2.0, 2.0, 2.5], 2.0)]
 )
-def test_the_table_of_a_search_has_the_first_best_validation_of_each_run(tmp_path, write, metric, values, best):
+def test_the_table_of_a_search_has_the_first_best_validation_of_each_run(tmp_path, write, metric, values, best, capsys):
     path = write("settings: {save_dir: %s}\ngrid: {lr: [0.1, 0.2, 0.3, 0.4]}\n" % (tmp_path / "runs"))
     found = sweep.read_sweep(path)
     for run, seen in zip(found.runs, (values, [None, None], []), strict=False):
@@ -210,6 +210,12 @@ def test_the_table_of_a_search_has_the_first_best_validation_of_each_run(tmp_pat
     first = table.iloc[0]
     assert (first["validated"], first["last step"], first["best"], first["at step"]) == (4, 3, best, 1)
     assert table["best"].isna().tolist() == table["at step"].isna().tolist() == [False, True, True, True]
+    (found.runs[2].folder / sweep.STOPPED).write_text('{"reason": "too far behind"}')
+    sweep.show(found)
+    out = capsys.readouterr().out
+    assert out.count("was given up") == 1 and f"{found.runs[2].model_name} was given up: too far behind" in out
+    assert f"--runs {' '.join(str(run.folder) for run in found.runs[:3])} --ensemble" in out
+    assert len(pd.read_csv(tmp_path / "runs" / f"{found.name}.csv")) == 6
     every = sweep.validations(found)
     assert list(every["run"]) == [found.runs[0].model_name] * 4 + [found.runs[1].model_name] * 2
     assert list(every["lr"]) == [0.1] * 4 + [0.2] * 2
