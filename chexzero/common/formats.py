@@ -225,7 +225,10 @@ def check_images(path: str | os.PathLike, most: int | None = None, pixel_range: 
         step = max(1, -(-len(images) // most)) if most else 1
         for start in range(0, len(images), 64 * step):
             try:
-                block = images[start : start + 64 * step : step].reshape(-1, int(np.prod(images.shape[1:])))
+                rows = range(start, min(start + 64 * step, len(images)), step)
+                # h5py reads a slice with steps 30 times slower than its rows one by one
+                block = images[start : rows.stop] if step == 1 else np.stack([images[row] for row in rows])
+                block = block.reshape(len(rows), -1)
             except (OSError, RuntimeError) as error:
                 raise UserError(
                     f"{path}: an image of rows {start + 1} to {start + 64 * step} is damaged "

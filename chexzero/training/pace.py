@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,6 +43,9 @@ PEAKS: dict[str, dict[str, float]] = {
 }
 
 
+LENGTHS = (1, 2, 3)  # tokens
+
+
 def peak_tflops(device_name: str, precision: str) -> float | None:
     """The peak of a device in TFLOP/s, or None for one that `PEAKS` does not have."""
     words = device_name.replace("-", " ")
@@ -55,26 +59,38 @@ def flops_per_pair(clip: CLIP) -> Callable[[int], float]:
     Forward and backward pass of both towers, a multiplication and an addition being two operations; what is frozen
     takes no part in the backward pass, and what gradient checkpointing computes again does not count. Counted by
     torch's counter on tensors without data: nothing is computed and no random number is drawn. The matrix products of
-    a transformer grow with the text's length, attention with its square, so three lengths give all others.
+    a transformer grow with the text's length, attention with its square, so three `LENGTHS` give all others.
     """
     weights: dict[str, torch.Tensor] = {
-        name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+        f"clip.{name}": tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
         for name, tensor in [*clip.named_parameters(), *clip.named_buffers()]
     }
     resolution = int(clip.image_resolution)
     image = torch.empty(1, 3, resolution, resolution, device="meta")
 
-    def count(tokens: int) -> int:
-        text = torch.empty(1, tokens, dtype=torch.int64, device="meta")
+    def count(*inputs: torch.Tensor) -> int:
         with FlopCounterMode(display=False) as counter:
-            logits, _ = functional_call(clip, weights, (image, text))
-            if logits.requires_grad:
-                logits.sum().backward()
+            result = functional_call(_Text(clip), weights, inputs)
+            if result.requires_grad:
+                result.sum().backward()
         return counter.get_total_flops()
 
-    lengths = [1, 2, 3]
-    curve = np.polynomial.Polynomial.fit(lengths, [count(length) for length in lengths], 2).convert()
-    return lambda tokens: float(curve(tokens))
+    texts = [torch.empty(1, length, dtype=torch.int64, device="meta") for length in LENGTHS]
+    of_texts = [count(text) for text in texts]
+    curve = np.polynomial.Polynomial.fit(LENGTHS, of_texts, 2).convert()
+    rest = count(texts[0], image) - of_texts[0]
+    return lambda tokens: rest + float(curve(tokens))
+
+
+class _Text(nn.Module):
+    """The text encoder alone, or with an image the whole CLIP: what does not grow with the text is counted once."""
+
+    def __init__(self, clip: CLIP):
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, text: torch.Tensor, image: torch.Tensor | None = None) -> torch.Tensor:
+        return self.clip.encode_text(text) if image is None else self.clip(image, text)[0]
 
 
 class Pace:

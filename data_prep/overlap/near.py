@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
+from threadpoolctl import threadpool_limits
 
 from data_prep.overlap import disguise, nominate, verify
 from data_prep.overlap.disguise import DISGUISES, Disguise
@@ -116,7 +117,7 @@ def second_stage(
         ]
 
     pairs: list[Pair] = []
-    with ThreadPoolExecutor(workers) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         for done, part in enumerate(pool.map(examine, nominations), 1):
             pairs += part
             progress(done)
@@ -141,7 +142,7 @@ def planted_copies(search: Search, n: int, seed: int, workers: int) -> list[Copy
         copy = disguise.disguised(search.images[query], kind, np.random.default_rng([seed, number]), other)
         return Copy(query, kind, *plant(search, query, copy))
 
-    with ThreadPoolExecutor(workers) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         return list(pool.map(run, range(n)))
 
 
