@@ -52,7 +52,7 @@ def run_module(monkeypatch) -> Callable[..., int]:
 def blank_figures(monkeypatch) -> None:
     """Figures are drawn but written empty: painting them takes most of an evaluation's time.
 
-    For tests of something else; `test_run_zero_shot` and `test_sets_end_to_end` look at painted ones.
+    For tests of something else; `test_run_zero_shot` looks at painted ones.
     """
     from matplotlib.figure import Figure
 

@@ -82,7 +82,7 @@ def small_model(kind: str, size: str = "dinov3_tiny") -> CLIP:
 
 
 #: Kinds that share a process, for it takes seconds until a library is imported; tracing for ONNX takes longer still.
-TOGETHER = {"hf": ("vit", "dinov3"), "open_clip": ("vit", "dinov3", "timm", "siglip"), "onnx": ("dinov3",)}
+TOGETHER = {"hf": ("vit", "dinov3"), "open_clip": ("vit", "dinov3", "timm", "siglip")}
 RUN_EACH = """
 import contextlib, os, runpy, sys
 places, texts = sys.argv[1].split(os.pathsep), sys.argv[2:]
@@ -133,14 +133,14 @@ def loaded(tmp_path_factory):
     "kind, target",
     [
         *((kind, target) for target, kinds in TOGETHER.items() for kind in kinds),
-        *(pytest.param(kind, "onnx", marks=pytest.mark.long) for kind in ("vit", "siglip")),
+        *(pytest.param(kind, "onnx", marks=pytest.mark.long) for kind in ("dinov3", "vit", "siglip")),
     ],
 )
 def test_another_library_gives_our_logits(loaded, kind, target):
     if target == "onnx":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    place, model = loaded(TOGETHER[target] if kind in TOGETHER[target] else (kind,), target)[kind]
+    place, model = loaded(TOGETHER.get(target, (kind,)), target)[kind]
     data = np.load(place / "data.npz")
     with torch.no_grad():
         expected = model(torch.from_numpy(data["prepared"]), torch.from_numpy(data["tokens"]))[0].numpy()
@@ -324,10 +324,11 @@ def test_a_poisoned_run_writes_no_markup_no_code_and_no_folder(tmp_path, monkeyp
         assert str(data / "valid.h5") in full
 
 
+@pytest.mark.long
 def test_onnx_files_hold_no_folder_of_this_machine(loaded):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    place, _ = loaded(TOGETHER["onnx"], "onnx")["dinov3"]
+    place, _ = loaded(("dinov3",), "onnx")["dinov3"]
     for name in ("vision.onnx", "text.onnx"):
         assert onnx.load(place / "out" / name).graph.node
         for folder in (Path(sys.prefix), Path(torch.__file__).parent, Path(__file__).parent.parent, place):

@@ -14,6 +14,7 @@ from chexzero.model import CLIP
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "zero_shot.ipynb"
 
 
+@pytest.mark.long
 def test_the_notebook_runs(tmp_path, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     rng = np.random.default_rng(0)

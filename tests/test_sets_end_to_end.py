@@ -24,6 +24,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.long
 def test_every_set_from_its_own_files_to_the_report(tmp_path):
     pytest.importorskip("pydicom")
     data, run = write_run(tmp_path)

@@ -254,6 +254,7 @@ def test_the_2026_names_are_those_of_the_facts(shared):
     assert tasks["seen"] == known["known_30"] and tasks["unseen"] == known["unseen_6"]
 
 
+@pytest.mark.long
 def test_retrieval_over_thousands_of_real_reports(corpus, tmp_path, shared):
     table = pd.read_csv(shared / "datasets" / "openi" / "reports.csv")[["uid", "impression"]].dropna()
     table["impression"] = table["impression"].str.split().str.join(" ")

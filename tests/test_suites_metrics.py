@@ -56,12 +56,12 @@ def test_bootstrap_is_scikit_learns_in_upstreams_resamples_of_patients(drawn, n_
 
 def test_intervals_of_random_scores_hold_chance():
     rng, held = np.random.default_rng(0), 0
-    for _ in range(60):
+    for _ in range(30):
         truth, scores = (rng.random((100, 40)) < 0.15).astype(float), rng.random((100, 40))
         scored = score(truth, scores, np.full(40, 0.5), np.arange(100), 200)
         lower, upper, chance = scored.intervals(np.arange(40))["mAP"]
         held += lower <= chance <= upper
-    assert held >= 54  # the bootstrap's plain percentiles hold it in 0.6 of the draws
+    assert held >= 27  # the bootstrap's plain percentiles hold it in 0.6 of the draws
 
 
 def test_f1_and_misses_are_scikit_learns(drawn):
