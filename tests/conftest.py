@@ -13,10 +13,13 @@ import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # commands that the tests import leave Ctrl-C to pytest
 
-# The libraries' objects live to the end: looking for garbage among them at Python's own pace takes a tenth of the time.
-gc.set_threshold(200_000, 20, 100)
-
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made while they were imported lives to the end: garbage is not looked for among it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
