@@ -141,7 +141,7 @@ def count_flops(run: Callable) -> int:
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
     """Rate of one large matrix product, the best that the tower could reach here."""
-    side = 8192 if device.type == "cuda" else 1024
+    side = 8192 if device.type == "cuda" else 512
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / median_seconds(lambda: left @ right, device, repeats) / 1e12
 

@@ -240,7 +240,7 @@ def test_files_of_a_run(finished):
     assert selection["lower"] < selection["value"] < selection["upper"]
     assert selection["n_compared"] == 4 and selection["metric"] == "mean_5"
     assert selection["runner_up"]["value"] == metrics["mean_5"].nlargest(2).iloc[1]
-    assert selection["value_corrected"] is not None and "left of the value" in selection["reason"]
+    assert selection["value_corrected"] is not None and "without the optimism of choosing" in selection["reason"]
     digest = sha256_of(finished / selection["checkpoint"])
     assert selection["checkpoint_sha256"] == digest == read_run(finished).checkpoint_sha256[selection["checkpoint"]]
     kept = sorted(path.name for path in (finished / "validation_predictions").iterdir())

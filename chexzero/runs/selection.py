@@ -122,7 +122,7 @@ def _sentence(
         text += f"; the runner-up was step {order[1]['step']} ({order[1][metric]:.3f})"
     if corrected is not None:
         text += (
-            f"; {corrected:.3f} is left of the value without the optimism of choosing the highest "
+            f"; without the optimism of choosing the highest it is estimated at {corrected:.3f} "
             f"(bootstrap over the selection)"
         )
     if metric != wanted:
