@@ -529,3 +529,9 @@ def test_the_report_of_a_build_is_kept_and_that_of_an_audit_replaced(tmp_path, r
     keep_build_report(tmp_path)
     middle = "_build" if kept else ""
     assert {path.name for path in tmp_path.iterdir()} == {f"overlap_report{middle}.{end}" for end in ("json", "md")}
+
+
+def test_equal_images_within_a_set_are_counted_and_images_without_a_hash_are_not():
+    one = role("valid", [1, 2, 3, 4, 5])
+    one.rows["pixel_sha256"] = ["aa", "", "aa", "", "aa"]
+    assert checks.facts(one)["equal_images_within"] == 2

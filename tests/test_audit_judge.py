@@ -451,3 +451,12 @@ def test_short_lines_keep_a_bulk(line, live):
     """One pixel at either end does not count where there are more than two."""
     lines = np.array([[7] * len(line), line, [7] * len(line)], np.uint8)
     assert features._span(lines) == (slice(1, 2) if live else slice(0, 3))
+
+
+def test_every_cell_gives_its_strongest_features_before_another_gives_more():
+    first, last = [(1, 1)] * (features.PER_ROUND + 1), [(99, 99)]
+    strengths = np.array([*range(9, 9 - len(first), -1), 1.0])
+    order = features._spread(np.array(first + last, np.float32), strengths, (100, 100))
+    assert order.tolist() == [*range(features.PER_ROUND), len(first), features.PER_ROUND]
+    at_the_edge = features._spread(np.array([(100, 100), (99, 99)], np.float32), np.array([1.0, 2.0]), (100, 100))
+    assert at_the_edge.tolist() == [1, 0]

@@ -350,8 +350,8 @@ run_command(main)
     "command",
     [
         [str(ROOT / "run_train.py")],
-        [str(ROOT / "run_zero_shot.py")],
-        ["-m", "chexzero.export", "--run", "run", "--to", "onnx", "out"],
+        pytest.param([str(ROOT / "run_zero_shot.py")], marks=pytest.mark.long),
+        pytest.param(["-m", "chexzero.export", "--run", "run", "--to", "onnx", "out"], marks=pytest.mark.long),
         ["-m", "data_prep", "demo", "--out", "demo"],
     ],
 )

@@ -23,7 +23,7 @@ from chexzero.export.model_card import _build_of
 from chexzero.folder import predict_folder
 from chexzero.imaging.decode import prepare_pixels
 from chexzero.imaging.image_files import ImageFiles
-from chexzero.runs.run_folder import read_run
+from chexzero.runs.run_folder import RunFolder, read_run
 from chexzero.training.logs import describe_data
 from chexzero.zero_shot import predict_labels
 
@@ -208,3 +208,10 @@ def test_checkpoints_that_are_named_are_told_apart_from_an_ensemble(tmp_path):
     assert both.selected["reason"].startswith("The ensemble of 2 checkpoints was named")
     assert both.selected["checkpoint"] == "checkpoint_20.pt"
     assert both.selected["ensemble"] == ["checkpoint_20.pt", "checkpoint_30.pt"]
+
+
+def test_what_validation_recorded_of_a_step(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,mean_5\n10,0.5\n20,0.75\n")
+    run = RunFolder(tmp_path, metrics=pd.read_csv(tmp_path / "metrics.csv"))
+    assert run.recorded(20) == {"step": 20, "mean_5": 0.75} and run.recorded(30) == run.recorded(None) == {}
+    assert RunFolder(tmp_path).recorded(20) == {}

@@ -40,7 +40,7 @@ def test_the_highest_is_selected_and_of_equals_the_earlier():
     assert lowest["step"] == 300 and "lowest of 6" in lowest["reason"]
     first = selection.describe(ROWS[:1], "mean_5", "mean_5", (None, None), 234)
     known = selection.describe(ROWS, "mean_5", "mean_5", (0.75, 0.85), 234, 0.786)
-    assert known["value_corrected"] == 0.786 and "0.786 is left" in known["reason"]
+    assert known["value_corrected"] == 0.786 and "it is estimated at 0.786" in known["reason"]
     assert first["runner_up"] is None and first["n_compared"] == 1
 
 
