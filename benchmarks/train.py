@@ -41,7 +41,7 @@ from chexzero.training.batches import Batches, default_workers
 from chexzero.training.config import TrainConfig
 from chexzero.training.loss import ContrastiveLoss
 from chexzero.training.pace import flops_per_pair, peak_memory, peak_tflops
-from chexzero.training.step import Towers, Updates, bare
+from chexzero.training.step import Updates, bare, for_training
 
 RESULTS = Path(__file__).parent / "results"
 WORDS = [
@@ -174,8 +174,8 @@ def measure(
         .to(device)
         .train()
     )
-    config = TrainConfig(precision=precision)
-    model, criterion = Towers(clip, precision, compiled=batch_size if args.compile else 0), ContrastiveLoss()
+    config = TrainConfig(precision=precision, batch_size=batch_size, compile=args.compile)
+    model, criterion = for_training(clip, device, config), ContrastiveLoss()
     adam = torch.optim.AdamW(clip.parameters(), lr=1e-6, fused=device.type == "cuda" or None)
     optimizer = Updates(adam, model, config, 10**6, device)
     dataset = CXRDataset(folder / "cxr.h5", folder / "impressions.csv", "impression")

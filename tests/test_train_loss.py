@@ -16,7 +16,7 @@ from chexzero.model import CLIP
 from chexzero.train import pair_loss, train_batch
 from chexzero.training.config import TrainConfig
 from chexzero.training.loss import LOSSES, ContrastiveLoss, SigmoidLoss, equal_pairs, text_codes
-from chexzero.training.step import Towers, Updates, bare, begin_logits, lr_factor
+from chexzero.training.step import Towers, Updates, bare, begin_logits, for_training, lr_factor
 
 DEFAULTS = TrainConfig()
 
@@ -253,3 +253,25 @@ def test_label_smoothing_is_torchs_with_and_without_equal_texts(smoothing):
     assert ContrastiveLoss("negative", smoothing)(logits, labels) == wanted
     same = functional.one_hot(labels, 9).bool()
     assert torch.allclose(ContrastiveLoss("positive", smoothing)(logits, same), wanted)
+
+
+def test_only_whole_parts_that_are_trained_on_run_compiled(clip, batch, monkeypatch):
+    """The compiler takes a minute for every shape that it meets; `test_train_long` lets it compile for real."""
+    met: list[tuple[int, ...]] = []
+
+    def compile_(encode, dynamic):
+        assert dynamic is False
+        return lambda part: (met.append(tuple(part.shape)), encode(part))[1]
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    images, texts = batch
+    model = for_training(clip, torch.device("cpu"), TrainConfig(batch_size=6, grad_accum=2, compile=True))
+    for rows, whole in ((6, 2), (5, 1), (3, 0)):  # in parts of 3 and 3, of 3 and 2, of 2 and 1
+        met.clear()
+        logits = model(images[:rows], trim_padding(texts[:rows]))[0]
+        assert torch.allclose(logits, Towers(clip)(images[:rows], texts[:rows])[0], atol=1e-5)
+        assert met == [(3, 3, 32, 32)] * whole + [(3, 20)] * whole
+    met.clear()
+    with torch.no_grad():
+        model(images[:3], texts[:3])
+    assert not met

@@ -43,14 +43,14 @@ PEAKS: dict[str, dict[str, float]] = {
 }
 
 
-LENGTHS = (1, 2, 3)  # tokens
-
-
 def peak_tflops(device_name: str, precision: str) -> float | None:
     """The peak of a device in TFLOP/s, or None for one that `PEAKS` does not have."""
     words = device_name.replace("-", " ")
     found = (peaks for part, peaks in PEAKS.items() if f" {part} " in f" {words} ")
     return next(found, {}).get(precision)
+
+
+LENGTHS = (1, 2, 3)  # tokens, of the texts that are counted
 
 
 def flops_per_pair(clip: CLIP) -> Callable[[int], float]:

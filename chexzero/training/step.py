@@ -45,8 +45,8 @@ class Towers(nn.Module):
         super().__init__()
         self.clip, self.precision, self.chunks, self.alone = clip, precision, chunks, alone
         self.compiled, self.text_lengths = compiled, text_lengths
-        self._compiled_image = torch.compile(clip.encode_image, dynamic=False) if compiled else clip.encode_image
-        self._compiled_text = torch.compile(clip.encode_text, dynamic=False) if compiled else clip.encode_text
+        names = ("encode_image", "encode_text") if compiled else ()
+        self._compiled = {name: torch.compile(getattr(clip, name), dynamic=False) for name in names}
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the two logit matrices (b, b x ranks).
@@ -65,24 +65,20 @@ class Towers(nn.Module):
         if images.ndim == 3:
             images = prepare(images, self.clip.image_resolution, self.clip.normalisation)
         with self._autocast(images.device):
-            if images.ndim == 2:
-                features = self.clip.visual.head(images)
-            elif self._is_compiled_for(images):
-                features = self._compiled_image(images)
-            else:
-                features = self.clip.encode_image(images)
+            encode = self.clip.visual.head if images.ndim == 2 else self._encoder("encode_image", images)
+            features = encode(images)
         return functional.normalize(features.float(), dim=-1)
 
     def _text_features(self, texts: torch.Tensor) -> torch.Tensor:
         length = texts.shape[1]
         texts = functional.pad(texts, (0, next((n for n in self.text_lengths if n >= length), length) - length))
         with self._autocast(texts.device):
-            compiled = self._is_compiled_for(texts)
-            features = self._compiled_text(texts) if compiled else self.clip.encode_text(texts)
+            features = self._encoder("encode_text", texts)(texts)
         return functional.normalize(features.float(), dim=-1)
 
-    def _is_compiled_for(self, part: torch.Tensor) -> bool:
-        return len(part) == self.compiled and torch.is_grad_enabled()
+    def _encoder(self, name: str, part: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        compiled = len(part) == self.compiled and torch.is_grad_enabled()
+        return self._compiled[name] if compiled else getattr(self.clip, name)
 
     def _in_chunks(self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
         if self.chunks == 1 or not torch.is_grad_enabled():

@@ -277,7 +277,8 @@ def _draw_all(pictures: list[Picture], workers: int) -> None:
 def _begin_worker() -> None:
     """One thread; freed memory stays with the process, which draws its next picture in it.
 
-    Else glibc gives every large array back to the system and gets the next one page by page, a fifth of the time.
+    Else glibc gives every large array back to the system and gets the next one page by page: the system's share of the
+    processor time was a fifth, and is a twentieth.
     """
     cv2.setNumThreads(1)
     if os.name == "posix" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
