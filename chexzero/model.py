@@ -158,9 +158,12 @@ def build_model(state_dict: Mapping[str, torch.Tensor]) -> CLIP:
     other way and turns the model to float16). Raises `UserError` naming the keys that are missing, unexpected or of
     another shape.
     """
+    from dinov3_adapter.unfilled import Unfilled  # here, because the adapter takes a second to import
+
     state_dict = {key: value for key, value in state_dict.items() if key not in OPENAI_EXTRAS}
     try:
-        model = _model_for(state_dict)
+        with Unfilled():
+            model = _model_for(state_dict)
     except KeyError as error:
         raise UserError(f"the state dict lacks the key {error.args[0]} of a CLIP") from error
     except (IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:

@@ -12,6 +12,7 @@ from timm.layers import HybridEmbed
 from torch import nn
 
 from dinov3_adapter.errors import AdapterError
+from dinov3_adapter.unfilled import Unfilled
 
 
 @dataclass(frozen=True)
@@ -173,5 +174,5 @@ def _whiten(weight: torch.Tensor) -> None:
 
 def trunk_shapes(size: Size) -> dict[str, torch.Size]:
     """Names and shapes of a trunk's weights, without allocating them (the 7B model has 27 GB)."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         return {key: value.shape for key, value in build_trunk(size).state_dict().items()}

@@ -13,6 +13,7 @@ from torch import nn
 from dinov3_adapter import weights as weight_files
 from dinov3_adapter.errors import AdapterError, WeightsError
 from dinov3_adapter.registry import build_trunk, draw_weights, find_size
+from dinov3_adapter.unfilled import Unfilled
 
 
 class VisionTower(nn.Module):
@@ -217,12 +218,14 @@ def tower_from_state_dict(state_dict: Mapping[str, torch.Tensor]) -> VisionTower
         raise WeightsError("the state dict lacks image_resolution; it was not written by this tower")
     resolution, projection = int(state_dict["image_resolution"]), state_dict.get("head.proj.weight")
     embed_dim = None if projection is None else len(projection)
-    if "architecture" in state_dict:
-        name = bytes(state_dict["architecture"].tolist()).decode()
-        tower = build_timm_tower(name, "random", image_resolution=resolution, embed_dim=embed_dim)
-    else:
-        trunk = {key.removeprefix("trunk."): value for key, value in state_dict.items() if key.startswith("trunk.")}
-        size = find_size(weight_files.name_of(trunk))
-        tower = VisionTower(build_trunk(size), image_resolution=resolution, embed_dim=embed_dim)
+    with Unfilled():
+        tower = _tower_for(state_dict, image_resolution=resolution, embed_dim=embed_dim)
     tower.load_state_dict(state_dict, strict=True)
     return tower
+
+
+def _tower_for(state_dict: Mapping[str, torch.Tensor], **options: Any) -> VisionTower:
+    if "architecture" in state_dict:
+        return build_timm_tower(bytes(state_dict["architecture"].tolist()).decode(), "random", **options)
+    trunk = {key.removeprefix("trunk."): value for key, value in state_dict.items() if key.startswith("trunk.")}
+    return VisionTower(build_trunk(find_size(weight_files.name_of(trunk))), **options)

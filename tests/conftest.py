@@ -6,7 +6,7 @@ import gc
 import runpy
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +49,29 @@ def run_module(monkeypatch) -> Callable[..., int]:
         return stopped.value.code
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def counted_once() -> Iterator[None]:
+    """A model's operations are counted once in a session: counting takes a second, and most runs are of one model.
+
+    `test_pace` counts with the function that this one stands for.
+    """
+    if "chexzero.training.pace" not in sys.modules:
+        yield
+        return
+    from chexzero.training import pace
+
+    count, known = pace.flops_per_pair, {}
+
+    def flops_per_pair(clip):
+        named = [(name, *one.shape, one.requires_grad) for name, one in clip.named_parameters()]
+        key = (clip.image_resolution, type(clip.visual), *named)
+        return known.get(key) or known.setdefault(key, count(clip))
+
+    pace.flops_per_pair = flops_per_pair
+    yield
+    pace.flops_per_pair = count
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The generated small model that several tests load: upstream's keys, weights that float16 holds exactly."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from tests.parity import inputs
 
 GOLDEN = Path(__file__).parent / "golden"
+_weights = cache(inputs.weights)
 
 
 def state_dict(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return {key: torch.from_numpy(value).to(dtype) for key, value in inputs.weights().items()}
+    return {key: torch.from_numpy(value).to(dtype, copy=True) for key, value in _weights().items()}
 
 
 def recorded() -> dict[str, np.ndarray]:

@@ -45,25 +45,27 @@ def is_in(name: str, room: str) -> bool:
     return name == room or name.startswith(f"{room}.")
 
 
-IMPORTS = {name: imported(path) for name, path in modules()}
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    return {name: imported(path) for name, path in modules()}
 
 
 @pytest.mark.parametrize("who, whom", FORBIDDEN)
-def test_no_arrow_runs_back_up(who, whom):
+def test_no_arrow_runs_back_up(imports, who, whom):
     broken = {name: sorted(one for one in found if is_in(one, whom))
-              for name, found in IMPORTS.items() if is_in(name, who)}  # fmt: skip
+              for name, found in imports.items() if is_in(name, who)}  # fmt: skip
     assert not {name: found for name, found in broken.items() if found}
     assert broken, f"{who} is no module any more: correct the table"
 
 
-def test_the_common_room_imports_nothing_of_ours_but_itself():
-    for name, found in IMPORTS.items():
+def test_the_common_room_imports_nothing_of_ours_but_itself(imports):
+    for name, found in imports.items():
         if is_in(name, "chexzero.common"):
             assert not [one for one in found for package in PACKAGES
                         if is_in(one, package) and not is_in(one, "chexzero.common")], name  # fmt: skip
 
 
-def test_the_commands_reach_upstreams_modules():
+def test_the_commands_reach_upstreams_modules(imports):
     """What was proven equal to CheXzero is what runs."""
     for command, wanted in (
         ("run_train", {"train", "clip", "model", "simple_tokenizer"}),
@@ -72,9 +74,9 @@ def test_the_commands_reach_upstreams_modules():
         reached, waiting = set(), imported(ROOT / f"{command}.py")
         while waiting:
             name = waiting.pop()
-            if name in IMPORTS and name not in reached:
+            if name in imports and name not in reached:
                 reached.add(name)
-                waiting |= IMPORTS[name]
+                waiting |= imports[name]
         assert {f"chexzero.{name}" for name in wanted} <= reached, command
 
 

@@ -16,6 +16,13 @@ from chexzero.training.logs import TRAIN_COLUMNS
 from tests.training_corpus import TINY, write_corpus
 
 CPU = torch.device("cpu")
+COUNT = pace.flops_per_pair
+
+
+@pytest.fixture
+def counted_anew(monkeypatch):
+    """What `conftest` remembers of other tests does not count here."""
+    monkeypatch.setattr(pace, "flops_per_pair", COUNT)
 
 
 def tiny():
@@ -28,7 +35,7 @@ def by_hand(tokens: int, width: int, layers: int, hidden: int, matrices: int = 2
     return layers * (tokens * per_token + 2 * 2 * tokens * tokens * width)
 
 
-def test_a_pair_of_vit_b_and_clips_text_tower_costs_what_a_count_by_hand_says():
+def test_a_pair_of_vit_b_and_clips_text_tower_costs_what_a_count_by_hand_says(counted_anew):
     clip = create_model("dinov3_vitb", vision_weights="random", text_weights="random")
     patches = 14 * 14
     vision = by_hand(patches + 5, 768, 12, 3072) + 2 * patches * 3 * 16 * 16 * 768 + 2 * 768 * 512
@@ -38,14 +45,14 @@ def test_a_pair_of_vit_b_and_clips_text_tower_costs_what_a_count_by_hand_says():
     assert 120e9 < found < 130e9
 
 
-def test_the_count_is_that_of_a_real_step_at_lengths_it_was_not_fitted_on():
+def test_the_count_is_that_of_a_real_step_at_lengths_it_was_not_fitted_on(counted_anew):
     clip, texts = tiny(), torch.randint(1, 49407, (4, 23))
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         clip(torch.rand(4, 3, 32, 32), texts)[0].sum().backward()
     assert pace.flops_per_pair(clip)(23) == pytest.approx(counter.get_total_flops() / 4, rel=1e-3)
 
 
-def test_counting_computes_nothing_and_draws_nothing():
+def test_counting_computes_nothing_and_draws_nothing(counted_anew):
     clip = tiny()
     before, state = {name: value.clone() for name, value in clip.state_dict().items()}, torch.get_rng_state()
     pace.Pace(clip, TrainConfig(grad_checkpointing=True), CPU)
@@ -54,7 +61,7 @@ def test_counting_computes_nothing_and_draws_nothing():
     assert clip.transformer.grad_checkpointing and all(one.grad is None for one in clip.parameters())
 
 
-def test_a_frozen_tower_and_recomputation():
+def test_a_frozen_tower_and_recomputation(counted_anew):
     clip = tiny()
     whole = pace.flops_per_pair(clip)(20)
     clip.visual.trunk.requires_grad_(False)

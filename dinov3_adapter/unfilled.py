@@ -1,0 +1,25 @@
+"""Build a module without drawing the weights that a state dict replaces next."""
+
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+#: The functions by which torch, timm and open_clip give a parameter its first values.
+_FILLS = {
+    *("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"),
+    *("xavier_normal_", "constant_", "zeros_", "ones_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_"),
+}
+
+
+class Unfilled(TorchFunctionMode):
+    """Within `with Unfilled():`, a module's parameters are allocated and keep whatever their memory held.
+
+    Follow it with a strict `load_state_dict`. Buffers are computed as usual. Drawing weights runs on one thread and takes
+    about half of the time needed to load a ViT-B checkpoint.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        if isinstance(target, nn.Parameter) and getattr(func, "__name__", "") in _FILLS:
+            return target
+        return func(*args, **kwargs)
