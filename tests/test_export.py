@@ -81,8 +81,8 @@ def small_model(kind: str, size: str = "dinov3_tiny") -> CLIP:
     return CLIP(64, 96, 0, 0, None, **text, visual=tower).eval()
 
 
-#: Kinds that share a process, for it takes seconds until a library is imported; tracing for ONNX takes longer still.
-TOGETHER = {"hf": ("vit", "dinov3"), "open_clip": ("vit", "dinov3", "timm", "siglip")}
+#: (kind, target) that share a process, for it takes seconds until the libraries are imported.
+TOGETHER = (*((kind, "open_clip") for kind in ("vit", "dinov3", "timm", "siglip")), ("vit", "hf"), ("dinov3", "hf"))
 RUN_EACH = """
 import contextlib, os, runpy, sys
 places, texts = sys.argv[1].split(os.pathsep), sys.argv[2:]
@@ -114,12 +114,12 @@ def write_export(place: Path, kind: str, target: str) -> CLIP:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """(kinds, target) -> kind -> its folder, where the library has run, and our model."""
+    """(kind, target), ... -> each one's folder, where the library has run, and our model."""
 
     @functools.cache
-    def load(kinds: tuple[str, ...], target: str) -> dict[str, tuple[Path, CLIP]]:
-        folder = tmp_path_factory.mktemp(target)
-        found = {kind: (folder / kind, write_export(folder / kind, kind, target)) for kind in kinds}
+    def load(*exports: tuple[str, str]) -> dict[tuple[str, str], tuple[Path, CLIP]]:
+        folder = tmp_path_factory.mktemp("exports")
+        found = {one: (folder / "_".join(one), write_export(folder / "_".join(one), *one)) for one in exports}
         places = os.pathsep.join(str(place) for place, _ in found.values())
         offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # the folder holds all that is needed
         subprocess.run([sys.executable, "-c", RUN_EACH, places, *TEXTS], check=True, cwd=folder, env=offline)
@@ -131,16 +131,14 @@ def loaded(tmp_path_factory):
 @pytest.mark.timeout(900)  # a process of its own that imports a second library
 @pytest.mark.parametrize(
     "kind, target",
-    [
-        *((kind, target) for target, kinds in TOGETHER.items() for kind in kinds),
-        *(pytest.param(kind, "onnx", marks=pytest.mark.long) for kind in ("dinov3", "vit", "siglip")),
-    ],
+    [*TOGETHER, *(pytest.param(kind, "onnx", marks=pytest.mark.long) for kind in ("dinov3", "vit", "siglip"))],
 )
 def test_another_library_gives_our_logits(loaded, kind, target):
     if target == "onnx":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    place, model = loaded(TOGETHER.get(target, (kind,)), target)[kind]
+    one = kind, target
+    place, model = loaded(*(TOGETHER if one in TOGETHER else [one]))[one]
     data = np.load(place / "data.npz")
     with torch.no_grad():
         expected = model(torch.from_numpy(data["prepared"]), torch.from_numpy(data["tokens"]))[0].numpy()

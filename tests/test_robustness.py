@@ -349,7 +349,7 @@ run_command(main)
 @pytest.mark.parametrize(
     "command",
     [
-        [str(ROOT / "run_train.py")],
+        pytest.param([str(ROOT / "run_train.py")], marks=pytest.mark.long),
         pytest.param([str(ROOT / "run_zero_shot.py")], marks=pytest.mark.long),
         pytest.param(["-m", "chexzero.export", "--run", "run", "--to", "onnx", "out"], marks=pytest.mark.long),
         ["-m", "data_prep", "demo", "--out", "demo"],

@@ -7,9 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -95,17 +93,14 @@ def flags(root: Path, name: str, *more: str) -> list[str]:
     ]
 
 
-IMPORTED = ["run_train", "torch.distributed.nn"]
-
-
 def forked(target: Callable[..., None], *args: object) -> multiprocessing.Process:
-    """A process that is forked from one that has imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    server: Any = forkserver._forkserver  # a build in the same test run has started it with other modules, or none
-    if server._preload_modules != IMPORTED:
-        server._stop()
-        context.set_forkserver_preload(IMPORTED)
-    return context.Process(target=target, args=args)
+    """A process that is forked from this one, which has imported everything already."""
+    return multiprocessing.get_context("fork").Process(target=_on_one_thread, args=(target, *args))
+
+
+def _on_one_thread(target: Callable[..., None], *args: object) -> None:
+    torch.set_num_threads(1)  # the threads of the process that was forked are not there
+    target(*args)
 
 
 def process(argv: list[str], environment: dict[str, str] | None = None) -> multiprocessing.Process:
@@ -119,7 +114,6 @@ def _run_train(argv: list[str], environment: dict[str, str]) -> None:
 
     os.setpgrp()  # a group of its own, as torchrun and SLURM start it
     os.environ.update(environment)
-    torch.set_num_threads(1)
     shrink(dict.__setitem__)
     sys.argv = ["run_train.py", *argv]
     run_command(run_train.main)
