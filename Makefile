@@ -58,8 +58,9 @@ real: $(READY)
 clean-demo:
 	rm -rf $(DEMO)
 
+# With bytecode, whatever the environment says: the processes that tests start would compile every module again.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not long and not gpu"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not long and not gpu"
 
 test-long: $(READY)
 	$(PY) -m pytest -m long

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from dinov3_adapter import convert
 from dinov3_adapter.errors import WeightsError
 from dinov3_adapter.registry import SIZES, build_trunk, find_size, trunk_shapes
+from dinov3_adapter.unfilled import Unfilled
 
 RANDOM = "random"
 LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
@@ -132,7 +133,7 @@ def _check_config(path: Path, name: str) -> None:
     if not path.is_file():
         return
     config = _read_json(path)
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         trunk: Any = build_trunk(SIZES[name])
     block = trunk.blocks[0]
     wanted = {
