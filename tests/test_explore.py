@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import socket
 import struct
 import tempfile
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from browser import CHROMIUM, Browser
+from playwright.sync_api import sync_playwright
 
 from chexzero.common.errors import UserError
 from chexzero.evaluation.standing import Standing
@@ -26,6 +27,7 @@ from chexzero.imaging.normalise import prepare
 from chexzero.model import CLIP
 from chexzero.zero_shot import embed_texts, predict_labels
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TEXT = dict(context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=1)
 REPORTS = ["No acute process.", "Large left pleural effusion.", "<script>alert(1)</script> & a rib fracture."]
 
@@ -210,29 +212,37 @@ def test_the_page_works_in_a_browser(explorer, address, tmp_path):
     path = tmp_path / "<img src=x onerror=document.title='harm'>.png"
     path.write_bytes(png(image))
     labels = ["edema", "<b>mass</b>"]
-    with Browser(tmp_path / "profile") as page:
-        page.open(address)
-        assert page.run("document.title") == "Explore run <b>"
-        page.choose_file("#file", path)
-        page.run(f"$('labels').value = {json.dumps(chr(10).join(labels))}; $('go').click()")
-        page.wait("!$('result').hidden && $('heat').naturalWidth === 320 && $('image').naturalWidth === 320")
-        rows = page.run("[...$('rows').children].map(row => [...row.children].map(part => part.textContent))")
-        reports = page.run("[...$('reports').children].map(item => item.textContent)")
+    problems: list[str] = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)
+        page = browser.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+        page.goto(address)
+        assert page.title() == "Explore run <b>"
+        page.set_input_files("#file", path)
+        page.fill("#labels", "\n".join(labels))
+        page.click("#go")
+        page.locator("#result").wait_for()
+        for name in ("#heat", "#image"):
+            assert page.locator(name).evaluate("async image => (await image.decode(), image.naturalWidth)") == 320
+        rows = page.evaluate("[...$('rows').children].map(row => [...row.children].map(part => part.textContent))")
         assert [row[0] for row in rows] == labels
         expected = predict_labels(explorer.model, image[None], labels)[0]
         np.testing.assert_allclose([float(row[2]) for row in rows], expected, atol=6e-4)
-        assert sorted(reports) == sorted(REPORTS)
-        assert page.run("$('chosen').textContent") == path.name
+        assert sorted(page.locator("#reports > *").all_text_contents()) == sorted(REPORTS)
+        assert page.text_content("#chosen") == path.name
         for width in (1280, 390):
-            page.resize(width, 900)
-            assert page.run("document.documentElement.scrollWidth") <= width
-            page.screenshot(tmp_path / f"result_{width}.png")
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.screenshot(path=tmp_path / f"result_{width}.png", full_page=True)
         (tmp_path / "notes.png").write_text("no image")
-        page.choose_file("#file", tmp_path / "notes.png")
-        page.run("$('go').click()")
-        page.wait("$('error').textContent.includes('neither PNG, JPEG nor DICOM')")
-        assert page.run("document.title") == "Explore run <b>"
-        assert [one for one in page.problems if "400" not in one] == []  # the refusal's status is logged too
+        page.set_input_files("#file", tmp_path / "notes.png")
+        page.click("#go")
+        page.locator("#error", has_text="neither PNG, JPEG nor DICOM").wait_for()
+        assert page.title() == "Explore run <b>"
+        browser.close()
+    assert [one for one in problems if "400" not in one] == []  # the refusal's status is logged too
 
 
 def test_other_pages_cannot_ask(explorer):
