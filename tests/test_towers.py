@@ -189,7 +189,7 @@ def test_open_clip_name(monkeypatch, tmp_path):
 )
 def test_open_clip_name_that_does_not_fit(name, reason):
     with pytest.raises(UserError, match=reason) as caught:
-        create_model("dinov3_tiny", text_weights=f"open_clip:{name}")
+        create_model("dinov3_tiny", text_encoder="small", text_weights=f"open_clip:{name}")
     assert "choose one of open" in str(caught.value)
 
 
@@ -197,6 +197,8 @@ def test_without_a_connection(monkeypatch):
     def offline(*_, **__):
         raise FileNotFoundError("no route")
 
+    monkeypatch.setitem(towers.CLIP_VISION, "vit_b_32", towers.ClipVision("ViT-B/32", 16, 64, layers=2, width=128))
+    monkeypatch.setitem(TEXT_SIZES, "chexzero", TEXT_SIZES["small"])
     monkeypatch.setattr(towers, "download_pretrained", offline)
     with pytest.raises(UserError, match="name it with --text_weights FILE"):
         create_model("dinov3_tiny", text_weights="open_clip:ViT-B-32/laion400m_e32")
@@ -234,7 +236,7 @@ def test_weights_of_another_model(tmp_path):
     with pytest.raises(UserError, match="does not fit --text_encoder chexzero: it lacks"):
         create_model("dinov3_tiny", text_weights=tmp_path / "clip.pt")
     with pytest.raises(UserError, match="does not fit --vision vit_b_32"):
-        create_model("vit_b_32", vision_weights=tmp_path / "clip.pt")
+        create_model("vit_b_32", text_encoder="small", vision_weights=tmp_path / "clip.pt")
     with pytest.raises(UserError, match="no DINOv3 vision transformer"):
         create_model("dinov3_tiny", vision_weights=tmp_path / "clip.pt")
     tower = create_model("dinov3_tiny", text_encoder="tiny").visual.trunk.state_dict()
