@@ -124,6 +124,17 @@ def test_padchest_rnn_labels_are_another_split(drawn, tmp_path):
     assert len(labels) == 1
 
 
+def test_padchests_age_needs_both_dates(drawn, tmp_path):
+    root = shutil.copytree(drawn("padchest"), tmp_path / "padchest")
+    table = next(root.glob("*.csv"))
+    first, second, third, *rest = table.read_text().splitlines()
+    lines = [first, second.replace("1944.0", ""), third.replace("20120229", ""), *rest]
+    table.write_text("\n".join(lines) + "\n")
+    release = located("padchest", root, ["physician"])
+    ages = [row.age for row in release.rows("physician")]
+    assert ages[:2] == ["", ""] and set(ages[2:]) == {"68"}
+
+
 def test_padchest_in_one_flat_folder_with_gzipped_table(drawn, tmp_path):
     import gzip
 
@@ -289,6 +300,20 @@ def test_own_table_as_csv_and_parquet(drawn, tmp_path):
     flags = ["--table", str(root / "own.parquet"), "--columns", "patient=mrn,report=text,study=accession"]
     main(["evaluation-set", "table", *flags, "--out", str(tmp_path / "parquet"), "--workers", "1"])
     assert (tmp_path / "parquet/table_labels.csv").read_bytes() == (tmp_path / "csv/table_labels.csv").read_bytes()
+
+
+def test_an_absolute_path_of_an_own_table_is_taken_inside_the_folder_alone(drawn, tmp_path):
+    root = shutil.copytree(drawn("table"), tmp_path / "own")
+    usual, _ = evaluation_set("table", root, tmp_path / "usual")
+    table = pd.read_csv(root / "own.csv", dtype=str, keep_default_na=False)
+    column = next(name for name in table if table[name].str.endswith(".png").any())
+    table[column] = [str(root.resolve() / text) for text in table[column]]
+    table.to_csv(root / "own.csv", index=False)
+    assert evaluation_set("table", root.resolve(), tmp_path / "inside")[0]["id"].tolist() == usual["id"].tolist()
+    table.loc[0, column] = "/elsewhere/a.png"
+    table.to_csv(root / "own.csv", index=False)
+    labels, record = evaluation_set("table", root.resolve(), tmp_path / "outside")
+    assert labels["id"].tolist() == usual["id"].tolist()[1:] and record["left_out"] == {"entry that cannot be used": 1}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`data_prep download` against a small drawn Open-i served on loopback in NLM's layout, and the build that follows."""
 
+import argparse
 import http.server
 import json
 import os
@@ -10,6 +11,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from drawn_datasets import openi
 from release_corpus import QUICK_AUDIT
 
 from chexzero.common.errors import UserError
+from data_prep import download as download_module
 from data_prep.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +101,14 @@ def test_it_asks_before_gigabytes_resumes_and_checks_counts(nlm, tmp_path, capsy
     asked = len(RangeHandler.asked)
     download(out, "--from", address, "--any_count")
     assert "80 .xml, 128 .png" in capsys.readouterr().out and len(RangeHandler.asked) == asked, "nothing anew"
+
+
+def test_what_is_large_enough_is_asked_for(tmp_path):
+    allow = partial(download_module._allow, place="here", args=argparse.Namespace(yes=False))
+    archive = download_module.Archive("a.tgz", download_module.ASK_FROM, "a", ".png", 1)
+    allow(replace(archive, size=archive.size - 1))
+    with pytest.raises(UserError, match="fetch a.tgz"):
+        allow(archive)
 
 
 @pytest.mark.parametrize("what", ["archives", "unpacked"])

@@ -189,6 +189,14 @@ def test_ensemble_is_the_mean_of_the_probabilities(place):
     }
 
 
+def test_named_checkpoints_of_a_run_have_no_step(place):
+    run = place / "checkpoints" / "small"
+    named = [str(run / f"checkpoint_{step}.pt") for step in (20, 10)]
+    selected = choose(arguments(place, "--checkpoint", *named)).selected
+    assert (selected["checkpoint"], selected["step"]) == ("checkpoint_10.pt", None)
+    assert selected["ensemble"] == ["checkpoint_10.pt", "checkpoint_20.pt"]
+
+
 def test_the_best_of_several_runs_are_one_ensemble(place, tmp_path):
     first = place / "checkpoints" / "small"
     second = tmp_path / "smaller"
