@@ -4,10 +4,10 @@
     python run_train.py --vision dinov3_vitb
 
 Reads data/cxr.h5, data/impressions.csv, data/valid.h5 and data/valid_labels.csv, writes checkpoints/<model_name>/.
-Without new flags the training is CheXzero's. docs/CLUSTER.md has several GPUs and SLURM.
+Without new flags the training is CheXzero's. docs/CLUSTER.md covers several GPUs and SLURM.
 """
 
-import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+import chexzero.common.interrupts  # noqa: F401  (first: the other imports take seconds)
 
 import logging
 import sys
@@ -74,7 +74,7 @@ def make(config: TrainConfig) -> tuple[nn.Module, DataLoader, torch.device, nn.M
     device = distributed.start()
     torch.manual_seed(config.seed)
     workers = default_workers() if config.num_workers is None else config.num_workers
-    assert config.txt_filepath is not None  # `config.resolve` names it
+    assert config.txt_filepath is not None  # `config.resolve` sets it
     loader, _ = load_data(
         config.cxr_filepath,
         config.txt_filepath,
@@ -124,7 +124,7 @@ def train(
     config: TrainConfig,
 ) -> None:
     model.train()
-    run = Run(model, loader, device, optimizer, config)  # new, or from where a stopped one left off
+    run = Run(model, loader, device, optimizer, config)  # new, or resumed
     if run.is_new:
         if config.val_interval:
             save_checkpoints(run)
@@ -148,7 +148,7 @@ def train(
 
 
 def train_log(loss: float, example_ct: int, epoch: int, progress: str = "") -> None:
-    """A line for a log file; on a terminal the bar says the same."""
+    """Log one line; on a terminal the progress bar shows the same."""
     if distributed.is_main() and not sys.stderr.isatty():
         log.info("Loss after %06d examples (epoch %d): %.3f; %s", example_ct, epoch, loss, progress)
 

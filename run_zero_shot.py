@@ -1,13 +1,13 @@
-"""How good is a trained model, against CheXzero, and how sure are we? Checkpoints in, report out.
+"""Evaluate trained checkpoints, with confidence intervals and beside CheXzero's, and write a report.
 
     python run_zero_shot.py --run checkpoints/pt-imp
     python run_zero_shot.py --images FOLDER --labels "pleural effusion" "pneumothorax" --run checkpoints/pt-imp
 
-The first writes `results/<run>/report.html`, `report.md`, `metrics.json`, predictions, figures and tables. It is the
-only command that opens the test set.
+The first form writes `results/<run>/report.html`, `report.md`, `metrics.json`, predictions, figures and tables. It is
+the only command that opens the test set.
 """
 
-import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+import chexzero.common.interrupts  # noqa: F401  (first: the other imports take seconds)
 
 import argparse
 from collections.abc import Sequence
@@ -30,23 +30,30 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what is evaluated")
     what.add_argument(
-        "--run", type=Path, metavar="DIR", help="a run's folder, checkpoints/<model_name>: its selected checkpoint"
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="a run's folder, checkpoints/<model_name>; its selected checkpoint is used",
     )
     what.add_argument(
         "--checkpoint",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="these instead: files, or folders of exported models; several are an ensemble",
+        help="checkpoint files or folders of exported models instead of a run; several form an ensemble",
     )
     what.add_argument(
-        "--runs", type=Path, nargs="+", metavar="DIR", help="several runs, of a sweep say, whose best make an ensemble"
+        "--runs",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="several runs, such as a sweep's, for an ensemble of their best",
     )
     what.add_argument(
         "--ensemble",
         nargs="+",
         metavar=("top", "K"),
-        help="the K best checkpoints of the run, or of all runs, by validation",
+        help="evaluate the ensemble of the K best checkpoints of the run, or of all runs, by validation",
     )
     what.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of valid.h5, test.h5 and their labels (default: the run's)"
@@ -67,9 +74,12 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
         metavar="FILE",
         help="YAML file with alternative prompts (default: chexzero/prompts.yaml)",
     )
-    beside = parser.add_argument_group("beside whom")
+    beside = parser.add_argument_group("comparisons")
     beside.add_argument(
-        "--baseline", type=Path, metavar="DIR", help="folder of checkpoints, CheXzero's say, to run on the same images"
+        "--baseline",
+        type=Path,
+        metavar="DIR",
+        help="folder of checkpoints, such as CheXzero's, to run on the same images",
     )
     beside.add_argument(
         "--radiologists",
@@ -93,24 +103,24 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
         type=Path,
         default="results",
         metavar="DIR",
-        help="<model_name>/ is written here (default: %(default)s)",
+        help="folder in which <model_name>/ is written (default: %(default)s)",
     )
     report.add_argument(
         "--n_bootstrap",
         type=positive,
         default=1000,
         metavar="N",
-        help="resamples of the intervals (default: %(default)s)",
+        help="bootstrap resamples for the intervals (default: %(default)s)",
     )
     report.add_argument(
-        "--strict", action="store_true", help="end with exit code 3 where a check of the data or the model failed"
+        "--strict", action="store_true", help="end with exit code 3 if a check of the data or the model fails"
+    )
+    report.add_argument("--full_paths", action="store_true", help="show absolute paths in the report (default: no)")
+    report.add_argument(
+        "--thumbnails", action="store_true", help="show images of the most confident cases (patients' images)"
     )
     report.add_argument(
-        "--full_paths", action="store_true", help="let the report name the folders of this machine (default: no)"
-    )
-    report.add_argument("--thumbnails", action="store_true", help="show the most confident cases: images of patients")
-    report.add_argument(
-        "--suite", nargs="+", default=[], choices=["chexpert", *SUITES], help="evaluations beside the 14 labels"
+        "--suite", nargs="+", default=[], choices=["chexpert", *SUITES], help="evaluations in addition to the 14 labels"
     )
     report.add_argument(
         "--sets",
@@ -129,16 +139,20 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
     )
     how = parser.add_argument_group("how it is computed")
     how.add_argument(
-        "--batch_size", type=positive, default=64, metavar="N", help="images at a time (default: %(default)s)"
+        "--batch_size", type=positive, default=64, metavar="N", help="images per batch (default: %(default)s)"
     )
     how.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    how.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
+    how.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="number format of the model (default: %(default)s)"
+    )
     how.add_argument(
         "--pixel_range",
         metavar="BLACK,WHITE",
         help="the values of black and white in image files of floating-point numbers (default: the run's, else 0,255)",
     )
-    how.add_argument("--seed", type=int, default=1234, help="of the suites that sample (default: %(default)s)")
+    how.add_argument(
+        "--seed", type=int, default=1234, help="random seed of the suites that sample (default: %(default)s)"
+    )
     add_suite_arguments(parser)
     return EvaluationSettings.from_args(parse_with_config(parser, argv))
 
@@ -151,8 +165,8 @@ def positive(text: str) -> int:
 
 
 def evaluate(settings: EvaluationSettings) -> Path:
-    """The whole evaluation; returns the report's path."""
-    # what needs torch is imported where it is used, so that --help and a wrong flag are answered at once
+    """Run the whole evaluation; return the report's path."""
+    # modules that need torch are imported where they are used, so that --help and a wrong flag are answered at once
     from chexzero.evaluation.measure import data_folder, measure
     from chexzero.evaluation.named_sets import read_named_set
     from chexzero.evaluation.test_set_ledger import ledger_path, record_test_read
@@ -183,7 +197,7 @@ def evaluate(settings: EvaluationSettings) -> Path:
 
 
 def run_suites(settings: EvaluationSettings, choice: Choice, data_dir: Path, out: Path) -> list[Section]:
-    """The suites that were asked for, with the first checkpoint's model."""
+    """Run the requested suites with the first checkpoint's model."""
     wanted = [name for name in dict.fromkeys(settings.suite) if name in SUITES]
     if not wanted:
         return []
@@ -204,11 +218,11 @@ def run_suites(settings: EvaluationSettings, choice: Choice, data_dir: Path, out
 
 
 def predict_images(settings: EvaluationSettings) -> Path:
-    """Probabilities for a folder of images, to `<out>/<name>/images_<folder>.csv`.
+    """Write the probabilities for a folder of images to `<out>/<name>/images_<folder>.csv`; return its path.
 
-    `images_<folder>_standing.csv` says where each value of the 14 labels stands among the validation images;
-    `images_<folder>_left_out.csv` lists what was passed over or could not be read; another folder of the same last
-    name gets a name of its own.
+    `images_<folder>_standing.csv` has the percentile of each value of the 14 labels among the validation images;
+    `images_<folder>_left_out.csv` lists the files that were skipped or could not be read. For another folder with the
+    same name, a digest is added to the files' names.
     """
     import pandas as pd
 
@@ -243,13 +257,11 @@ def predict_images(settings: EvaluationSettings) -> Path:
             f"{path.stem}_standing.csv: percentile among the validation images, and side of the threshold chosen there"
         )
     else:
-        print(
-            "Where these values stand among validation images is not known; evaluate this checkpoint first, then again"
-        )
+        print("The percentiles among validation images are not known; evaluate this checkpoint, then predict again")
     print(f"{len(table)} images, prepared at {size} x {size} pixels, with {choice.checkpoints[0].name}: {path}")
     if len(left_out):
         print(f"{len(left_out)} files are left out; {path.stem}_left_out.csv says why")
-    print("Probabilities compare “finding” with “no finding”; they rank images and are no diagnosis.")
+    print("Probabilities compare “finding” with “no finding”; they rank images and are not a diagnosis.")
     return path
 
 

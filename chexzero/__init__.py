@@ -1,16 +1,16 @@
-"""CheXzero's modules under their names, and beside them what this project adds.
+"""CheXzero's modules under their upstream names, and this project's additions.
 
     import chexzero
     model = chexzero.load("checkpoints/pt-imp")
     similarity = model.embed_images(["chest.png"]) @ model.embed_texts(["pleural effusion"]).T
 
-`chexzero.library.load` and `chexzero.library.ChestCLIP` are offered here too. Submodules are imported on demand
-(``from chexzero import zero_shot``), so that a data job never pays for torch.
+`load` and `ChestCLIP` of `chexzero.library` are available here too. Submodules are imported on demand
+(``from chexzero import zero_shot``), so that data jobs do not import torch.
 """
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers
+if TYPE_CHECKING:  # the names that `__getattr__` provides, for type checkers
     from chexzero.library import ChestCLIP as ChestCLIP
     from chexzero.library import load as load
 

@@ -3,12 +3,12 @@
     python -m chexzero.average --run checkpoints/pt-imp --top 5 --out soup.pt    # the five best by validation
     python -m chexzero.average PRETRAINED.pt TUNED.pt --weights 0.5 0.5 --out wise.pt
 
-Equal weights give a soup (Wortsman et al. 2022); a pretrained model and what was tuned from it, with weights 1 - a and
-a, give WiSE-FT (Wortsman et al. 2022). The result is a bare state dict that every command takes with --checkpoint.
-Beside it, `<name>.json` names the checkpoints, their hashes and their weights.
+Equal weights give a soup (Wortsman et al. 2022); a pretrained model and its fine-tuned version, weighted 1 - a and a,
+give WiSE-FT (Wortsman et al. 2022). The result is a bare state dict that every command accepts as --checkpoint.
+`<name>.json` beside it lists the checkpoints, their hashes and their weights.
 """
 
-import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+import chexzero.common.interrupts  # noqa: F401  (first: the other imports take seconds)
 
 import argparse
 import os
@@ -24,16 +24,16 @@ from chexzero.models.checkpoints import describe, read_state_dict
 from chexzero.runs.run_folder import read_run
 
 State = Mapping[str, torch.Tensor]
-#: How many batches a batch normalisation has seen: no setting of the model; the mean keeps the first checkpoint's.
+#: A batch normalisation's counter of batches, which is not a model setting; the mean keeps the first checkpoint's.
 COUNTER = ".num_batches_tracked"
 
 
 def average(paths: Sequence[str | os.PathLike], weights: Sequence[float] | None = None) -> dict[str, torch.Tensor]:
     """Return the weighted mean of the state dicts of some checkpoints, one of them in memory at a time.
 
-    weights: one number of 0..1 per checkpoint, with the sum 1 (default: equal ones). Sums are taken in float64 and
-    stored in each tensor's own type. Raises `UserError` where the files are not checkpoints of one model, where a
-    value is not finite, or where whole numbers (the image resolution of a DINOv3 tower) differ.
+    weights: one number in 0..1 per checkpoint, summing to 1 (default: equal). Sums are computed in float64 and stored
+    in each tensor's own type. Raises `UserError` if the files are not checkpoints of one model, if a value is not
+    finite, or if whole numbers (the image resolution of a DINOv3 tower) differ.
     """
     weights = check_weights(paths, weights)
     first = read_state_dict(paths[0])
@@ -54,7 +54,7 @@ def average(paths: Sequence[str | os.PathLike], weights: Sequence[float] | None 
 
 
 def check_weights(paths: Sequence[str | os.PathLike], weights: Sequence[float] | None) -> list[float]:
-    """Return the weights as given, or equal ones; raise `UserError` for those that make no mean."""
+    """Return the given weights, or equal ones; raise `UserError` for weights that do not define a mean."""
     if len(paths) < 2:
         raise UserError("a mean needs two checkpoints or more; name them, or a run with --run DIR --top K")
     if weights is None:
@@ -62,7 +62,7 @@ def check_weights(paths: Sequence[str | os.PathLike], weights: Sequence[float] |
     if len(weights) != len(paths):
         raise UserError(f"--weights has {len(weights)} numbers for {len(paths)} checkpoints; give one for each")
     if not all(0 <= weight <= 1 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
-        raise UserError(f"--weights {' '.join(map(str, weights))} must lie in 0..1 and have the sum 1; correct them")
+        raise UserError(f"--weights {' '.join(map(str, weights))} must lie in 0..1 and sum to 1; correct them")
     return list(weights)
 
 
@@ -76,8 +76,8 @@ def _check_same_model(one: State, other: State, one_path: str | os.PathLike, oth
         )
     if differences:
         raise UserError(
-            f"{other_path} ({describe(other)}) is another model than {one_path} ({describe(one)}): it {differences}; "
-            f"average checkpoints of one model only"
+            f"{other_path} ({describe(other)}) is not the same model as {one_path} ({describe(one)}): it {differences}"
+            f"; average checkpoints of one model only"
         )
 
 
@@ -94,9 +94,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("checkpoints", nargs="*", type=Path, metavar="FILE", help="checkpoints of one model")
     parser.add_argument(
-        "--run", type=Path, metavar="DIR", help="instead: the best checkpoints of this run, by validation"
+        "--run", type=Path, metavar="DIR", help="average this run's best checkpoints, by validation, instead"
     )
-    parser.add_argument("--top", type=int, metavar="K", help="how many of them")
+    parser.add_argument("--top", type=int, metavar="K", help="number of best checkpoints")
     parser.add_argument(
         "--weights", nargs="+", type=float, metavar="W", help="weight of each checkpoint, sum 1 (default: equal)"
     )
@@ -105,9 +105,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def chosen(args: argparse.Namespace) -> list[Path]:
-    """The checkpoints that were named, or the K best of the run by its selection's metric."""
+    """Return the named checkpoints, or the run's K best by its selection metric."""
     if bool(args.checkpoints) == bool(args.run) or bool(args.run) != (args.top is not None):
-        raise UserError("name either checkpoints, or a run and how many of its best with --run DIR --top K")
+        raise UserError("name either checkpoints, or a run and the number of its best with --run DIR --top K")
     if not args.run:
         return args.checkpoints
     run = read_run(args.run)
@@ -130,9 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path, weight in zip(paths, weights, strict=True)
     ]
     write_json(record, {"sha256": sha256_of(args.out), "mean_of": parts})
-    print(
-        f"wrote {args.out}, the mean of {', '.join(f'{weight:g} x {path}' for path, weight in zip(paths, weights, strict=True))}"
-    )
+    terms = (f"{weight:g} x {path}" for path, weight in zip(paths, weights, strict=True))
+    print(f"wrote {args.out}, the mean of {', '.join(terms)}")
     print(f"evaluate it with: python run_zero_shot.py --checkpoint {args.out}")
 
 

@@ -1,4 +1,4 @@
-"""OpenAI CLIP's front door under upstream's names: published models by name, and the strict tokenizer."""
+"""OpenAI CLIP's interface under upstream's names: `load` for published models, and the strict `tokenize`."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from chexzero.simple_tokenizer import END, START, default_tokenizer
 
 CONTEXT_LENGTH = 77
 
-#: Name of a published model -> open_clip's name of it.
+#: Name of a published model -> open_clip's name for it.
 _MODELS = {
     "RN50": "RN50",
     "RN101": "RN101",
@@ -26,19 +26,19 @@ _MODELS = {
 
 
 class ClipError(UserError, RuntimeError):
-    """A user's mistake at this front door; also a RuntimeError, which upstream's callers may expect here."""
+    """A user's mistake in a call of this module; also a RuntimeError, which upstream's callers may expect here."""
 
 
 def available_models() -> list[str]:
-    """Names that `load` knows."""
+    """Names that `load` accepts."""
     return list(_MODELS)
 
 
 def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False) -> torch.Tensor:
     """Tokenise texts: start token, byte pairs, end token, then zeros.
 
-    Returns int64 (len(texts), context_length). A text that is too long raises `ClipError`, or with `truncate` is
-    cut to the length with the end token in the last place.
+    Returns int64 (len(texts), context_length). A text that is too long raises `ClipError`; with `truncate` it is cut,
+    with the end token in the last place.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     tokenizer = default_tokenizer()
@@ -63,10 +63,10 @@ def trim_padding(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def weights_file(name: str, folder: str | os.PathLike | None = None) -> Path:
-    """Path of a published model's weights.
+    """Return the path of a published model's weights.
 
-    OpenAI's archive (`ViT-B-32.pt`) or `ViT-B-32.safetensors` in `folder` (default `~/.cache/clip`) is taken where it
-    is there; else the same weights come from the Hugging Face hub, through its cache.
+    OpenAI's archive (`ViT-B-32.pt`) or `ViT-B-32.safetensors` in `folder` (default `~/.cache/clip`) is used if it
+    exists; otherwise the same weights come from the Hugging Face hub, through its cache.
     """
     if name not in _MODELS:
         raise ClipError(f"the model {name!r} is not known; choose one of {', '.join(_MODELS)}, or name a file")
@@ -91,8 +91,8 @@ _BEST_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def load(name: str, device: str | torch.device = _BEST_DEVICE, jit: bool = True) -> tuple[CLIP, Callable]:
     """Load a published model by name, or any checkpoint by path.
 
-    Returns the model (float32, eval mode, on `device`) and OpenAI's transform, which takes a PIL image to a float
-    tensor (3, R, R) in CLIP's own colours; CheXzero prepares its radiographs with `imaging.normalise.prepare`
+    Returns the model (float32, eval mode, on `device`) and OpenAI's transform, which turns a PIL image into a float
+    tensor (3, R, R) normalised for photographs; CheXzero prepares its radiographs with `imaging.normalise.prepare`
     instead. `jit` is accepted for compatibility and ignored: only tensors are read from the file.
     """
     path = name if name not in _MODELS and Path(name).is_file() else weights_file(name)

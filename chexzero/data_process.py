@@ -1,6 +1,6 @@
-"""Radiographs to 320 x 320 grey images, reports to a CSV of impressions: upstream's bytes and words. No torch.
+"""Turn radiographs into 320 x 320 grey images and reports into a CSV of impressions, exactly as upstream. No torch.
 
-h5py and pandas are imported where they are used: a process that only prepares images does without (50 MiB).
+h5py and pandas are imported where they are used: a process that only prepares images saves their 50 MiB.
 """
 
 import io
@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # a larger header is damage, or means harm
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # a header with more pixels is damaged or malicious
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 
 import cv2  # noqa: E402  (the limit is read when OpenCV first decodes)
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NO_IMPRESSION = "NO IMPRESSION"
 
-#: No image of more pixels is decoded.
+#: Images with more pixels are not decoded.
 MAX_PIXELS = 1 << 26
 #: A progressive JPEG has about ten scans; decoding time grows with their number, not with the file's size.
 MAX_SCANS = 100
@@ -37,7 +37,7 @@ _ORIENTATION = 0x0112  # EXIF
 
 
 class UnreadableImage(ValueError):
-    """The image cannot be used; the message is the reason that is listed."""
+    """The image cannot be used; lists of unreadable images give the message as the reason."""
 
 
 def preprocess(img: Image.Image, desired_size: int = RESOLUTION) -> Image.Image:
@@ -74,8 +74,8 @@ def read_image(path: str | os.PathLike) -> Image.Image:
 def decode_image(data: bytes, flags: int = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) -> np.ndarray:
     """Decode PNG or JPEG bytes as OpenCV does with `flags`: grey (H, W) or RGB (H, W, 3), uint8 or uint16, no alpha.
 
-    Three equal channels become one. Raises `UnreadableImage` for any other format, more than `MAX_PIXELS` pixels,
-    and damage; every JPEG on which libjpeg warns (lost or spare data, a wrong marker, a bad code) counts as damaged.
+    Three equal channels become one. Raises `UnreadableImage` for any other format, more than `MAX_PIXELS` pixels, and
+    damage; a JPEG counts as damaged if libjpeg warns of it (missing or extra data, a wrong marker, a bad code).
     """
     if not data:
         raise UnreadableImage("the file is empty")
@@ -95,7 +95,7 @@ def decode_image(data: bytes, flags: int = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYD
 
 
 def _decode_jpeg(data: bytes, flags: int) -> np.ndarray:
-    """libjpeg-turbo's pixels, which are OpenCV's; OpenCV itself hides libjpeg's warnings and returns what it has."""
+    """Decode with libjpeg-turbo, as OpenCV does; OpenCV itself hides libjpeg's warnings and returns partial images."""
     if data.count(b"\xff\xda") > MAX_SCANS:
         raise UnreadableImage(f"the JPEG file has more than {MAX_SCANS} scans")
     try:
@@ -103,15 +103,15 @@ def _decode_jpeg(data: bytes, flags: int) -> np.ndarray:
         _check_size(width, height)
         kind = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}.get(colours, "BGR")
         pixels = simplejpeg.decode_jpeg(data, colorspace=kind)
-    except (ValueError, RuntimeError) as error:  # strict: a warning of libjpeg's is an error
+    except (ValueError, RuntimeError) as error:  # simplejpeg raises libjpeg's warnings as errors
         raise UnreadableImage(f"the JPEG file is damaged ({_words(error)})") from error
-    if kind == "CMYK" or _is_turned(data):  # rare; OpenCV turns and converts as upstream has it
+    if kind == "CMYK" or _is_turned(data):  # rare; OpenCV rotates and converts as upstream does
         return _decode_with_opencv(data, flags)
     return pixels[..., 0] if kind == "GRAY" else pixels
 
 
 def _is_turned(data: bytes) -> bool:
-    """Whether EXIF data say that the picture is to be turned or mirrored."""
+    """Whether the EXIF orientation asks for a rotation or a mirroring."""
     if b"Exif\0" not in data[: 1 << 16]:
         return False
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
@@ -168,7 +168,7 @@ def img_to_hdf5(
             write_text(report, "\n".join(failures) + "\n")
             raise UserError(
                 f"{len(failures)} of {len(paths)} images failed, so {out_filepath} is not written: "
-                f"{'; '.join(failures[:3])}; repair them or take them off the list ({report} has all)"
+                f"{'; '.join(failures[:3])}; repair them or take them off the list ({report} names all)"
             )
 
 
@@ -193,9 +193,9 @@ def _in_parallel(function: Callable, items: Iterable) -> Iterator:
 
 
 def get_cxr_path_csv(out_filepath: str | os.PathLike, directory: str | os.PathLike[str]) -> None:
-    """Write a CSV with the column `Path`: every JPEG below `directory`, sorted, so the same on every disk.
+    """Write a CSV with the column `Path`: every JPEG below `directory`, sorted, whatever the file system's order.
 
-    Links to folders are followed; hidden files (`._x.jpg`, which macOS leaves) are passed over.
+    Links to folders are followed; hidden files (`._x.jpg`, which macOS leaves) are skipped.
     """
     import pandas as pd
 
@@ -212,7 +212,7 @@ def get_cxr_path_csv(out_filepath: str | os.PathLike, directory: str | os.PathLi
 
 
 def get_cxr_paths_list(filepath: str | os.PathLike) -> "pd.Series":
-    """The column `Path` of a CSV, one string a row."""
+    """The column `Path` of a CSV, one string per row."""
     return read_table(filepath, ["Path"], remedy="name a CSV written by get_cxr_path_csv")["Path"]
 
 
@@ -243,8 +243,8 @@ def extract_impression(report: str) -> str:
     """The impression of a MIMIC report, its words joined by single spaces; `NO IMPRESSION` without such a heading.
 
     It begins after the last word `IMPRESSION:` and ends before the first heading of a recommendation or of a
-    notification. As upstream has it, that heading is looked for in the whole report: one before the impression leaves
-    nothing of it, unless it is the report's very first word, which counts as no heading.
+    notification. As in upstream, the whole report is searched for that heading: one before the impression leaves the
+    impression empty, unless it is the report's first word, which does not count as a heading.
     """
     words = report.split()
     if "IMPRESSION:" not in words:
@@ -254,7 +254,7 @@ def extract_impression(report: str) -> str:
     return " ".join(words[begin : min(end or len(words) for end in ends)])
 
 
-#: Of each kind the first spelling that occurs at all decides.
+#: The first spelling of each kind that occurs in the report is used.
 _END_HEADINGS = (("RECOMMENDATION(S):", "RECOMMENDATION:", "RECOMMENDATIONS:"), ("NOTIFICATION:", "NOTIFICATIONS:"))
 
 

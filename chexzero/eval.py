@@ -24,10 +24,10 @@ from chexzero.common.statistics import Floats, auroc, bootstrap_auroc, check_arr
 def compute_mean(
     stats: pd.DataFrame | Mapping[str, Any], is_df: bool = True, labels: Sequence[str] = COMPETITION_LABELS
 ) -> float:
-    """Mean over `labels` (the five of the CheXpert competition), those that are NaN left out.
+    """Mean over `labels` (default: the five of the CheXpert competition), ignoring NaN.
 
-    stats: the frame of `evaluate` or `bootstrap` (columns `<label>_auc` or `<label>`; the first row is taken), or
-    with `is_df=False` a mapping from label to a number or a list whose first number is taken.
+    stats: the frame of `evaluate` or `bootstrap` (columns `<label>_auc` or `<label>`; the first row is used), or
+    with `is_df=False` a mapping from label to a number or a list whose first number is used.
     """
     if is_df:
         first = cast(pd.DataFrame, stats).iloc[0]
@@ -60,7 +60,7 @@ def plot_roc(
 
 
 def choose_operating_point(fpr: np.ndarray, tpr: np.ndarray, thresholds: np.ndarray) -> tuple[float, float]:
-    """`(sensitivity, specificity)` where their sum is largest; of equals the one with the highest threshold."""
+    """`(sensitivity, specificity)` where their sum is largest; ties go to the highest threshold."""
     best = int(np.argmax(np.asarray(tpr) - np.asarray(fpr)))
     return tpr[best], 1 - fpr[best]
 
@@ -70,7 +70,7 @@ def plot_pr(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Precision-recall curve of one label: `(precision, recall, thresholds)`; with `plot` also drawn.
 
-    The dotted line of the plot is the share of positives, what chance gives.
+    The plot's dotted line is the share of positives, the precision of random scores.
     """
     truth, scores = _column(y_true), _column(y_pred)
     precision, recall, thresholds = sklearn_metrics.precision_recall_curve(truth, scores)
@@ -93,8 +93,8 @@ def evaluate(
 
     y_pred: (N, L). y_true: (N, L), 0 or 1; with `label_idx_map` (label -> column of `y_true`) it may have other
     columns, as when several names of one finding are tried. Raises `UserError` for shapes that do not match, for
-    labels other than 0 and 1 and for predictions that are not finite. `roc_name` and `pr_name` are upstream's, for
-    plots.
+    labels other than 0 and 1 and for predictions that are not finite. `roc_name` and `pr_name` are accepted for
+    compatibility and ignored.
     """
     truth = true_columns(y_pred, y_true, cxr_labels, label_idx_map)
     return pd.DataFrame([auroc(truth, y_pred)], columns=_auc_names(cxr_labels))
@@ -103,7 +103,7 @@ def evaluate(
 def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> Floats:
     """Average precision (area under the precision-recall steps) of each column of (N, L): (L,).
 
-    NaN where a class is missing. Scikit-learn's.
+    Computed by scikit-learn; NaN where a class is missing.
     """
     truth, scores = check_arrays(y_true, y_score)
     return np.array(
@@ -147,7 +147,7 @@ def bootstrap(
 def true_columns(
     y_pred: np.ndarray, y_true: np.ndarray, cxr_labels: Sequence[str], label_idx_map: Mapping[str, int] | None = None
 ) -> np.ndarray:
-    """The column of `y_true` for each label, (N, L), after checking that both arrays have one column a label."""
+    """The column of `y_true` for each label, (N, L), after checking that both arrays have one column per label."""
     y_pred, y_true = np.asarray(y_pred), np.asarray(y_true)
     if y_pred.ndim != 2 or y_true.ndim != 2 or len(y_pred) != len(y_true):
         raise UserError(
@@ -178,7 +178,7 @@ def _column(values: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A label without positives is answered with NaN; a warning would only repeat that."""
+    """Silence warnings about a missing class: the result is NaN already."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -36,7 +36,7 @@ def folder_features(
     images = ImageFiles(images_in(folder))
     device = pick_device(device)
     tower = tower.to(device).eval()
-    resolution = int(cast(int, tower.image_resolution))  # a buffer, as it lies in the state dict
+    resolution = int(cast(int, tower.image_resolution))  # a buffer, so that the state dict has it
     features = []
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
@@ -56,10 +56,10 @@ def predict_folder(
 ) -> pd.DataFrame:
     """One row per image: `image` (path in the folder) and one column per label, its probability against "no <label>".
 
-    size: the side in pixels at which the model's training images were stored. Files that are no images or cannot be read, and images of one grey value, are left out; `attrs["left_out"]` of the
-    result lists them, (path in the folder, reason), and warnings name those that looked like images. Raises
-    `UserError` where nothing is left, or where the model's probabilities are not finite. Where the model gives all
-    images the same probabilities, a warning says so.
+    size: the side in pixels at which the model's training images were stored. Files that are not images or cannot be
+    read, and images of one grey value, are left out; the result's `attrs["left_out"]` lists them as (path in the
+    folder, reason), and warnings name those that looked like images. Raises `UserError` if no image is left, or if the
+    model's probabilities are not finite. If all images get the same probabilities, a warning says so.
     """
     labels = [label.strip() for label in labels]
     if not labels or not all(labels) or len(set(labels)) != len(labels):
@@ -78,8 +78,8 @@ def predict_folder(
     scores = predict_pairs(model, np.concatenate(features), label_pairs(labels))
     if not np.isfinite(scores).all():
         raise UserError(
-            f"the model gives {int((~np.isfinite(scores)).sum())} probabilities that are no numbers; its weights are "
-            "damaged or its training diverged: take another checkpoint"
+            f"the model gives {int((~np.isfinite(scores)).sum())} probabilities that are not finite; its weights are "
+            "damaged or its training diverged: use another checkpoint"
         )
     if len(names) > 1 and np.ptp(scores, axis=0).max() == 0:
         log.warning(
@@ -91,10 +91,10 @@ def predict_folder(
 
 
 def images_result(results: Path, folder: Path) -> Path:
-    """Where the predictions of a folder of images go: `images_<folder>.csv`.
+    """Return the path of the predictions for a folder of images: `images_<folder>.csv`.
 
-    Where that name is another folder's result, part of a digest of the folder's path is added. The digest stands in a
-    `.json` beside the result.
+    If that file is another folder's result, part of a digest of the folder's path is added to the name. A `.json`
+    beside the result records the digest.
     """
     folder = folder.resolve()
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()

@@ -4,7 +4,7 @@
     model = chexzero.load("checkpoints/pt-imp")
     model.embed_images(["chest.png"]) @ model.embed_texts(["pleural effusion"]).T
 
-gives the cosines. Both names are offered by `chexzero` itself.
+gives the cosines. `load` and `ChestCLIP` are also available from `chexzero` itself.
 """
 
 import os
@@ -31,7 +31,7 @@ Paths = Sequence[str | os.PathLike]
 
 @dataclass
 class ChestCLIP:
-    """A loaded model (`model`, a `chexzero.model.CLIP`) that takes files and words. Files are PNG, JPEG or DICOM."""
+    """A loaded model (`model`, a `chexzero.model.CLIP`) that takes image files and texts."""
 
     model: CLIP
     checkpoint: Path | None = None
@@ -52,18 +52,19 @@ class ChestCLIP:
         template: tuple[str, str] = PAIR_TEMPLATE,
         batch_size: int = 64,
     ) -> np.ndarray:
-        """Zero-shot probabilities (N, len(labels)) in 0..1, as CheXzero's; not calibrated, not for clinical use."""
+        """Zero-shot probabilities (N, len(labels)) in 0..1, as in CheXzero; not calibrated, not for clinical use."""
         return predict_pairs(self.model, self.embed_images(paths, batch_size), label_pairs(labels, template))
 
     def standing(self, results: str | os.PathLike) -> Standing:
-        """Where probabilities stand among the validation images, from `results/<run>` of `run_zero_shot.py`.
+        """Percentiles of probabilities among the validation images, from `results/<run>` of `run_zero_shot.py`.
 
-        `.percentile("Edema", values)` is in 0..100. Raises `UserError` where the folder is no evaluation of these weights.
+        `.percentile("Edema", values)` is in 0..100. Raises `UserError` if the folder is not an evaluation of these
+        weights.
         """
         found = read_standing(Path(results), sha256_of(self.checkpoint)) if self.checkpoint else None
         if found is None:
             raise UserError(
-                f"{results} is no evaluation of these weights; run run_zero_shot.py with this checkpoint first"
+                f"{results} is not an evaluation of these weights; run run_zero_shot.py with this checkpoint first"
             )
         return found
 

@@ -1,12 +1,11 @@
 """Metrics at a threshold: Matthews correlation (MCC), F1, sensitivity, specificity; thresholds from validation.
 
-The way to use it: `get_best_p_vals` on the validation set, then `compute_mcc` and `compute_f1` on the test set with
-these thresholds. Radiologists' files hold decisions instead of scores; a threshold of 0.5 for every label fits
-them.
+Usage: `get_best_p_vals` on the validation set, then `compute_mcc` and `compute_f1` on the test set with these
+thresholds. Radiologists' files hold decisions instead of scores; use a threshold of 0.5 for every label there.
 
-0/0: a value is NaN where the set lacks the class that it is about (F1 and sensitivity: no positive case, specificity:
-no negative one, MCC: either), because no model could be judged there; with both classes, calling every case the same
-has an MCC of 0. Upstream's tables (`compute_f1`, `compute_mcc`, `f1_mcc_bootstrap`) show 0 for the first kind too, as
+0/0: a rate is NaN if the set lacks a class that it needs (F1 and sensitivity: no positive case, specificity: no
+negative case, MCC: either), because no model can be judged on such a set; with both classes, calling every case the
+same gives an MCC of 0. Upstream's tables (`compute_f1`, `compute_mcc`, `f1_mcc_bootstrap`) show 0 instead of NaN, as
 its scikit-learn does.
 """
 
@@ -30,7 +29,7 @@ MEAN = "Mean"
 
 @dataclass(frozen=True)
 class Rates:
-    """Each (L,) or (S, L); for 0/0 see the module."""
+    """Each (L,) or (S, L); the module's docstring covers 0/0."""
 
     f1: Floats
     mcc: Floats
@@ -41,7 +40,7 @@ class Rates:
 def confusion_rates(tp: Floats, fp: Floats, fn: Floats, tn: Floats) -> Rates:
     """Rates from counts of true and false positives and negatives (arrays of one shape)."""
     positive, negative, called, passed = tp + fn, tn + fp, tp + fp, tn + fn
-    root = np.sqrt((positive * negative) * (called * passed))  # in this order equal to scikit-learn's to the last bit
+    root = np.sqrt((positive * negative) * (called * passed))  # this order equals scikit-learn's to the last bit
     with np.errstate(invalid="ignore", divide="ignore"):
         mcc = np.where(root > 0, (tp * tn - fp * fn) / root, np.where(positive * negative > 0, 0.0, np.nan))
         f1 = np.where(positive > 0, 2 * tp / (2 * tp + fp + fn), np.nan)
@@ -89,7 +88,7 @@ def best_thresholds(
 
 
 def _best_threshold(truth: NDArray[np.bool_], scores: NDArray, metric_func: Callable) -> tuple[float, float]:
-    """The score of the ROC at which a metric is best, of equally good ones the lowest, and the metric there."""
+    """The ROC threshold at which a metric is best (ties: the lowest), and the metric there."""
     candidates = _roc_thresholds(truth, scores)
     name = _RATES.get(metric_func)
     if name is None:
@@ -105,7 +104,7 @@ def _best_threshold(truth: NDArray[np.bool_], scores: NDArray, metric_func: Call
     return float(candidates[best]), float(values[best])
 
 
-#: Metric of scikit-learn's -> its name among the rates.
+#: scikit-learn's metric -> its field in `Rates`.
 _RATES: dict[Callable, str] = {matthews_corrcoef: "mcc", f1_score: "f1"}
 
 
@@ -120,9 +119,8 @@ def y_true_csv_to_np(df_path: str | os.PathLike, cxr_labels: Sequence[str]) -> n
 def get_best_alt_labels(res_df: pd.DataFrame, cxr_labels: Sequence[str]) -> dict[str, list[str]]:
     """The best name of each finding: `{label: [name]}`.
 
-    res_df: frame of `evaluate` with alternative names, whose columns `<name>_auc` stand behind their label's own,
-    in the order that `zero_shot.process_alt_labels` gives. The first row is compared; of equals the first column
-    wins.
+    res_df: frame of `evaluate` with alternative names, whose columns `<name>_auc` follow their label's own, in the
+    order of `zero_shot.process_alt_labels`. The first row is compared; ties go to the first column.
     """
     best: dict[str, tuple[str, float]] = {}
     current = None
@@ -149,8 +147,8 @@ def get_best_p_vals(
 ) -> dict[str, float]:
     """Threshold of each label: the score of the ROC at which `metric_func(truth, pred >= score)` is best.
 
-    pred, groundtruth: (N, L), of the validation set. Of equally good thresholds the lowest is taken. `spline_k` is
-    upstream's and changes nothing there either; `verbose` prints each choice.
+    pred, groundtruth: (N, L), of the validation set. Ties go to the lowest threshold. `spline_k` is ignored, as in
+    upstream; `verbose` prints each choice.
     """
     truth, scores = check_arrays(true_columns(pred, groundtruth, cxr_labels), pred)
     chosen = {}
@@ -162,7 +160,7 @@ def get_best_p_vals(
 
 
 def _roc_thresholds(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Scores at the corners of the ROC, ascending; without both classes every score is one."""
+    """Scores at the corners of the ROC, ascending; if a class is missing, all distinct scores."""
     if truth.all() or not truth.any():
         return np.unique(scores)
     thresholds = roc_curve(truth, scores)[2]
@@ -180,7 +178,7 @@ def f1_mcc_bootstrap(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`eval_func` in `n_samples` resamples of the rows, and the intervals: `(samples, compute_cis(samples))`.
 
-    eval_func: `mcc_at`, `f1_at`, or any function called as they are that gives one row. Resample i is
+    eval_func: `mcc_at`, `f1_at`, or a function with the same arguments that returns one row. Resample i is
     `sklearn.utils.resample(index, replace=True, random_state=i)`; upstream does not seed this one, so its intervals
     differ from run to run.
     """
@@ -207,8 +205,8 @@ def mcc_at(
 ) -> pd.DataFrame:
     """MCC of each label, called positive at its threshold and above, and their `Mean`: one row.
 
-    0 where all are, or are called, one class. `Mean` is over those of the five competition labels that are there, or
-    over all labels when none of them is.
+    0 where all cases are, or are called, one class. `Mean` is over the competition labels among `cxr_labels`, or over
+    all labels if there are none.
     """
     return _rate("mcc", y_pred, y_true, best_p_vals, cxr_labels, label_idx_map)
 
@@ -220,7 +218,7 @@ def f1_at(
     cxr_labels: Sequence[str] = LABELS,
     label_idx_map: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
-    """F1 of each label, as `mcc_at`; 0 where nothing is, and nothing is called, positive."""
+    """F1 of each label, as `mcc_at`; 0 where no case is positive."""
     return _rate("f1", y_pred, y_true, best_p_vals, cxr_labels, label_idx_map)
 
 
@@ -232,10 +230,10 @@ def compute_f1(
     label_idx_map: Mapping[str, int] | None = None,
     n_samples: int = 1000,
 ) -> pd.DataFrame:
-    """F1 with bootstrap intervals: rows `mean, lower, upper`, a column a label and `Mean`, rounded to 4 places.
+    """F1 with bootstrap intervals: rows `mean, lower, upper`, one column per label and `Mean`, rounded to 4 places.
 
     y_pred: (N, L) scores, called positive at `thresholds[label]` and above. y_true: (N, L), 0 or 1. The row `mean`
-    is the value on the set itself, what the paper reports; upstream puts the average of its resamples there.
+    is the value on the set itself, as the paper reports it; upstream's is the average of the resamples.
     """
     return _with_interval(f1_at, y_pred, y_true, cxr_labels, thresholds, label_idx_map, n_samples)
 
@@ -276,8 +274,10 @@ def _rate(
     n_samples: int | None = None,
     at_once: int = 200,
 ) -> pd.DataFrame:
-    """One of the `Rates` at thresholds: one row, or one per resample. A resample only changes how often a row counts,
-    so that the counts of many are one matrix product."""
+    """One of the `Rates` at thresholds: one row, or one per resample.
+
+    A resample only changes how often each row counts, so one matrix product counts many resamples.
+    """
     missing = [label for label in labels if label not in thresholds]
     if missing:
         raise UserError(f"no threshold is given for {', '.join(missing)}; choose them with get_best_p_vals")
@@ -293,7 +293,7 @@ def _rate(
 
 
 def _frame(values: np.ndarray, labels: Sequence[str]) -> pd.DataFrame:
-    """Values (L,) or (S, L) as a frame with a last column `Mean`; what is undefined is 0, as upstream."""
+    """Values (L,) or (S, L) as a frame with a last column `Mean`; undefined values become 0, as in upstream."""
     values = np.nan_to_num(np.atleast_2d(values))
     wanted = [i for i, label in enumerate(labels) if label in COMPETITION_LABELS] or list(range(len(labels)))
     return pd.DataFrame(values, columns=list(labels)).assign(**{MEAN: values[:, wanted].mean(1)})

@@ -1,4 +1,4 @@
-"""CheXzero's CLIP: OpenAI's architecture, state-dict keys and pair of logits, on open_clip's towers, in float32."""
+"""CheXzero's CLIP in float32: OpenAI's architecture, state-dict keys and pair of logits, with open_clip's towers."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ HEAD_WIDTH = 64  # every OpenAI tower has heads of this width, so the number of 
 
 
 def pick_device(wanted: str | torch.device | None = None) -> torch.device:
-    """The device asked for, sure that it can be used; None is a GPU where there is one, else the CPU."""
+    """Return the requested device after checking that it works; None means a GPU if there is one, else the CPU."""
     if wanted is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -36,13 +36,13 @@ class CLIP(nn.Module):
     """An image tower and a text tower in one embedding space.
 
     The ten arguments are upstream's. `vision_layers` is a number for a vision transformer or four numbers for a
-    ResNet (then `vision_patch_size` is None). `visual` puts another image tower in place of the one the vision
-    arguments would build: any module that maps float (B, 3, R, R) to (B, embed_dim).
+    ResNet (then `vision_patch_size` is None). `visual` replaces the image tower that the vision arguments
+    would build: any module that maps float (B, 3, R, R) to (B, embed_dim).
 
-    Attributes: `image_resolution` (R), `context_length` (most tokens a text may have), `vocab_size`, `visual`,
-    `logit_scale` (a parameter: the logarithm of the factor on the cosines), `logit_bias` (a parameter that is added to
-    the logits, as a model trained with the sigmoid loss has it, or None), `normalisation` (mean and deviation of images
-    that are not CheXzero's: a model read from another library's folder may have its own; None is CheXzero's).
+    Attributes: `image_resolution` (R), `context_length` (the most tokens per text), `vocab_size`, `visual`,
+    `logit_scale` (a parameter: the logarithm of the factor on the cosines), `logit_bias` (a parameter added to the
+    logits by models trained with the sigmoid loss, or None), `normalisation` (mean and deviation of the images; a model
+    read from another library's folder may have its own; None means CheXzero's).
     """
 
     normalisation: "Normalisation | None" = None
@@ -69,7 +69,7 @@ class CLIP(nn.Module):
         self.image_resolution = image_resolution
         self.context_length = context_length
         self.vocab_size = vocab_size
-        self.visual: Any = (  # towers of several libraries, with the methods of each
+        self.visual: Any = (  # `Any`: towers of several libraries have different methods
             visual
             if visual is not None
             else _openai_vision_tower(embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size)
@@ -153,10 +153,9 @@ def _openai_vision_tower(
 def build_model(state_dict: Mapping[str, torch.Tensor]) -> CLIP:
     """Build the model a state dict describes and load it strictly; float32, eval mode, on the CPU.
 
-    OpenAI's vision transformers and ResNets are read off the shapes, as upstream does; a dict with `visual.trunk.*`
-    is a DINOv3 model, whose tower `dinov3_adapter` builds. Half-precision weights become float32 (upstream goes the
-    other way and turns the model to float16). Raises `UserError` naming the keys that are missing, unexpected or of
-    another shape.
+    The shapes determine OpenAI's vision transformers and ResNets, as in upstream; a dict with `visual.trunk.*` is a
+    DINOv3 model, whose tower `dinov3_adapter` builds. Half-precision weights become float32 (upstream converts the
+    model to float16 instead). Raises `UserError` naming the keys that are missing, unexpected or of another shape.
     """
     from dinov3_adapter.unfilled import Unfilled  # here, because the adapter takes a second to import
 
@@ -168,7 +167,7 @@ def build_model(state_dict: Mapping[str, torch.Tensor]) -> CLIP:
         raise UserError(f"the state dict lacks the key {error.args[0]} of a CLIP") from error
     except (IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the state dict describes no CLIP that can be built ({reason})") from error
+        raise UserError(f"the state dict does not describe a CLIP that can be built ({reason})") from error
     differences = compare_keys(model.state_dict(), state_dict)
     if differences:
         raise UserError(f"the state dict {differences}")
@@ -176,7 +175,7 @@ def build_model(state_dict: Mapping[str, torch.Tensor]) -> CLIP:
     return model.float().eval()
 
 
-#: What archives carry beside the weights: three numbers in OpenAI's, the causal mask in those traced with open_clip.
+#: Entries of archives that are not weights: three numbers in OpenAI's, the causal mask in those traced with open_clip.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
@@ -216,7 +215,7 @@ def count_blocks(keys: Mapping[str, torch.Tensor], prefix: str) -> int:
 
 
 def compare_keys(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
-    """Say how a state dict differs from the one a model wants, or "" where names and shapes are the same."""
+    """Describe how a state dict differs from a model's; "" if names and shapes are the same."""
     shapes = [
         f"{key} ({tuple(given[key].shape)} instead of {tuple(wanted[key].shape)})"
         for key in wanted

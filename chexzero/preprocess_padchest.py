@@ -1,6 +1,6 @@
 """Upstream's functions for PadChest, with paths as arguments.
 
-`python -m data_prep evaluation-set padchest` does all of it at once, from the set as it lies on disk.
+`python -m data_prep evaluation-set padchest` does all of it at once, from the downloaded release.
 """
 
 import ast
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A file's line of `unzip -l`: size, date, time, name. Headings, rules and the last line with the sums have no date.
+#: A file's line of `unzip -l`: size, date, time, name. Headings, rules and the line of totals have no date.
 _LISTED = re.compile(r"\s*\d+\s+[\d-]{8,10}\s+\d\d:\d\d\s+(\S.*?)\s*$")
 
 
 def extract_filenames(txt_path: str | os.PathLike) -> list[str]:
-    """The names in a listing that `unzip -l` wrote, in order; `UserError` where it lists nothing."""
+    """The names in a listing that `unzip -l` wrote, in order; `UserError` if it lists no file."""
     text = require_file(txt_path, "name a listing made with `unzip -l`").read_text(encoding="utf-8")
     names = [match[1] for line in text.splitlines() if (match := _LISTED.match(line))]
     if not names:
@@ -37,8 +37,10 @@ def extract_filenames(txt_path: str | os.PathLike) -> list[str]:
 
 
 def read_list(cell: object) -> list[str] | None:
-    """The names in a cell like `['cardiomegaly', ' pleural effusion', '']`, each once, without blanks around them and
-    in lower case; None for a cell that is no list."""
+    """The distinct names in a cell like `['cardiomegaly', ' pleural effusion', '']`, stripped and in lower case.
+
+    None for a cell that is not a list of strings.
+    """
     try:
         names = ast.literal_eval(str(cell).strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -49,14 +51,14 @@ def read_list(cell: object) -> list[str] | None:
 
 
 def get_unique_labels(labels_df: "pd.DataFrame", column: str = "Labels") -> list[str]:
-    """Every name in a column of lists, sorted, in lower case; cells that cannot be read are passed over."""
+    """Every name in a column of lists, sorted, in lower case; cells that cannot be read are skipped."""
     return sorted({name for cell in labels_df[column] for name in read_list(cell) or ()})
 
 
 def create_multi_hot_labels(
     labels_df: "pd.DataFrame", unique_labels_list: Sequence[str], column: str = "Labels"
 ) -> "pd.DataFrame":
-    """`ImageID` and one column per label: 1 where the row's list has the name as a whole, else 0.
+    """`ImageID` and one column per label: 1 where the row's list contains exactly that name, else 0.
 
     Rows whose list cannot be read are left out, and a warning counts them.
     """
@@ -85,7 +87,7 @@ def img_to_h5(
     A file that cannot be read is left out with a warning that names it. `UserError` where none is left.
     """
     stored: list[str] = []
-    from chexzero.common.hdf5 import NewFile  # h5py and pandas here: a process that only reads lists does without
+    from chexzero.common.hdf5 import NewFile  # here: processes that only read lists do not need h5py
 
     with atomic_path(out_filepath) as temporary, NewFile(temporary) as file:
         shape = (resolution, resolution)

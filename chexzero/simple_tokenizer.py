@@ -16,7 +16,7 @@ class SimpleTokenizer(_OpenClipTokenizer):
 
     `encoder` maps token -> id and has the special tokens `<|startoftext|>` (49406) and `<|endoftext|>` (49407);
     `encode(text)` gives the ids of a text without them; `decode(ids)` gives the text back (lower case, white space
-    made single). `bpe_path` is a gzip of merge rules; open_clip ships OpenAI's.
+    collapsed). `bpe_path` is a gzip of merge rules; open_clip ships OpenAI's.
     """
 
     def __init__(self, bpe_path: str | os.PathLike = default_bpe()):  # noqa: B008 (upstream's signature; a constant)
@@ -33,5 +33,5 @@ class SimpleTokenizer(_OpenClipTokenizer):
 
 @functools.cache
 def default_tokenizer() -> SimpleTokenizer:
-    """The one tokenizer of this process; building it takes about a tenth of a second, so it is built once."""
+    """The process's shared tokenizer; building one takes about a tenth of a second."""
     return SimpleTokenizer()

@@ -1,15 +1,15 @@
 """Train a grid of settings: list the runs, submit them as a SLURM array, or train them one after the other.
 
-    python -m chexzero.sweep configs/sweep_chexzero.yaml            # the runs, how far they are, and a SLURM script
-    python -m chexzero.sweep configs/sweep_chexzero.yaml --submit   # the same script, given to sbatch
-    python -m chexzero.sweep configs/sweep_chexzero.yaml --run      # in turn, on this machine
+    python -m chexzero.sweep configs/sweep_chexzero.yaml            # print the runs' progress and a SLURM script
+    python -m chexzero.sweep configs/sweep_chexzero.yaml --submit   # submit that script with sbatch
+    python -m chexzero.sweep configs/sweep_chexzero.yaml --run      # train in turn, on this machine
 
-Each call goes on where an earlier one was stopped. Every call but --task writes `<save_dir>/<name>.csv`, one table with
-the validations of all runs. The runs' best checkpoints are evaluated together with
-`run_zero_shot.py --runs DIR DIR ... --ensemble top 10`. docs/CLUSTER.md describes the sweep's file.
+Each call continues where an earlier one stopped. Every call except --task writes `<save_dir>/<name>.csv`, a table of
+all runs' validations. `run_zero_shot.py --runs DIR DIR ... --ensemble top 10` evaluates the runs' best checkpoints
+together. docs/CLUSTER.md describes the sweep's file.
 """
 
-import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+import chexzero.common.interrupts  # noqa: F401  (first: the other imports take seconds)
 
 import argparse
 import itertools
@@ -54,16 +54,16 @@ if [ "$code" -eq {requeue} ]; then  # stopped before the time limit, after savin
 fi
 exit "$code"
 """
-#: What sbatch is told unless the sweep's file says otherwise. `signal` gives a run five minutes to save.
+#: Default options of sbatch, which the sweep's file can override. `signal` gives a run five minutes to save.
 SLURM = {"gpus-per-node": "1", "cpus-per-task": "8", "mem": "48G", "time": "24:00:00", "signal": "USR1@300"}
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """When a run is given up: its best validation is far below what the others had reached by then.
+    """When to give up a run: its best validation is worse than the median of the others' best by more than `margin`.
 
-    after_samples: pairs that a run may always see. margin: how far below the median of the others' best it must be.
-    runs: how many others must have come as far. (Golovin et al. 2017 stop by the median.)
+    after_samples: pairs that every run may see. runs: how many other runs must have seen as many pairs. The median
+    rule is that of Golovin et al. 2017.
     """
 
     after_samples: int
@@ -91,7 +91,7 @@ def read_sweep(path: Path) -> Sweep:
     """Read a sweep's file and check every run's settings. Raises `UserError` naming what is wrong."""
     values = _mapping(path, "correct it, or name another sweep's file")
     if unknown := set(map(str, values)) - KEYS:
-        raise UserError(f"{path} has unknown keys ({', '.join(sorted(unknown))}); there are {', '.join(sorted(KEYS))}")
+        raise UserError(f"{path} has unknown keys ({', '.join(sorted(unknown))}); known are {', '.join(sorted(KEYS))}")
     parts = {key: values.get(key) or {} for key in ("settings", "grid", "stop", "slurm")}
     if wrong := [key for key, value in parts.items() if not isinstance(value, dict)]:
         raise UserError(f"{path}: {wrong[0]} must hold one `key: value` per line; correct it")
@@ -121,7 +121,7 @@ def _mapping(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _run(path: Path, name: str, base: Mapping[str, Any], point: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of one point of the grid, parsed as run_train.py would."""
+    """The configuration of one point of the grid, parsed as run_train.py parses it."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as handle:
         yaml.safe_dump({**base, **point}, handle)
         handle.flush()
@@ -153,13 +153,13 @@ def _stop_rule(path: Path, values: Mapping[str, Any]) -> StopRule | None:
 def _slurm(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
     for key, value in values.items():
         if not re.fullmatch("[a-z-]+", str(key)) or isinstance(value, dict | list) or "\n" in str(value):
-            raise UserError(f"{path}: slurm must give an option of sbatch one value ({key} does not); correct it")
+            raise UserError(f"{path}: slurm must give each sbatch option one value ({key} does not); correct it")
         if key == "time" and not isinstance(value, str):  # YAML reads 24:00:00 as a number
-            raise UserError(f'{path}: slurm time must stand in quotes, such as time: "24:00:00"')
+            raise UserError(f'{path}: slurm time must be in quotes, such as time: "24:00:00"')
     return {**SLURM, **{str(key): str(value) for key, value in values.items()}}
 
 
-# --- how far the runs are ---
+# --- the runs' progress ---
 
 
 def state_of(run: TrainConfig) -> str:
@@ -184,7 +184,7 @@ def validations(sweep: Sweep) -> pd.DataFrame:
 
 
 def summary(sweep: Sweep) -> pd.DataFrame:
-    """One row per run: its settings, how far it is, and its best validation."""
+    """One row per run: its state, how far it has come, and its best validation."""
     rows = []
     for run in sweep.runs:
         row: dict[str, Any] = {"run": run.model_name, "state": state_of(run)}
@@ -201,7 +201,7 @@ def summary(sweep: Sweep) -> pd.DataFrame:
 
 
 def why_hopeless(own: RunFolder, others: Sequence[RunFolder], rule: StopRule) -> str | None:
-    """Say why a run is given up, from validations alone; None while it is not."""
+    """Return why a run must be given up, from validations alone, or None if it may go on."""
     metric = own.ranking_metric
     if own.metrics.empty or metric not in own.metrics:
         return None
@@ -216,8 +216,8 @@ def why_hopeless(own: RunFolder, others: Sequence[RunFolder], rule: StopRule) ->
     if sign * (median - mine) <= rule.margin:
         return None
     return (
-        f"after {seen} pairs its best {metric} was {mine:.4f}; the median of {len(theirs)} other runs was {median:.4f} by "
-        f"then, and a run more than {rule.margin:g} behind is given up"
+        f"after {seen} pairs its best {metric} was {mine:.4f}; the median of {len(theirs)} other runs was {median:.4f} "
+        f"by then, and a run more than {rule.margin:g} behind is given up"
     )
 
 
@@ -256,7 +256,7 @@ def train(sweep: Sweep, number: int) -> int:
     if reason and code == EXIT_REQUEUE:
         write_json(run.folder / STOPPED, {"reason": reason})
         return 0
-    return EXIT_REQUEUE if -code in _FORWARDED else code  # a signal can end Python before it listens: nothing was lost
+    return EXIT_REQUEUE if -code in _FORWARDED else code  # a signal before Python has set its handler: nothing is lost
 
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
@@ -299,7 +299,7 @@ def script(sweep: Sweep) -> str:
 
 
 def show(sweep: Sweep) -> None:
-    """Print how far the runs are, and write the table of all validations."""
+    """Print the runs' progress, and write the table of all validations."""
     table = validations(sweep)
     write_text(sweep.table_path, table.to_csv(index=False, lineterminator="\n"))
     print(summary(sweep).to_string(index=False, na_rep="", float_format="{:.4f}".format))
@@ -332,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep = read_sweep(args.sweep)
     if args.task is not None:
         if not 0 <= args.task < len(sweep.runs):
-            raise UserError(f"--task {args.task} is no run of {args.sweep}; it has the runs 0 to {len(sweep.runs) - 1}")
+            last = len(sweep.runs) - 1
+            raise UserError(f"--task {args.task} is not a run of {args.sweep}; it has the runs 0 to {last}")
         return train(sweep, args.task)
     code = 0
     if args.run:
@@ -344,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = submit(sweep)
     show(sweep)
     if not args.run and not args.submit:
-        print(f"\nto submit the runs (--submit), or to save and change:\n\n{script(sweep)}")
+        print(f"\nthe script that --submit submits, which you can also save and edit:\n\n{script(sweep)}")
     return code
 
 
@@ -353,7 +354,7 @@ def submit(sweep: Sweep) -> int:
     try:
         return subprocess.run(["sbatch"], input=script(sweep), text=True, check=False).returncode
     except FileNotFoundError as error:
-        raise UserError("sbatch is not installed here; call this on a login node, or use --run") from error
+        raise UserError("sbatch is not installed here; run this command on a login node, or use --run") from error
 
 
 if __name__ == "__main__":

@@ -64,18 +64,19 @@ class ImageRows:
 class CXRDataset(Dataset):
     """Pairs of a radiograph and its report: `{"img": float32 (3, H, W), 0..255, "txt": str}`.
 
-    img_path: HDF5 with `cxr` (N, H, W). txt_path: CSV with `column`, row i belonging to image i; an empty cell is one
-    space. `size` takes only the first rows. `transform` is applied to the image. pixel_range: `BLACK,WHITE`, the values
-    that stand for 0 and 255 in a file of floating-point images.
+    img_path: HDF5 with `cxr` (N, H, W). txt_path: CSV with `column`, row i belonging to image i; an empty cell is read
+    as one space. `size` keeps only the first rows. `transform` is applied to the image. pixel_range: `BLACK,WHITE`, the
+    values that stand for 0 and 255 in a file of floating-point images.
 
-    Indexed with a list of B rows, it returns them as the training command reads a batch:
+    Indexed with a list of B rows, it returns the batch in the training command's form:
     `{"img": (B, H, W) as stored, "txt": tokens, int64 (B, T), "row": int64 (B,)}`, the tokens cut after the longest
-    text. A text is tokenised when it is first read, to at most `context_length` tokens. With `vary` a list of rows that
-    has an attribute `epoch` gets the texts `vary(sections, row, epoch)`, tokenised each time; `sections` are the row's
-    texts in the `columns`.
+    text. A text is tokenised when it is first read, to at most `context_length` tokens. With `vary`, and if the list of
+    rows has an attribute `epoch`, the texts are `vary(sections, row, epoch)`, tokenised each time; `sections` are the
+    row's texts in `columns`.
 
-    `studies`, `patients`, `same_text`: int32 (N,), equal for rows of one study, patient or text; None without the
-    columns `study_id` and `patient_id`. Raises `UserError` for a missing column, or where the rows are not the rows of the images.
+    `studies`, `patients`, `same_text`: int32 (N,), equal for rows of one study, patient or text; the first two are None
+    without the columns `study_id` and `patient_id`. Raises `UserError` for a missing column, or if the rows do not
+    match the images.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class CXRDataset(Dataset):
             txt_path,
             list(dict.fromkeys([column, *columns])),
             also=["id", "study_id", "patient_id"],
-            remedy="run `python -m data_prep build` first (with --findings for the column findings), or name the file "
-            "or its text column",
+            remedy="run `python -m data_prep build` first (with --findings for the column findings), or name another "
+            "file or text column",
         )
         check_rows(img_path, txt_path, table)
         table = table[:size]
@@ -156,11 +157,11 @@ def load_data(
     columns: Sequence[str] = (),
     vary: Callable[[Sequence[str], int, int], str] | None = None,
 ) -> tuple[DataLoader, torch.device]:
-    """A loader of pairs and the device to train on.
+    """Return a DataLoader of pairs and the device to train on.
 
     Without `plan` the pairs are shuffled and prepared: `{"img": float32 (B, 3, R, R), "txt": list of B strings}` with
-    R = 224 for the pretrained ViT-B/32 and 320 otherwise; the last short batch is kept. With `plan`, which makes of
-    the dataset the rows of each batch, they come as stored bytes and tokens (see `CXRDataset`), to be prepared on the
+    R = 224 for the pretrained ViT-B/32 and 320 otherwise; the last short batch is kept. `plan` maps the dataset to
+    a sampler of each batch's rows; batches then hold stored bytes and tokens (see `CXRDataset`), to be prepared on the
     device.
     """
     device = pick_device()
@@ -184,9 +185,9 @@ def load_data(
 def planned_loader(
     dataset: CXRDataset, batches: Sampler[list[int]], num_workers: int, device: torch.device
 ) -> DataLoader:
-    """A loader of these batches, read ahead where it has workers, into pinned memory where the device is a GPU.
+    """A DataLoader of these batches: workers read ahead, and for a GPU batches go to pinned memory.
 
-    It has a generator of its own, because making an iterator draws a number: the training's random state must not
+    It has its own generator, because creating an iterator draws a random number: the training's random state must not
     depend on how often a run was resumed.
     """
     return DataLoader(
@@ -216,11 +217,10 @@ def load_clip(
     vision: str = "vit_b_32",
     **options: Any,
 ) -> CLIP:
-    """A model to train: a checkpoint, else the towers that are asked for, by default upstream's.
+    """Return a model to train: a checkpoint, or else the requested towers (default: upstream's).
 
     Upstream's are OpenAI's ViT-B/32 (`pretrained`) or a new ViT-B/16 at 320 pixels. `vision` and `options` are those
-    of `chexzero.models.towers.create_model`. A checkpoint says by itself which model it is, so none of them matter
-    for it.
+    of `chexzero.models.towers.create_model`; they are ignored for a checkpoint, which determines its own towers.
     """
     if model_path is None:
         return create_model(vision, random_init=not pretrained, context_length=context_length, **options)
@@ -230,7 +230,7 @@ def load_clip(
 
 
 def check_context(model: CLIP, context_length: int) -> None:
-    """Raise `UserError` when a context length other than the default is asked of a model that has another."""
+    """Raise `UserError` if a context length other than the default is requested and the model has another."""
     if context_length not in (clip.CONTEXT_LENGTH, model.context_length):
         raise UserError(
             f"the context length {context_length} was asked for, but this model has "
@@ -239,7 +239,7 @@ def check_context(model: CLIP, context_length: int) -> None:
 
 
 def preprocess_text(texts: str | list[str], model: Any) -> torch.Tensor:
-    """Tokens, int64 (len(texts), model.context_length); a longer text is cut, the end token in the last place."""
+    """Tokens, int64 (len(texts), model.context_length); a longer text is cut, with the end token last."""
     return clip.tokenize(texts, model.context_length, truncate=True)
 
 
@@ -269,10 +269,10 @@ def train_batch(
 ) -> torch.Tensor:
     """Take one step on a batch; return the loss before it, a scalar tensor.
 
-    images: (B, 3, R, R) prepared, or what else `model` takes. texts: tokens, int64 (B, T). criterion: takes the logits
-    of B rows and the label of each; by default the label is the row's own place. One that knows more of the batch
-    (several processes, equal texts) gives the labels itself, by `matches(texts)`. optimizer: a torch optimiser, or one
-    that scales the loss by its own `backward(loss)`.
+    images: (B, 3, R, R) prepared, or another input of `model`. texts: tokens, int64 (B, T). criterion: takes the logits
+    of B rows and the label of each; by default the label is the row's index. A criterion for several processes or equal
+    texts provides the labels by its method `matches(texts)`. optimizer: a torch optimiser, or one with a method
+    `backward(loss)` that scales the loss.
     """
     images, texts = images.to(device, non_blocking=True), texts.to(device, non_blocking=True)
     logits_per_image, logits_per_text = model(images, texts)
@@ -292,7 +292,7 @@ def pair_loss(
     return (criterion(logits_per_image, labels) + criterion(logits_per_text, labels)) / 2
 
 
-#: What `train_main` takes from `hyperparams`, and what it uses where a key is absent.
+#: The keys of `train_main`'s `hyperparams`, and their defaults.
 HYPERPARAMS = {
     "batch_size": 16,
     "learning_rate": 1e-4,
@@ -318,7 +318,7 @@ def train_main(
     unknown = set(hyperparams) - set(HYPERPARAMS)
     if unknown:
         raise UserError(
-            f"the hyperparameters {', '.join(sorted(unknown))} are not known; there are {', '.join(HYPERPARAMS)}"
+            f"the hyperparameters {', '.join(sorted(unknown))} are not known; known are {', '.join(HYPERPARAMS)}"
         )
     settings = {**HYPERPARAMS, **hyperparams}
     loader, device = load_data(

@@ -1,7 +1,7 @@
 """Zero-shot evaluation: every image and every text is encoded once, whatever the number of labels and templates.
 
-Upstream's functions with upstream's arguments and results; `run_zero_shot.py`, validation while training, the suites
-and the library stand on them. A probability is exp(p) / (exp(p) + exp(n)) of the plain cosines p and n with a pair of
+Upstream's functions with upstream's arguments and results; `run_zero_shot.py`, validation during training, the suites
+and the library use them. A probability is exp(p) / (exp(p) + exp(n)) of the plain cosines p and n with a pair of
 prompts.
 """
 
@@ -41,14 +41,14 @@ log = logging.getLogger(__name__)
 
 Floats = NDArray[np.floating]
 Result = pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]
-#: The texts that ask for a finding, and those that deny it. The features of one side are averaged; without a denial
-#: the probability is the logistic function of the cosine with the other side.
+#: The texts that name a finding, and those that deny it. The features of each side are averaged; without a denial the
+#: probability is the logistic function of the cosine with the other side.
 Pair = tuple[Sequence[str], Sequence[str]]
 
-#: Part of what a cache is compared by; raise it when the way from image to probability changes.
+#: Part of a cache's key; raise it when the computation from image to probability changes.
 CACHE_VERSION = 3
 
-#: Features (of length 1, float32) that differ by less than this are the same up to rounding.
+#: Features (of length 1, float32) that differ by less than this are equal up to rounding.
 SAME_FEATURES = 1e-7
 
 
@@ -70,8 +70,8 @@ class CXRTestDataset(Dataset):
 def load_clip(model_path: str | os.PathLike, pretrained: bool = False, context_length: int = CONTEXT_LENGTH) -> CLIP:
     """Load a checkpoint strictly: float32, eval mode, on the CPU.
 
-    The file says by its shapes which model it is, so `pretrained` (upstream: ViT-B/32 or ViT-B/16) does not matter.
-    Raises `UserError` that says which model the file is and which keys differ.
+    The shapes in the file determine the model, so `pretrained` (upstream: ViT-B/32 or ViT-B/16) is ignored. Raises
+    `UserError` naming the model in the file and the keys that differ.
     """
     model = load_model(model_path)
     check_context(model, context_length)
@@ -98,7 +98,7 @@ def predict(
     softmax_eval: bool = True,
     verbose: int = 0,
 ) -> np.ndarray:
-    """Scores (N, L), float32: the cosines, or with `softmax_eval=False` their standing among the labels, in 0..1.
+    """Scores (N, L), float32: the cosines, or with `softmax_eval=False` values in 0..1 relative to the other labels.
 
     loader: batches with prepared images (B, 3, R, R) under `img`. zeroshot_weights: (D, L). With
     `softmax_eval=False` each image's cosines are standardised over the labels (population standard deviation), then
@@ -133,7 +133,7 @@ def process_alt_labels(
         return None, None
     unknown = [label for label in alt_labels_dict if label not in cxr_labels]
     if unknown:
-        raise UserError(f"alternative names are given for {', '.join(unknown)}, which are no labels; add them")
+        raise UserError(f"alternative names are given for {', '.join(unknown)}, which are not labels; add them")
     index = {
         name: list(cxr_labels).index(label) for label, names in alt_labels_dict.items() for name in (label, *names)
     }
@@ -163,7 +163,7 @@ def run_experiment(
     context_length: int = CONTEXT_LENGTH,
     use_bootstrap: bool = True,
 ) -> tuple[list[Result], np.ndarray]:
-    """Evaluate each template: `(one result a template, the last template's predictions (N, L))`.
+    """Evaluate each template: `(one result per template, the last template's predictions (N, L))`.
 
     cxr_templates: pairs, or with `softmax_eval=False` single templates. y_true: (N, len(cxr_labels)), 0 or 1. A
     result is `bootstrap`'s pair of frames, or `evaluate`'s frame with `use_bootstrap=False`.
@@ -174,7 +174,7 @@ def run_experiment(
     _check_templates(cxr_templates, softmax_eval)
     features = _loader_features(model, loader)
     if len(features) != len(y_true):
-        raise UserError(f"there are {len(features)} images but {len(y_true)} rows of labels; give one row an image")
+        raise UserError(f"there are {len(features)} images but {len(y_true)} rows of labels; give one row per image")
     results = []
     for template in cxr_templates:
         if softmax_eval:
@@ -207,7 +207,7 @@ def make(
     context_length: int = CONTEXT_LENGTH,
     batch_size: int = 64,
 ) -> tuple[CLIP, DataLoader]:
-    """The model, on the GPU where there is one, and a loader of images prepared for its resolution, in file order."""
+    """The model, on the GPU if there is one, and a loader of images prepared for its resolution, in file order."""
     model = load_clip(model_path=model_path, pretrained=pretrained, context_length=context_length).to(pick_device())
     dataset = CXRTestDataset(cxr_filepath, transform=image_transform(model.image_resolution))
     return model, DataLoader(dataset, batch_size=batch_size, shuffle=False)
@@ -223,9 +223,9 @@ def ensemble_models(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Probabilities of each model, in the order of the sorted paths, and their mean: `(list of (N, L), (N, L))`.
 
-    With `cache_dir` each model's predictions are kept as `<save_name>_<file's stem>.npy` (`<stem>.npy` without a
-    name) and taken from there next time, unless the model, images, labels or prompts noted beside them
-    (`.json`) have changed. A file of upstream's, which notes nothing, is taken when its shape fits.
+    With `cache_dir` each model's predictions are stored as `<save_name>_<file's stem>.npy` (`<stem>.npy` without a
+    name) and read from there next time, unless the model, images, labels or prompts recorded beside them (`.json`)
+    have changed. A file from upstream, which has no record, is used if its shape fits.
     """
     predictions = []
     for path in sorted(map(str, model_paths)):
@@ -340,9 +340,9 @@ def embed_texts(model: CLIP, texts: Sequence[str], *, batch_size: int = 256) -> 
 def mean_text_features(embed: Callable[[list[str]], Floats], groups: Sequence[Sequence[str]]) -> Floats:
     """One feature per group of texts: (G, D), rows of length 1.
 
-    Upstream's averaging: each text's feature has length 1, the group's mean is normalised again; of a group without
-    texts it is 0. `embed` gives the features (T, D) of a list of texts and is called once, each distinct text standing
-    in the list once.
+    Upstream's averaging: each text's feature has length 1 and the group's mean is normalised again; a group without
+    texts gives 0. `embed` returns the features (T, D) of a list of texts and is called once, with each distinct text
+    once.
     """
     texts = list(dict.fromkeys(chain.from_iterable(groups)))
     embedded = embed(texts)
@@ -362,7 +362,7 @@ def pair_probabilities(image_features: Floats, positive: Floats, negative: Float
 
     exp(p) / (exp(p) + exp(n)) of the plain cosines p and n, written as the logistic function of p - n. The
     cosines are not multiplied by the logit scale (upstream's choice), so values stay between 0.12 and 0.88. Computed
-    in float64: a model that has hardly learned separates images by less than float32 can tell apart near 0.5.
+    in float64: an almost untrained model separates images by less than float32 can represent near 0.5.
     """
     features = np.asarray(image_features, np.float64)
     difference = features @ positive.T - features @ negative.T
@@ -389,10 +389,10 @@ def predict_labels(
 
 
 class Predictor:
-    """A checkpoint that predicts image files, each once: results are cached by the content of all they depend on.
+    """Predict image files with a checkpoint, caching results by the content of everything they depend on.
 
-    The model is loaded when something is not in the cache. Without `cache_dir` nothing is kept. `device` None is a GPU
-    where there is one.
+    The model is loaded when a result is not in the cache. Without `cache_dir` no predictions are stored. `device` None
+    means a GPU if there is one.
     """
 
     def __init__(
@@ -423,7 +423,7 @@ class Predictor:
         return load_clip(model_path=self.checkpoint).to(pick_device(self.device))
 
     def forget_model(self) -> None:
-        """Free the model's memory; it is loaded again if it is needed again."""
+        """Free the model's memory; the next use loads it again."""
         self.__dict__.pop("model", None)
         self._images = None
 
@@ -437,8 +437,9 @@ class Predictor:
     ) -> Floats:
         """Probabilities (N, len(pairs)), float64, of every image of a file.
 
-        Kept as `<name>.npy` (default: a digest of what they depend on), with a note of that beside it (`.json`). A
-        file without a note, as upstream's, is taken when its shape fits. `images_sha256`: where it is known already.
+        Stored as `<name>.npy` (default: a digest of what they depend on), with a record of these dependencies beside it
+        (`.json`). A file without a record, such as upstream's, is used if its shape fits. images_sha256: the images'
+        hash, if it is known already.
         """
         if self.cache_dir is None:
             return self._compute(cxr_filepath, pairs, images_sha256)
@@ -485,16 +486,16 @@ class Predictor:
 
 
 def check_features(features: Floats, where: str) -> None:
-    """Refuse image features (N, D) that are the same for every image; `where` names the model and the images."""
+    """Raise `UserError` if image features (N, D) are the same for every image; `where` names the model and images."""
     if len(features) > 1 and np.ptp(features, axis=0).max() < SAME_FEATURES:
         raise UserError(
-            f"{where}: the features, and so the predictions, are the same for every image; take another checkpoint, or "
-            f"look at the images (all black, or all alike?)"
+            f"{where}: the features, and so the predictions, are the same for every image; use another checkpoint, or "
+            f"check the images (all black, or all alike?)"
         )
 
 
 def check_predictions(scores: Floats, where: str, names: Sequence[str] = LABELS) -> None:
-    """Refuse probabilities (N, K) that are not finite, lie outside 0..1, or are the same for every image."""
+    """Raise `UserError` if probabilities (N, K) are not finite, outside 0..1, or the same for every image."""
     if scores.ndim != 2 or scores.shape[1] != len(names):
         raise UserError(
             f"{where}: predictions of shape {scores.shape} do not have the {len(names)} columns wanted; predict again"
@@ -578,7 +579,7 @@ def _warn_of_cut_prompts(model: CLIP, pairs: Sequence[Pair]) -> None:
     cut = tokenize(texts, model.context_length + 1, truncate=True)[:, -1].nonzero().flatten().tolist()
     if cut:
         log.warning(
-            "%d prompts have more than %d tokens and are cut (upstream stops there); the first is %r",
+            "%d prompts have more than %d tokens and are cut (upstream stops with an error); the first is %r",
             len(cut),
             model.context_length,
             texts[cut[0]][:60],
@@ -609,20 +610,20 @@ def _check_templates(templates: Sequence[str | tuple[str, str]], softmax_eval: b
 
 
 def _read_cache(cache: Path, origin: dict[str, Any], shape: tuple[int, int]) -> Floats | None:
-    """The kept probabilities, or None where there are none that can be used."""
+    """The cached probabilities, or None if there are none that can be used."""
     note = cache.with_suffix(".json")
     try:
         if not cache.exists() or (note.exists() and read_json(note) != origin):
             return None
         y_pred = np.load(cache, allow_pickle=False)
     except (UserError, ValueError, OSError, EOFError):
-        log.warning("%s is damaged and is made again", cache)
+        log.warning("%s is damaged and is computed again", cache)
         return None
     return y_pred.astype(np.float64) if y_pred.shape == shape and np.issubdtype(y_pred.dtype, np.floating) else None
 
 
 def _write_cache(cache: Path, origin: dict[str, Any], y_pred: Floats) -> None:
-    cache.unlink(missing_ok=True)  # first, so that no old predictions ever lie beside the new note
+    cache.unlink(missing_ok=True)  # first, so that old predictions never lie beside the new record
     write_json(cache.with_suffix(".json"), origin)
     with atomic_path(cache) as temporary, open(temporary, "wb") as handle:
         np.save(handle, y_pred)

@@ -124,7 +124,7 @@ def test_another_image_resolution_is_another_model(two):
         (["--run", "r", "--out", "x.pt"], "name either checkpoints"),
         (["a.pt", "--out", "x.pt"], "two checkpoints or more"),
         (["a.pt", "b.pt", "--weights", "1", "--out", "x.pt"], "has 1 numbers for 2"),
-        (["a.pt", "b.pt", "--weights", "0.9", "0.9", "--out", "x.pt"], "sum 1"),
+        (["a.pt", "b.pt", "--weights", "0.9", "0.9", "--out", "x.pt"], "sum to 1"),
         (["a.pt", "b.pt", "--weights", "nan", "1", "--out", "x.pt"], "0..1"),
         (["a.pt", "b.pt", "--out", "x.bin"], "must end with .pt"),
         (["a.pt", "b.pt", "--out", "x.pt"], "a.pt does not exist"),

@@ -115,7 +115,7 @@ def _without(key):
         (_without("text_projection"), "lacks the key text_projection"),
         ({**state_dict(), "extra": torch.zeros(1)}, "has unknown extra"),
         ({**state_dict(), "visual.proj": torch.zeros(64, 33)}, r"visual.proj \(\(64, 33\) instead of \(64, 32\)\)"),
-        ({**state_dict(), "text_projection": torch.zeros(3)}, "describes no CLIP that can be built"),
+        ({**state_dict(), "text_projection": torch.zeros(3)}, "does not describe a CLIP that can be built"),
     ],
 )
 def test_a_state_dict_that_does_not_fit_is_named(state, message):

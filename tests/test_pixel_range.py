@@ -51,7 +51,7 @@ def test_the_refusal_names_the_flag_and_the_flag_gives_the_bytes_back(tmp_path, 
 def test_a_range_that_the_images_do_not_have_is_refused(tmp_path):
     data = write_corpus(tmp_path, train=6) / "data"
     rewrite(data / "cxr.h5", lambda x: x / 127.5 - 1)
-    for wrong, why in (("0,1", "does not hold"), ("-30,30", "nearly one grey value")):
+    for wrong, why in (("0,1", "does not contain"), ("-30,30", "nearly one grey value")):
         with pytest.raises(UserError, match=f"--pixel_range={wrong} .*{why}"):
             check_images(data / "cxr.h5", pixel_range=wrong)
     with pytest.raises(UserError, match=r"\(0 - mean\) / deviation"):
@@ -94,7 +94,7 @@ def test_one_image_on_another_scale_is_named(tmp_path, caplog):
         handle["cxr"][4] = handle["cxr"][4] // 32
         name = handle["id"][4].decode()
     check_images(data / "cxr.h5")
-    assert "1 of 6 images looked at have fewer than 16 grey values" in caplog.text and name in caplog.text
+    assert "1 of 6 images checked have fewer than 16 grey values" in caplog.text and name in caplog.text
 
 
 def test_training_on_a_range_is_training_on_bytes(tmp_path, monkeypatch):
@@ -162,7 +162,7 @@ def test_the_number_of_grey_values_below_which_an_image_is_flat(tmp_path, spread
     with h5py.File(tmp_path / "cxr.h5", "w") as handle:
         handle["cxr"] = images
     check_images(tmp_path / "cxr.h5")
-    assert ("1 of 140 images looked at" in caplog.text and "the first is row 131" in caplog.text) is said
+    assert ("1 of 140 images checked" in caplog.text and "the first is row 131" in caplog.text) is said
 
 
 def test_of_many_images_a_spread_sample_is_looked_at(tmp_path, caplog):
@@ -171,7 +171,7 @@ def test_of_many_images_a_spread_sample_is_looked_at(tmp_path, caplog):
     with h5py.File(tmp_path / "cxr.h5", "w") as handle:
         handle["cxr"] = images
     check_images(tmp_path / "cxr.h5", most=100)
-    assert "2 of 100 images looked at are of one grey value" in caplog.text
+    assert "2 of 100 images checked are of one grey value" in caplog.text
     with pytest.raises(UserError, match="3 of 300 images are of one grey value .the first is row 2."):
         check_images(tmp_path / "cxr.h5")
 
@@ -208,8 +208,8 @@ def test_a_range_is_proposed_where_the_values_reach_its_outer_quarters(low, high
 
 @pytest.mark.parametrize(
     ("low", "high", "why"),
-    [(0, 100, ""), (-1, 101, ""), (-1.5, 100, "does not hold"), (0, 101.5, "does not hold"), (0, 10, "")]
-    + [(0, 9, "nearly one grey value"), (-20, 0, "does not hold")],
+    [(0, 100, ""), (-1, 101, ""), (-1.5, 100, "does not contain"), (0, 101.5, "does not contain"), (0, 10, "")]
+    + [(0, 9, "nearly one grey value"), (-20, 0, "does not contain")],
 )
 def test_a_named_range_is_held_within_a_hundredth_and_used_to_a_tenth(low, high, why):
     said = said_of(50 + low, 50 + high, pixel_range="50,150")

@@ -35,13 +35,13 @@ def test_a_file_sets_defaults_and_flags_win(tmp_path):
 @pytest.mark.parametrize(
     "text, word",
     [
-        ("learning_rate: 1", "no flags"),
+        ("learning_rate: 1", "not flags"),
         ("lr: fast", "lr"),
         ("optimizer: adamw", "adamw"),
         ("wandb: 3", "true or false"),
         ("- a", "flag: value"),
         ("a: [", "YAML"),
-        ("config: x.yaml", "no flags"),
+        ("config: x.yaml", "not flags"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(tmp_path, text, word):

@@ -38,7 +38,7 @@ def broken_prompts(change):
         (("No Finding: Normal", "No Finding: Norml"), "'No Finding: Norml' leads to no finding"),
         (("unseen: [Bulla,", "unseen: [Bullla,"), "unseen names 'Bullla'"),
         (("templates:", "templates: ["), "not valid YAML"),
-        (("  Bulla: {", "  Edema: {"), "'Edema' stands twice"),
+        (("  Bulla: {", "  Edema: {"), "'Edema' occurs twice"),
         (('positive: ["{}"]', 'positive: ["{:d}"]'), "one {} each"),
         (("task2: [", "task2: Edema\nextra: ["), "unknown key extra"),
         (

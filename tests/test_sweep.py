@@ -60,7 +60,7 @@ def test_the_slurm_script_is_bash_with_one_task_per_run(write):
         ("grid: {lr: [1]}\nlearning: 3\n", "unknown keys \\(learning\\)"),
         ("name: x\n", "grid must give"),
         ("grid: {lr: 0.1}\n", "grid must give"),
-        ("grid: {learning_rate: [0.1]}\n", "search.yaml .* no flags \\(learning_rate\\)"),
+        ("grid: {learning_rate: [0.1]}\n", "search.yaml .* not flags \\(learning_rate\\)"),
         ("grid: {lr: [fast]}\n", "lr"),
         ("grid: {lr: [0.1, 0.1]}\n", "same settings"),
         ("grid: {lr: [0.1]}\nconfig: missing.yaml\n", "missing.yaml does not exist"),
@@ -79,7 +79,7 @@ def test_the_slurm_script_is_bash_with_one_task_per_run(write):
         ("grid: [1]\n", "grid must hold"),
         ("- 1\n", "one `key: value`"),
         ("grid: {lr: [0.1\n", "not valid YAML"),
-        ("grid: {lr: [0.1]}\ngrid: {lr: [0.2]}\n", "the key .grid. stands twice"),
+        ("grid: {lr: [0.1]}\ngrid: {lr: [0.2]}\n", "the key .grid. occurs twice"),
         ("name: ../x\ngrid: {lr: [0.1]}\n", "letters, digits"),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_git_that_fails_is_said(checkout, monkeypatch, caplog, error):
 
     monkeypatch.setattr(subprocess, "run", fail)
     assert versions.git_revision() is None
-    assert "goes unrecorded" in caplog.text and ("dubious ownership" in caplog.text) == (error is None)
+    assert "is not recorded" in caplog.text and ("dubious ownership" in caplog.text) == (error is None)
 
 
 def test_a_machine_that_starts_no_process_is_no_missing_checkout(checkout, monkeypatch):

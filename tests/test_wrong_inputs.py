@@ -35,7 +35,7 @@ def some(n=6, size=80) -> np.ndarray:
         (lambda x: x / 127.5 - 1, "values are -1 to"),
         (lambda x: (x - 101.48761) / 83.43944, "values are -1.2"),
         (lambda x: x * 16.0, "to 4080, but"),
-        (lambda x: np.where(x == 0, np.nan, x), "no numbers"),
+        (lambda x: np.where(x == 0, np.nan, x), "not finite"),
     ],
     ids=["0..1", "-1..1", "z-scored", "12 bits", "NaN"],
 )
@@ -56,7 +56,7 @@ def test_near_black_and_constant_images(tmp_path, caplog):
     with pytest.raises(UserError, match="1 of 6 images are of one grey value .*case3"):
         check_images(tmp_path / "b.h5")
     check_images(tmp_path / "b.h5", 6)
-    assert "1 of 6 images looked at" in caplog.text
+    assert "1 of 6 images checked" in caplog.text
 
 
 def test_flipped_bytes_in_an_image_file_are_noticed(tmp_path):
@@ -141,14 +141,14 @@ def _settings(tmp_path, text, argv=()):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("lr: 1e-3\nlr: 1e-4\n", "'lr' stands twice"),
+        ("lr: 1e-3\nlr: 1e-4\n", "'lr' occurs twice"),
         ("save_dir: ~\n", "save_dir has no value"),
         ("save_dir:\n", "save_dir has no value"),
         ("lr: .inf\n", "lr is inf"),
         ("batch_size: 2024-01-01\n", "batch_size"),
         ("lr: {a: 1}\n", "must be one value"),
         ("a: [", "not valid YAML"),
-        ("- 1\n- 2\n", "one `flag: value` a line"),
+        ("- 1\n- 2\n", "one `flag: value` per line"),
     ],
 )
 def test_settings_files(tmp_path, text, words):

@@ -1,1 +1,1 @@
-"""Errors, files, labels, settings, statistics: what every room uses; imports nothing of ours."""
+"""Errors, files, labels, settings, statistics: used by every room; imports no other room."""

@@ -1,4 +1,4 @@
-"""How a user's mistake reaches the user: one sentence on stderr, exit code 2, no traceback."""
+"""Report a user's mistake: one sentence on stderr, exit code 2, no traceback."""
 
 import errno
 import logging
@@ -11,31 +11,31 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 EXIT_CODES = (
-    "exit codes: 0 done; 2 a wrong input, said in one sentence; 3 a check failed and --strict was given; 75 a training stopped by a signal "
-    "after saving:\nstart it again with --resume auto; 130 Ctrl-C; 1 anything else"
+    "exit codes: 0 done; 2 a wrong input, explained in one sentence; 3 a check failed and --strict was given;\n"
+    "75 a training stopped by a signal after saving: start it again with --resume auto; 130 Ctrl-C; 1 anything else"
 )
 EXIT_USER_ERROR = 2
 EXIT_ALARM = 3
 EXIT_INTERRUPTED = 130
 
-#: What the operating system refuses -> what to do about it. None of these is a fault of the program.
+#: Errors of the operating system that are not the program's fault -> the remedy.
 REMEDIES = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room within your quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EIO: "the disk or the network share reports an error: try again, or use another",
     errno.ESTALE: "the network share has gone: try again when it is back",
-    errno.EROFS: "it lies on a disk that can only be read: name another folder",
-    errno.EACCES: "give yourself the right, or name another",
-    errno.EPERM: "give yourself the right, or name another",
+    errno.EROFS: "the disk is read-only: name another folder",
+    errno.EACCES: "change its permissions, or name another",
+    errno.EPERM: "change its permissions, or name another",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "a part of the path is a file, not a folder: correct the path",
     errno.EISDIR: "it is a folder: name a file",
-    errno.ELOOP: "its symbolic links lead in a circle: mend them",
-    errno.EMFILE: "raise the limit on open files (ulimit -n), or take fewer worker processes",
-    errno.ENFILE: "the machine has too many files open: end other programs, or take fewer worker processes",
-    errno.ENOMEM: "free memory, or take smaller batches or fewer worker processes",
-    errno.EAGAIN: "raise the limit on processes (ulimit -u), or take fewer worker processes",
+    errno.ELOOP: "its symbolic links form a loop: correct them",
+    errno.EMFILE: "raise the limit on open files (ulimit -n), or use fewer worker processes",
+    errno.ENFILE: "the machine has too many files open: end other programs, or use fewer worker processes",
+    errno.ENOMEM: "free memory, or use smaller batches or fewer worker processes",
+    errno.EAGAIN: "raise the limit on processes (ulimit -u), or use fewer worker processes",
 }
 
 
@@ -44,10 +44,10 @@ class UserError(ValueError):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command's `main` and leave the process with its exit code.
+    """Run a command's `main` and end the process with its exit code.
 
-    0 for None, 2 with one sentence on stderr for a `UserError` and for what the operating system refuses, 130 after
-    Ctrl-C; any other exception is a fault of ours and keeps its traceback.
+    0 for None, 2 with one sentence on stderr for a `UserError` or an error of the operating system (`REMEDIES`), 130
+    after Ctrl-C; any other exception is a bug and keeps its traceback.
     """
     _repair_standard_streams()
     if signal.getsignal(signal.SIGINT) is leave_at_once:
@@ -57,27 +57,25 @@ def run_command(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader (`| head`) has gone; nothing is left to say to it
+    except BrokenPipeError:  # the reader (`| head`) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         code = _say(error)
     finally:
-        for (
-            child
-        ) in multiprocessing.active_children():  # workers leave SIGTERM to the command: Python would wait for them
+        for child in multiprocessing.active_children():  # workers ignore SIGTERM: Python would wait for them
             child.kill()
     sys.exit(code)
 
 
 def leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """What Ctrl-C does while a command is still being imported (`chexzero.common.interrupts`): no work is lost."""
+    """Handle Ctrl-C while a command is still being imported (`chexzero.common.interrupts`): no work is lost."""
     os.write(2, b"interrupted\n")
     os._exit(EXIT_INTERRUPTED)
 
 
 def refused_while_importing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """`sys.excepthook` of the commands: what the operating system refuses a library that is being imported."""
+    """`sys.excepthook` of the commands: report errors of the operating system during imports in one sentence."""
     sentence = refusal(error)
     if sentence is None:
         sys.__excepthook__(kind, error, trace)
@@ -87,10 +85,10 @@ def refused_while_importing(kind: type[BaseException], error: BaseException, tra
 
 
 def _say(error: BaseException) -> int | str | None:
-    """Tell what ended the command; return its exit code.
+    """Print what ended the command; return its exit code.
 
-    Ctrl-C, or a signal that ends the process, often reaches the user as a library's complaint that a write failed. It
-    is then among the exceptions before, and the code is the one it asks for.
+    After Ctrl-C, or a signal that ends the process, libraries often raise an error of their own, such as a failed
+    write. The interruption is then among that error's causes, and determines the exit code.
     """
     stop = next((one for one in causes(error) if isinstance(one, (KeyboardInterrupt, SystemExit))), None)
     if isinstance(stop, SystemExit):
@@ -106,7 +104,7 @@ def _say(error: BaseException) -> int | str | None:
 
 
 def _tell(sentence: str) -> None:
-    """Print to stderr; where it lies on the disk that is full, the exit code must do, and nothing is tried again."""
+    """Print to stderr; if that fails, for instance on a full disk, only the exit code reports the error."""
     for stream, words in ((sys.stderr, f"{sentence}\n"), (sys.stdout, "")):
         try:
             stream.write(words)
@@ -116,7 +114,7 @@ def _tell(sentence: str) -> None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, what it came from, and so on; each once."""
+    """Yield the exception and its chain of causes, each once."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -126,10 +124,10 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def refusal(error: BaseException) -> str | None:
-    """The sentence for what the operating system refused, whichever library reports it; None for anything else."""
+    """Return the sentence for an error of the operating system, whichever library reports it; else None."""
     for one in causes(error):
         if isinstance(one, MemoryError):
-            return f"the memory is used up; {REMEDIES[errno.ENOMEM]}"
+            return f"out of memory; {REMEDIES[errno.ENOMEM]}"
         if isinstance(one, FileNotFoundError) and "temporary directory" in str(one):  # Python tries several, all full
             return f"{one.strerror}; make room there, or name another folder in TMPDIR"
         number = getattr(one, "errno", None) or _errno_in(one)
@@ -141,7 +139,7 @@ def refusal(error: BaseException) -> str | None:
 
 
 def _errno_in(error: BaseException) -> int | None:
-    """The error number that a library written in another language only mentions: `... (os error 28)`."""
+    """The error number that a library in another language gives only in its text: `... (os error 28)`."""
     if type(error).__module__ == "builtins" and not isinstance(error, (RuntimeError, OSError)):
         return None
     text = str(error).lower()
@@ -149,10 +147,10 @@ def _errno_in(error: BaseException) -> int | None:
 
 
 def _repair_standard_streams() -> None:
-    """Print whatever the standard streams can take: a closed one takes nothing, an ASCII one a `?` for the rest.
+    """Make printing safe: a closed standard stream discards text, an ASCII one replaces other characters by `?`.
 
-    A closed descriptor is opened on /dev/null first: else the next file that is opened would get its number, and what
-    a library prints would be written into that file.
+    A closed descriptor is opened on /dev/null first: otherwise the next file opened would get its number, and what
+    libraries print would be written into that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -1,4 +1,4 @@
-"""Reading what others wrote without trusting it, and writing so that nothing half-written is taken for whole."""
+"""Read files of unknown origin safely, and write files atomically."""
 
 import codecs
 import csv
@@ -34,14 +34,14 @@ def require_file(path: str | os.PathLike, remedy: str) -> Path:
 
 
 def inside(root: str | os.PathLike, relative: str) -> Path:
-    """Resolve `relative` under `root` and refuse what leaves it (absolute, `..`, a symbolic link out)."""
+    """Resolve `relative` under `root`; raise `UserError` if it leaves it (absolute, `..`, a symbolic link out)."""
     root = Path(root).resolve()
     if "\0" in relative:
         raise UserError(f"the path holds a NUL byte ({relative!r}); correct the entry")
     try:
         path = (root / relative).resolve()
     except (OSError, RuntimeError) as error:  # a loop of symbolic links
-        raise UserError(f"the path cannot be followed ({relative!r} under {root}: {error}); mend it") from error
+        raise UserError(f"the path cannot be followed ({relative!r} under {root}: {error}); correct it") from error
     if not path.is_relative_to(root):
         raise UserError(
             f"the path leads out of its root ({relative!r}, out of {root}); correct the entry or name the right root"
@@ -96,14 +96,14 @@ def read_json(path: str | os.PathLike, remedy: str = "name another file or make 
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML without code, and without keys that stand twice (YAML takes the last and says nothing)."""
+    """A YAML loader that runs no code and rejects duplicate keys (YAML silently takes the last)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen and isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
                 )
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
@@ -111,7 +111,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(path: str | os.PathLike, remedy: str = "name another file or correct it") -> Any:
-    """Read a YAML file, running no code; a damaged one, another encoding or a key twice raises `UserError`."""
+    """Read a YAML file, running no code; damage, another encoding or a duplicate key raises `UserError`."""
     path = require_file(path, remedy)
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)  # noqa: S506  (a SafeLoader)
@@ -130,13 +130,13 @@ def read_table(
     all_columns: bool = True,
     also: Sequence[str] | None = None,
 ) -> "pd.DataFrame":
-    """Read a CSV as strings (an empty cell is NaN), sure that `columns` are there.
+    """Read a CSV as strings (an empty cell is NaN) and check that it has `columns`.
 
     With `all_columns=False` only `columns` are kept, so that a table with a million reports stays small; with `also`
-    those of its names that the table has are kept too.
+    the columns it names are kept too, if the table has them.
     Raises `UserError` for a missing file, another encoding, a ragged row or a missing column.
     """
-    import pandas as pd  # here, because a process that prepares images does without it (40 MiB)
+    import pandas as pd  # here: a process that only prepares images saves its 40 MiB
 
     path = require_file(path, remedy)
     with open(path, "rb") as raw:
@@ -153,7 +153,7 @@ def read_table(
             )
         twice = [name for name in columns if header.count(name) > 1]
         if twice:
-            raise UserError(f"{path} has the column {twice[0]} {header.count(twice[0])} times; leave one of them")
+            raise UserError(f"{path} has the column {twice[0]} {header.count(twice[0])} times; keep one of them")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
             table = pd.read_csv(
@@ -162,7 +162,7 @@ def read_table(
                 keep_default_na=False,
                 na_values=[""],
                 encoding="utf-8-sig",
-                index_col=False,  # else such rows shift every column by one, and nothing is said
+                index_col=False,  # else such rows silently shift every column by one
                 usecols=None
                 if all_columns and also is None
                 else [name for name in header if name in columns or name in (also or ())],
@@ -181,7 +181,7 @@ def read_table(
 
 
 def ends_a_line(path: str | os.PathLike) -> bool:
-    """Whether the last byte of a text file ends a line, as that of every table written by a program does."""
+    """Whether a text file ends with a line end, as every table written by a program does, or is empty."""
     with open(path, "rb") as handle:
         size = handle.seek(0, os.SEEK_END)
         handle.seek(max(0, size - 1))
@@ -189,7 +189,7 @@ def ends_a_line(path: str | os.PathLike) -> bool:
 
 
 def _require_whole_last_row(path: Path, cells: int) -> None:
-    """Refuse a table that ends within a row (pandas takes the missing cells for empty ones); else warn of its end."""
+    """Raise `UserError` if a table ends within a row (pandas reads missing cells as empty); else warn of its end."""
     rows, last = -1, []  # the header is row 0
     with open(path, newline="", encoding="utf-8-sig") as handle:
         for line in csv.reader(handle):
@@ -204,17 +204,15 @@ def _require_whole_last_row(path: Path, cells: int) -> None:
 
 @functools.cache  # once per file and process, however often it is read
 def warn_of_the_end(path: str | os.PathLike, row: int) -> None:
-    """Say that a table's last row has all its cells and yet no line end."""
-    log.warning(
-        "%s does not end with a line end: if it was cut short, its last row (%d) is the place to look", path, row
-    )
+    """Warn that a table's last row has all its cells but no line end."""
+    log.warning("%s does not end with a line end: the file may be cut short; check its last row (%d)", path, row)
 
 
 class UnixLines:
-    """What to give `csv.writer` instead of a text file, for rows that end in a line feed.
+    """A wrapper of a text file that makes `csv.writer` end rows with a line feed.
 
-    The writer keeps its own line end, CR LF, which makes it quote a cell that holds a bare carriage return; else
-    readers would take that for the end of a row.
+    The writer keeps its own line end, CR LF, so that it quotes a cell with a bare carriage return; otherwise readers
+    would take that for the end of a row.
     """
 
     def __init__(self, handle: IO[str]):
@@ -234,12 +232,12 @@ def no_formula(cell: Any) -> Any:
     return cell
 
 
-#: A number, or two with something between them, as intervals are written.
+#: A number, or an interval of two numbers.
 _NUMBERS = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?( ?(to|–) ?[-+]?[\d.]+(e[-+]?\d+)?)?")
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces; of a folder: of its files' hashes and names, sorted."""
+    """Hexadecimal SHA-256 of a file, read in pieces; for a folder, of its files' hashes and names, sorted."""
     if os.path.isdir(path):
         files = sorted(file for file in Path(path).iterdir() if file.is_file())
         return hashlib.sha256("".join(f"{sha256_of(file)}  {file.name}\n" for file in files).encode()).hexdigest()
@@ -248,7 +246,7 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def safe_name(name: str, what: str = "name") -> str:
-    """Return `name` if it can be one folder's name; else raise a `UserError`.
+    """Return `name` if it can be used as a folder's name; else raise a `UserError`.
 
     Letters and digits of any script, `. _ - = + , ( )`, and single spaces before such a bracket (a copy's name).
     """

@@ -1,4 +1,4 @@
-"""Folders that one command at a time writes: held by a lock, their files replaced together."""
+"""Output folders: a lock admits one writing command at a time, and files are replaced together."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import write_json, write_text
 
 LOCK, HOLDER = ".lock", ".lock.json"
-#: Seconds to wait for a lock: the worker processes of a run that was killed hold it until they notice.
+#: Seconds to wait for a lock: the worker processes of a killed run hold it until they notice the kill.
 PATIENCE = 10.0
 
-#: Stands in a folder while its files are being replaced; a kill at that moment leaves it there.
+#: Exists in a folder while its files are being replaced; a kill at that moment leaves it there.
 UNFINISHED = "UNFINISHED.txt"
 STAGED, CONTENTS = ".new", ".contents.json"
 
@@ -27,8 +27,8 @@ STAGED, CONTENTS = ".new", ".contents.json"
 def hold(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to `folder`; raise a `UserError` that names the holder if there is one.
 
-    The lock is the operating system's (`flock`), so it ends with the process, however that ends; on NFS it reaches as
-    far as the server's locks do. Where the file system has none, filelock uses a file that names its owner.
+    The lock is the operating system's (`flock`), so it ends with the process, however that ends; on NFS its scope is
+    that of the server's locks. On a file system without locks, filelock uses a file that names its owner.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,10 +37,10 @@ def hold(folder: Path) -> Iterator[None]:
     except OSError as error:
         if not isinstance(error, Timeout):
             raise UserError(
-                f"cannot write to {folder}: {error.strerror or error}; name another folder, or give yourself the right"
+                f"cannot write to {folder}: {error.strerror or error}; name another folder, or change its permissions"
             ) from error
         raise UserError(
-            f"{folder} is being written by {_holder(folder)}; wait until that has ended, or choose another name"
+            f"{folder} is being written by {_holder(folder)}; wait for it to end, or choose another name"
         ) from None
     try:
         job = os.environ.get("SLURM_JOB_ID")
@@ -60,7 +60,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def _holder(folder: Path) -> str:
-    """Who holds the lock, in words."""
+    """Describe the holder of the lock."""
     try:
         record = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
         job = f" (SLURM job {record['slurm_job']})" if "slurm_job" in record else ""
@@ -71,10 +71,10 @@ def _holder(folder: Path) -> str:
 
 @contextmanager
 def replaced_together(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder; on success its files take the places of those that the last call put into `folder`.
+    """Yield an empty folder; on success its files replace those that the last call put into `folder`.
 
-    Until then `folder` stays as it was, and after an exception it stays so. A kill while the files are being moved
-    leaves `UNFINISHED.txt` behind, which `is_unfinished` reports. Files that no call has put there are not touched.
+    Until then, and after an exception, `folder` stays as it was. A kill while the files are being moved leaves
+    `UNFINISHED.txt` behind, which `is_unfinished` reports. Files that no call has put there are not touched.
     """
     with hold(folder):
         staged = folder / STAGED
@@ -97,10 +97,10 @@ def _move_into_place(staged: Path, folder: Path) -> None:
     before = _contents(folder)
     write_text(
         folder / UNFINISHED,
-        "The files here were being replaced when the command was killed: some are of one evaluation, some of another.\n"
+        "The files here were being replaced when the command was killed: some belong to one evaluation, some to another.\n"
         "Run the command again.\n",
     )
-    # First both old and new names, so that a call after a kill here removes all that is not its own.
+    # List old and new names first, so that a call after a kill here removes every file that is not its own.
     write_json(folder / CONTENTS, sorted({*before, *names}))
     for name in before - set(names):
         (folder / name).unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def _move_into_place(staged: Path, folder: Path) -> None:
 
 
 def _contents(folder: Path) -> set[str]:
-    """The files that the last call put there. A damaged list names none; nothing outside the folder is ever named."""
+    """The files that the last call put there. A damaged list counts as empty; paths outside the folder are dropped."""
     try:
         names = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
         return {name for name in names if (folder / name).resolve().is_relative_to(folder.resolve())}

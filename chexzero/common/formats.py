@@ -1,8 +1,8 @@
-"""The files between the steps: what `data_prep` writes and training and evaluation read.
+"""The files that `data_prep` writes and training and evaluation read.
 
-`<name>.h5` holds `cxr`, uint8, N x 320 x 320 (upstream's float32 is also taken), and `id`, one string a row; the CSV
-beside it has the same ids in its column `id`, in the same order. Upstream's own files carry no ids; for
-those only the number of rows can be compared, and a warning says so.
+`<name>.h5` holds `cxr`, uint8, N x 320 x 320 (upstream's float32 is also accepted), and `id`, one string per row; the
+CSV beside it has the same ids in its column `id`, in the same order. Upstream's own files have no ids; for those only
+the number of rows can be compared, and a warning says so.
 """
 
 import logging
@@ -56,7 +56,7 @@ class PixelRange:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`0,1` or `-1,1`; raises `UserError` for anything else."""
+        """Parse `BLACK,WHITE`, such as `0,1` or `-1,1`; raises `UserError` for anything else."""
         try:
             black, white = (float(part) for part in text.split(","))
         except ValueError:
@@ -68,7 +68,7 @@ class PixelRange:
         return cls(black, white)
 
     def to_grey(self, stored: np.ndarray) -> np.ndarray:
-        """Values of the range -> float32, 0..255."""
+        """Map stored values to float32, 0..255."""
         return np.clip(
             (np.asarray(stored, np.float64) - self.black) * (255 / (self.white - self.black)), 0, 255
         ).astype(np.float32)
@@ -94,7 +94,7 @@ class _InGrey:
 def grey_images(handle: h5py.File, pixel_range: str | None = None) -> Any:
     """The images of an open file, (N, H, W), read in slices as 0..255.
 
-    pixel_range: `BLACK,WHITE` of a file of floating-point images; one of bytes holds 0..255 and is read as it is.
+    pixel_range: `BLACK,WHITE` of a file of floating-point images; ignored for bytes, which hold 0..255.
     """
     images = handle["cxr"]
     if pixel_range is None or images.dtype == np.uint8:
@@ -103,22 +103,28 @@ def grey_images(handle: h5py.File, pixel_range: str | None = None) -> Any:
 
 
 def open_images(path: str | os.PathLike) -> h5py.File:
-    """Open an image file read-only, sure that `cxr` is there with the shape (N, H, W) and N > 0, in this file alone.
+    """Open an image file read-only and check that it has `cxr`, of shape (N, H, W) with N > 0, stored in this file.
 
-    Raises `UserError` for anything else: HDF5 could also name other files of this machine to read from.
+    Raises `UserError` for anything else: HDF5 could otherwise read from other files that the file names.
     """
     path = require_file(path, REMEDY)
     handle = None
     try:
         handle = h5py.File(path, "r")
         problem = _problem(handle)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # libhdf5 has one for each kind of damage
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+    ) as error:  # h5py's errors for several kinds of damage
         first = " ".join(str(error).split())[:120]
         why = refusal(error)
         problem = f"cannot be read ({why})" if why else f"is not a whole HDF5 file ({first})"
         if "unable to lock" in str(error):
             raise UserError(
-                f"{path} is locked by another program, which may be writing it; wait for it, or where nothing writes, "
+                f"{path} is locked by another program, which may be writing it; wait for it, or if nothing writes it, "
                 "set HDF5_USE_FILE_LOCKING=FALSE"
             ) from error
     if problem is None and handle is not None:
@@ -154,7 +160,7 @@ def _problem(handle: h5py.File) -> str | None:
 
 
 def image_side(path: str | os.PathLike) -> int | None:
-    """The side of a file's square images in pixels; None where they are not square, or it is no such file."""
+    """The side of a file's square images in pixels; None if they are not square or the file is not an image file."""
     try:
         with open_images(path) as handle:
             height, width = handle["cxr"].shape[1:]
@@ -188,7 +194,7 @@ def read_build(data_dir: str | os.PathLike) -> dict:
 
 
 def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, table: pd.DataFrame) -> None:
-    """Raise `UserError` unless row i of the images is row i of the table, by id where both carry one."""
+    """Raise `UserError` unless row i of the images is row i of the table, by id if both have ids."""
     with open_images(image_path) as handle:
         n_images, ids = len(handle["cxr"]), image_ids(handle)
     if n_images != len(table):
@@ -197,7 +203,7 @@ def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, tab
             f"again with `python -m data_prep build`"
         )
     if ids is None or "id" not in table:
-        log.warning("%s and %s carry no ids: that their rows match cannot be checked", image_path, table_path)
+        log.warning("%s and %s do not both have ids: whether their rows match is unknown", image_path, table_path)
         return
     wrong = next((i for i, (a, b) in enumerate(zip(ids, table["id"], strict=True)) if a != b), None)
     if wrong is not None:
@@ -208,13 +214,13 @@ def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, tab
 
 
 def check_images(path: str | os.PathLike, most: int | None = None, pixel_range: str | None = None) -> None:
-    """Refuse an image file that would be misread; training and evaluation look at the same things.
+    """Raise `UserError` for an image file that would be misread; training and evaluation make the same checks.
 
-    Refused are an image of one grey value (black rows are images that failed to be read), values that are not 0..255
-    (0..1, -1..1 or standardised floats) unless `pixel_range` names what they are and holds them all, and rows that
-    cannot be read (their checksums are wrong). A set that is nearly black, images that hardly differ from one grey
-    value, and very small ones get a warning. most: look at so many images at most, spread over the file (None: at
-    all); of these, one of one grey value is only warned of, because CheXzero's own training files have black rows.
+    Errors are an image of one grey value (black rows are images that failed to be read), values that are not 0..255
+    (0..1, -1..1 or standardised floats) unless `pixel_range` names a range that contains them all, and rows that cannot
+    be read (wrong checksums). Images that are nearly black, of almost one grey value, or very small get a warning.
+    most: check at most this many images, spread over the file (None: all); then an image of one grey value only gets a
+    warning, because CheXzero's own training files have black rows.
     """
     wanted = PixelRange.parse(pixel_range) if pixel_range else None
     with open_images(path) as handle:
@@ -235,7 +241,7 @@ def check_images(path: str | os.PathLike, most: int | None = None, pixel_range: 
                     f"({str(error).split(',')[0]}); copy the file again, or build it again"
                 ) from error
             if not np.isfinite(block).all():
-                raise UserError(f"{path}: images of rows {start + 1} and on hold values that are no numbers; mend them")
+                raise UserError(f"{path}: images from row {start + 1} on have values that are not finite; correct them")
             low, high = min(low, float(block.min())), max(high, float(block.max()))
             if wanted and images.dtype != np.uint8:
                 block = wanted.to_grey(block)
@@ -246,19 +252,22 @@ def check_images(path: str | os.PathLike, most: int | None = None, pixel_range: 
         _check_range(path, low, high, images.dtype, wanted)
         if constant and most:
             log.warning(
-                "%s: %d of %d images looked at are of one grey value; they teach nothing", path, len(constant), seen
+                "%s: %d of %d images checked are of one grey value; nothing can be learned from them",
+                path,
+                len(constant),
+                seen,
             )
         elif constant:
             first = ids[constant[0]] if ids else f"row {constant[0] + 1}"
             raise UserError(
                 f"{path}: {len(constant)} of {len(images)} images are of one grey value (the first is "
-                f"{first}); they were not read, so no number from them would mean anything; build the "
+                f"{first}); they were not read, so results from them would mean nothing; build the "
                 f"file again with `python -m data_prep build`"
             )
         if flat:
             first = ids[flat[0]] if ids else f"row {flat[0] + 1}"
             log.warning(
-                "%s: %d of %d images looked at have fewer than %d grey values between their darkest and brightest pixel "
+                "%s: %d of %d images checked have fewer than %d grey values between their darkest and brightest pixel "
                 "(the first is %s); were they stored on another scale than the rest?",
                 *(path, len(flat), seen, FLAT, first),
             )
@@ -273,12 +282,12 @@ def check_images(path: str | os.PathLike, most: int | None = None, pixel_range: 
             log.warning("%s: the images are only %d x %d pixels", path, *images.shape[1:])
 
 
-#: An image whose darkest and brightest pixels are nearer to each other shows nothing that a model could use.
+#: Smallest difference of the darkest and brightest pixel at which an image shows anything that a model can use.
 FLAT = 16
 
 
 def _check_range(path: str | os.PathLike, low: float, high: float, dtype: np.dtype, wanted: PixelRange | None) -> None:
-    """Refuse values that are not 0..255, or not those of the range that was named."""
+    """Raise `UserError` for values that are not 0..255, or not within the range that was named."""
     is_bytes = dtype == np.uint8
     if wanted and not is_bytes:
         slack = (wanted.white - wanted.black) / 100
@@ -286,18 +295,18 @@ def _check_range(path: str | os.PathLike, low: float, high: float, dtype: np.dty
         if low < wanted.black - slack or high > wanted.white + slack or used < 0.1:
             raise UserError(
                 f"{path}: the images' values are {low:g} to {high:g}, which --pixel_range={wanted} "
-                f"{'does not hold' if used >= 0.1 else 'would show as nearly one grey value'}; name the range they have"
+                f"{'does not contain' if used >= 0.1 else 'would show as nearly one grey value'}; name their range"
             )
         return
     if low >= 0 and high <= 255 and not 0 < high <= 2:
         return
-    if is_bytes:  # 0..1 cut to whole numbers
+    if is_bytes:  # 0..1 truncated to whole numbers
         raise UserError(
-            f"{path}: the images' values are {low:g} to {high:g}, whole numbers, so that nothing of the pictures is left "
+            f"{path}: the images' values are {low:g} to {high:g}, whole numbers, which hold nothing of the pictures "
             "(0..1 written as bytes?); write the file again with 0 to 255"
         )
     known = ((0, 1), (-1, 1), ((0 - MEAN) / STD, (255 - MEAN) / STD))  # the last is CheXzero's normalisation
-    near = ((black, white, (white - black) / 4) for black, white in known)  # of the values, some reach both ends
+    near = ((black, white, (white - black) / 4) for black, white in known)  # some values lie near both ends
     guess = next(
         (
             f"{black:.5g},{white:.5g}"
@@ -321,17 +330,17 @@ def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd
     """Read a label CSV by column name.
 
     Returns the whole table (strings) and the labels as float64, N x len(labels), each exactly 0 or 1.
-    A column that is wholly blank is a label that the set does not have: it is 0 throughout, so that it has one class
-    and no measure. A missing column, a blank among values, NaN or any other value raises `UserError` with the row
-    (counted from 1, header apart) and the column.
+    A wholly blank column is a label that the set does not have: it is read as 0, so that it has one class and is not
+    measured. A missing column, a blank among values, NaN or any other value raises `UserError` with the row (counted
+    from 1 after the header) and the column.
     """
-    table = read_table(path, labels, remedy="name a CSV that has one 0/1 column a label")
+    table = read_table(path, labels, remedy="name a CSV that has one 0/1 column per label")
     values = np.full((len(table), len(labels)), np.nan)
     unknown = [label for label in labels if table[label].isna().all()]
     for j, label in enumerate(labels):
         values[:, j] = 0.0 if label in unknown else pd.to_numeric(table[label], errors="coerce")
     if len(table) and unknown and len(unknown) == len(labels):
-        raise UserError(f"{Path(path)}: every label is blank; name a CSV that has one 0/1 column a label")
+        raise UserError(f"{Path(path)}: every label is blank; name a CSV that has one 0/1 column per label")
     if unknown:
         log.warning("%s has no labels for %s: these are not measured", path, ", ".join(unknown))
     wrong = np.argwhere(~np.isin(values, (0.0, 1.0)))

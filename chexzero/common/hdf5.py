@@ -1,8 +1,8 @@
-"""Writing HDF5 so that a full disk ends in an error, not in a crash.
+"""Write HDF5 so that a full disk raises an error instead of crashing the process.
 
 libhdf5 cannot close a file whose data it cannot write: it keeps the file open, and crashes when the process ends.
-Here it writes through a Python file that keeps the first error to itself and takes the rest without storing it, so the
-library always closes the file; then the error is raised.
+Here it writes through a Python file that records the first error and discards later writes, so the library can always
+close the file; then the error is raised.
 """
 
 import io
@@ -14,7 +14,7 @@ import h5py
 
 
 class _Through(io.RawIOBase):
-    """A file to write to that remembers its first error instead of raising it."""
+    """A writable file that records its first error instead of raising it."""
 
     def __init__(self, path: str | os.PathLike):
         self.handle = open(path, "w+b", buffering=0)  # noqa: SIM115  (closed by `close`)
@@ -75,7 +75,7 @@ class _Through(io.RawIOBase):
 
 
 class NewFile(h5py.File):
-    """A new HDF5 file, to be used with `with`; `check`, and the end of the block, raise what kept it from being written.
+    """A new HDF5 file for a `with` block; `check`, and the end of the block, raise the error of a failed write.
 
     options: as h5py.File's.
     """

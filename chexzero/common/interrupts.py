@@ -1,8 +1,8 @@
-"""Ctrl-C ends a command in one word, and a full disk in one sentence, from its first import on.
+"""End a command on Ctrl-C with one word, and on a full disk with one sentence, from its first import on.
 
-A command imports this before anything else, since what it imports takes seconds. Until `run_command` takes over, an
-interruption would be raised within some library's import: a traceback, or whatever the library makes of it. And
-libraries want a folder for temporary files as soon as they are imported.
+A command imports this before anything else, because the other imports take seconds. Until `run_command` takes over, an
+interruption would be raised inside a library's import and show as a traceback or as that library's own error. Some
+libraries also need a folder for temporary files as soon as they are imported.
 """
 
 import signal

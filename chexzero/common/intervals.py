@@ -1,4 +1,4 @@
-"""Intervals and tests for areas under the ROC curve that hold where a label has few positive cases.
+"""Intervals and tests for areas under the ROC curve that hold for labels with few positive cases.
 
 - One area: Newcombe's interval, which inverts a test instead of adding an estimated error to both sides (Newcombe,
   Statistics in Medicine 2006;25:559-573, method 5).
@@ -7,7 +7,7 @@
 - The difference of two models on the same cases: DeLong's test (Biometrics 1988;44:837-845), and Holm's correction
   for several labels.
 
-`benchmarks/coverage.py` measures how often each of them holds.
+`benchmarks/coverage.py` measures their coverage and false alarms.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ Z95 = float(norm.ppf(0.975))
 
 
 def newcombe_interval(area: ArrayLike, n_pos: ArrayLike, n_neg: ArrayLike, z: float = Z95) -> tuple[Floats, Floats]:
-    """Lower and upper end of the interval of areas in 0..1 with their counts of cases; arrays of one shape.
+    """Lower and upper ends of the intervals of areas in 0..1, given their counts of cases; the arrays broadcast.
 
     The ends are the areas at which the observed one would lie `z` standard errors away, with Hanley and McNeil's
     standard error of that area and both counts replaced by their mean. NaN where an area is NaN.
@@ -88,7 +88,7 @@ def mean_interval(areas: ArrayLike, lower: ArrayLike, upper: ArrayLike, influenc
 
 
 def _correlation(influence: Floats) -> Floats:
-    """Correlation of the areas: (K, K); 0 with an area that no case moves (1.0, say)."""
+    """Correlation of the areas: (K, K); 0 for an area that no case moves, such as 1.0."""
     covariance = influence.T @ influence
     spread = np.sqrt(np.diag(covariance))
     scale = np.outer(spread, spread)
@@ -128,7 +128,7 @@ def paired_areas(y_true: ArrayLike, ours: ArrayLike, theirs: ArrayLike, weights:
 
 
 def holm(p: ArrayLike) -> Floats:
-    """Holm's correction of p values (K,): those that are NaN stay NaN and do not count."""
+    """Holm's correction of p values (K,): NaN stays NaN and does not count."""
     values = np.asarray(p, dtype=np.float64)
     found = np.full(values.shape, np.nan)
     order = np.argsort(values)[: int(np.isfinite(values).sum())]
@@ -144,11 +144,11 @@ def enough(truth: NDArray) -> NDArray[np.bool_]:
 
 
 def clustered_interval(values: ArrayLike, clusters: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of values in 0..1 and its Wilson interval, widened where the rows of a cluster go together.
+    """Mean of values in 0..1 and its Wilson interval, widened if values are correlated within clusters.
 
     values: (N,), usually right (1) or wrong (0). clusters: (N,), rows of one patient or image share a value.
-    The Wilson interval is taken at N / deff rows, deff being the variance of the mean with clusters over
-    the one without (never below 1; Kish 1965). Returns mean, lower, upper; NaN without rows.
+    The Wilson interval is computed for N / deff rows, deff being the variance of the mean with clusters over the one
+    without (never below 1; Kish 1965). Returns mean, lower, upper; NaN without rows.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0:

@@ -22,7 +22,7 @@ NO_FINDING = "No Finding"
 #: The five labels of the CheXpert competition; CheXzero's headline mean and its selection metric.
 COMPETITION_LABELS = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
 
-#: `No Finding` apart: its negative prompt, "no No Finding", is a double negative.
+#: All but `No Finding`: its negative prompt, "no No Finding", is a double negative.
 FINDINGS = [label for label in LABELS if label != NO_FINDING]
 
 #: Column of `metrics.csv` and key of `metrics.json` -> the labels whose AUROCs it averages.

@@ -1,4 +1,4 @@
-"""Text of unknown origin in documents that are shared: escaped, and without the folders of the machine."""
+"""Make text of unknown origin safe for shared documents: escape markup, and remove the machine's folders."""
 
 import html
 import re
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: An absolute path of at least two parts, inside a longer text; addresses and `a/b` are none.
+#: An absolute path of at least two parts, inside a longer text; URLs and `a/b` do not match.
 _PATH = re.compile(r"(?<![\w:/~])(?<!(?<![a-z])\.)/(?:[^/\s,;:()'\"“”]+/)+[^/\s,;:()'\"“”]*")
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is: one line, no markup, no HTML, no new table cell."""
+    """Escape text so that Markdown shows it literally: one line, no markup, no HTML, no new table cell."""
     return re.sub(r"([\\`*\[\]|~#])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def without_folders(value: Any) -> Any:
-    """A text, or the texts in nested lists and mappings, with absolute paths cut to what does not name the machine.
+    """Shorten the absolute paths in a text, or in nested lists and mappings, so that they do not show the machine.
 
-    A path below the working folder becomes relative to it; of any other only the name stays.
+    A path below the working folder becomes relative to it; of any other only the name is kept.
     """
     if isinstance(value, Path):
         return without_folders(str(value))

@@ -1,4 +1,4 @@
-"""Whether this machine lets processes work together."""
+"""Check whether this machine supports worker processes."""
 
 import logging
 import multiprocessing
@@ -9,9 +9,9 @@ log = logging.getLogger(__name__)
 
 @cache
 def processes_can_share() -> bool:
-    """Whether worker processes can be used; where not, a warning says that one process does all the work.
+    """Whether worker processes can be used; if not, a warning says that one process does all the work.
 
-    They need semaphores, which Linux keeps in /dev/shm. Some containers have none, or none that can be written to.
+    They need semaphores, which Linux keeps in /dev/shm. In some containers it is missing or not writable.
     """
     try:
         multiprocessing.Lock()

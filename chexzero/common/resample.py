@@ -1,8 +1,8 @@
 """Pillow's Lanczos filter for large grey images as matrix products: the same bytes in a third of the time.
 
 Pillow shrinks an 8-bit image in two passes, along the rows, then along the columns. In each, an output pixel is the
-sum of some 50 input pixels times whole-number weights (fractions of 2**22), rounded to 8 bits. The weights are asked
-from Pillow itself. A fast float32 matrix product gives each sum to within a known error; only where that error could
+sum of some 50 input pixels times whole-number weights (fractions of 2**22), rounded to 8 bits. The weights are measured
+with Pillow itself. A fast float32 matrix product gives each sum to within a known error; only where that error could
 change the rounding, about one pixel in a thousand, the sum is computed again in whole numbers.
 """
 
@@ -21,7 +21,7 @@ ROWS = 256  # rows at a time, so that they stay in the processor's cache
 
 
 def lanczos(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`image.resize(size, LANCZOS)`, in the fast way where that is exact: for large grey images."""
+    """`image.resize(size, LANCZOS)`, by `shrink` where that is exact: for large grey images."""
     width, height = size
     if image.mode == "L" and can_shrink(image.height, image.width, height, width):
         return Image.fromarray(shrink(np.asarray(image), height, width))
@@ -29,7 +29,7 @@ def lanczos(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def can_shrink(height: int, width: int, new_height: int, new_width: int) -> bool:
-    """Whether `shrink` is exact for these sizes, and worth it. (New Pillow turns the passes round for tall ones.)"""
+    """Whether `shrink` is exact and faster for these sizes. (New Pillow swaps the passes for tall images.)"""
     return (
         height * width >= 2**20
         and 2 * height <= 3 * width
@@ -40,13 +40,13 @@ def can_shrink(height: int, width: int, new_height: int, new_width: int) -> bool
 
 
 def shrink(image: np.ndarray, new_height: int, new_width: int) -> np.ndarray:
-    """uint8 (H, W) to uint8 (new_height, new_width), as `Image.resize(..., LANCZOS)` does it; see `can_shrink`."""
+    """Shrink uint8 (H, W) to (new_height, new_width), as `Image.resize(..., LANCZOS)` does; see `can_shrink`."""
     return _along_rows(_along_rows(image, new_width).T, new_height).T
 
 
 @lru_cache(1)
 def _agrees_with_pillow() -> bool:
-    """One comparison a process, so that a Pillow that computes otherwise is not contradicted."""
+    """Whether `shrink` equals this Pillow's result; compared once per process, because another Pillow may differ."""
     noise = np.random.default_rng(0).integers(0, 256, (900, 1200), np.uint8)
     theirs = np.asarray(Image.fromarray(noise).resize((320, 240), Image.Resampling.LANCZOS))
     return np.array_equal(shrink(noise, 240, 320), theirs)
@@ -54,7 +54,7 @@ def _agrees_with_pillow() -> bool:
 
 @dataclass(frozen=True)
 class _Filter:
-    """The weights from `old` to `new` pixels, one row an output pixel, and the same in groups for matrix products.
+    """The weights from `old` to `new` pixels, one row per output pixel, and the same in groups for matrix products.
 
     `begins` (new,) is the first input of each output pixel, `weights` int64 (new, taps) are fractions of 2**SHIFT,
     `groups` are (first input, end, float32 (inputs, GROUP)), `error` bounds a float32 sum's error in grey levels.
@@ -91,7 +91,7 @@ def _along_rows(image: np.ndarray, new_width: int) -> np.ndarray:
 
 
 def _exact(image: np.ndarray, row: np.ndarray, column: np.ndarray, kernel: _Filter) -> np.ndarray:
-    """The output pixels at (row, column) in whole numbers, not yet cut to 0..255."""
+    """The output pixels at (row, column) in whole numbers, not yet clipped to 0..255."""
     inputs = kernel.begins[column, None] + np.arange(kernel.weights.shape[1])
     pixels = image[row[:, None], np.clip(inputs, 0, image.shape[1] - 1)]  # outside the image the weights are zero
     return ((pixels * kernel.weights[column]).sum(1) + (1 << SHIFT - 1)) >> SHIFT
@@ -99,8 +99,10 @@ def _exact(image: np.ndarray, row: np.ndarray, column: np.ndarray, kernel: _Filt
 
 @lru_cache(16)
 def _filter(old: int, new: int) -> _Filter:
-    """The weights come from resizing rows of impulses in Pillow's 32-bit mode, which rounds as its 8-bit weights are
-    rounded. Impulses stand so far apart that no output pixel sees two."""
+    """Measure the weights by resizing rows of impulses in Pillow's 32-bit mode, which rounds like the 8-bit weights.
+
+    Impulses are so far apart that no output pixel sees two.
+    """
     taps, places = int(2 * SUPPORT * old / new) + 3, np.arange(old)  # the most inputs that an output can have
     impulses = np.zeros((taps, old), np.int32)
     impulses[places % taps, places] = 1 << SHIFT

@@ -16,7 +16,7 @@ from chexzero.common.errors import EXIT_CODES, UserError
 from chexzero.common.files import read_yaml
 
 PATHS = {"FILE", "DIR", "FOLDER"}
-#: Keys of a run's config.json that say how that run was started, which is not repeated.
+#: Keys of a run's config.json that --config does not take over: they say how that run was started.
 NOT_REPEATED = ("config", "print_completion", "resume", "overwrite")
 Config = TypeVar("Config")
 
@@ -35,8 +35,8 @@ def setting(
 ) -> Any:
     """A field of a configuration that is also the flag `--<name>`.
 
-    Its type is the field's annotation, or what `parse` makes of the word; a bool is a flag without a value (with
-    `--no-<name>` where the default is True). least, most: the smallest and largest value allowed. free: whether a run may go on with
+    Its type is the field's annotation, or that of `parse(word)`; a bool is a flag without a value (with `--no-<name>`
+    if the default is True). least, most: the smallest and largest value allowed. free: whether a resumed run may have
     another value.
     """
     return dataclasses.field(
@@ -83,7 +83,7 @@ def _value_type(hint: Any) -> type:
 
 
 def from_namespace(config: type[Config], args: argparse.Namespace) -> Config:
-    """The configuration with the parsed values of its flags; a value outside its bounds raises `UserError`."""
+    """Build the configuration from the parsed flags; a value outside its bounds raises `UserError`."""
     fields = dataclasses.fields(config)  # type: ignore[arg-type]
     for one in fields:
         value = getattr(args, one.name)
@@ -100,17 +100,16 @@ def from_namespace(config: type[Config], args: argparse.Namespace) -> Config:
 def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse `argv`; with `--config FILE` the file's keys (flag names without dashes) become the defaults.
 
-    The file may be a run's `config.json`: its settings are taken.
-
-    Values pass through the same types and choices as on the command line. An unknown key, a file that is
-    not a mapping, or a value the flag would refuse raises `UserError`.
+    The file may be a run's `config.json`, whose settings are used. Values pass through the same types and choices as
+    on the command line. An unknown key, a file that is not a mapping, or a value the flag would refuse raises
+    `UserError`.
     """
     group = parser.add_argument_group("settings file and shell completion")
     group.add_argument(
         "--config", metavar="FILE", help="YAML file with flags as keys, or a run's config.json; flags given here win"
     )
     shtab.add_argument_to(
-        group, "--print-completion", parent=parser, help="print a completion script for a shell, and leave"
+        group, "--print-completion", parent=parser, help="print a completion script for a shell, and exit"
     )
     complete_paths(parser)
     parser.usage, parser.epilog = "%(prog)s [flags]", EXIT_CODES
@@ -121,7 +120,7 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
 
 
 def _with_home(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    """Paths that begin with `~` under the user's home: a shell leaves the one of `--out=~/x` alone."""
+    """Expand a leading `~` in paths: a shell does not expand the one in `--out=~/x`."""
 
     def expanded(value: Any) -> Any:
         if isinstance(value, list):
@@ -144,24 +143,24 @@ def complete_paths(parser: argparse.ArgumentParser) -> None:
 def _read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
     values = read_yaml(path, "correct it, or name another with --config") or {}
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold one `flag: value` a line; correct it")
+        raise UserError(f"{path} must hold one `flag: value` per line; correct it")
     if isinstance(values.get("settings"), dict):  # a run's config.json
         values = {key: value for key, value in values["settings"].items() if key not in NOT_REPEATED}
     known = vars(parser.parse_args([]))
     unknown = sorted(str(key) for key in values if key not in known or key == "config")
     if unknown:
-        raise UserError(f"{path} has keys that are no flags ({', '.join(unknown)}); see --help")
+        raise UserError(f"{path} has keys that are not flags ({', '.join(unknown)}); see --help")
     return {key: _checked(parser, key, value, known[key], path) for key, value in values.items()}
 
 
 def _checked(parser: argparse.ArgumentParser, key: str, value: Any, default: Any, path: str) -> Any:
-    """What the flag `key` makes of a value of the file."""
+    """Parse a value of the file as the flag `key` would."""
     if isinstance(default, bool) != isinstance(value, bool) and value is not None:
         raise UserError(f"{path}: {key} must {'' if isinstance(default, bool) else 'not '}be true or false; correct it")
     if value is None and default is not None:
-        raise UserError(f"{path}: {key} has no value; give it one, or leave the line out")
+        raise UserError(f"{path}: {key} has no value; give it one, or remove the line")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{path}: {key} is {value}, no finite number; correct it")
+        raise UserError(f"{path}: {key} is {value}, not a finite number; correct it")
     if isinstance(value, dict):
         raise UserError(f"{path}: {key} must be one value, not `name: value` lines; correct it")
     if value is None or isinstance(value, bool):

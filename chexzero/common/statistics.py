@@ -1,10 +1,10 @@
 """Areas under the ROC curve and their bootstrap intervals, for all labels and all resamples at once.
 
 The numbers are upstream's: scikit-learn's areas (ties count one half) and upstream's resamples
-(`sklearn.utils.resample(index, replace=True, random_state=i)`). The way is another. A resample only changes how often
-each row counts, so the rows are sorted once a label, and every resample is a column of counts:
-its area is the count of (positive, negative) pairs in order, read off one cumulative sum. All sums are of halves of
-whole numbers, hence exact.
+(`sklearn.utils.resample(index, replace=True, random_state=i)`). The computation differs. A resample only changes how
+often each row counts, so the rows are sorted once per label, and every resample is a column of counts: its area is the
+share of correctly ordered (positive, negative) pairs, counted with one cumulative sum. All sums are of halves of whole
+numbers, hence exact.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ BLOCK = 2_000_000
 
 
 def check_arrays(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.bool_], NDArray]:
-    """Return both as (N, L); raise `UserError` for other shapes, labels but 0 and 1, scores that are not finite."""
+    """Return both as (N, L); raise `UserError` for other shapes, labels other than 0 and 1, scores that are not finite."""
     truth, scores = np.asarray(y_true), np.asarray(y_score)
     if truth.ndim == 1:
         truth = truth[:, None]
@@ -90,7 +90,7 @@ def weighted_auroc(truth: NDArray[np.bool_], scores: NDArray, counts: Floats) ->
 def bootstrap_auroc(y_true: ArrayLike, y_score: ArrayLike, n_samples: int = 1000) -> Floats:
     """Areas in upstream's resamples: (n_samples, L), NaN where a resample has only one class.
 
-    y_true: (N, L), 0 or 1. y_score: (N, L). Rows are resampled, so give one row a study. For a paired
+    y_true: (N, L), 0 or 1. y_score: (N, L). Rows are resampled, so give one row per study. For a paired
     comparison call it twice with the same rows: resample i is the same for every model.
     """
     truth, scores = check_arrays(y_true, y_score)
@@ -128,7 +128,7 @@ def percentile_interval(samples: ArrayLike, level: float = 0.95) -> tuple[Floats
 def mean_over_labels(
     values: ArrayLike, wanted: Sequence[str], labels: Sequence[str] = LABELS
 ) -> tuple[float, list[str]]:
-    """Mean of `values` (L,) over the labels `wanted`, those that are NaN left out, and the labels it was taken over.
+    """Mean of `values` (L,) over the labels `wanted`, leaving out NaN, and the labels it was taken over.
 
     Without any defined label the mean is NaN and the list empty.
     """

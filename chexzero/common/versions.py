@@ -1,4 +1,4 @@
-"""The versions of this code and of the packages it runs on, for records."""
+"""The versions of this code and of the packages it uses, for records."""
 
 import logging
 import subprocess
@@ -14,9 +14,9 @@ PACKAGES = ["torch", "open_clip_torch", "timm", "transformers", "numpy", "pandas
 def git_revision() -> str | None:
     """The commit of this code, with `+changes` where tracked files differ from it; None outside a checkout.
 
-    None too, with a warning, where git is missing or fails. What keeps a process from being started raises `OSError`.
+    Also None, with a warning, if git is missing or fails. Raises `OSError` if no process can be started.
     """
-    if not (ROOT / ".git").exists():  # an installed package; git would name the commit of a project around it
+    if not (ROOT / ".git").exists():  # an installed package; git would name the commit of an enclosing project
         return None
 
     def git(*arguments: str) -> str:
@@ -29,7 +29,9 @@ def git_revision() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (FileNotFoundError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
-        log.warning("the revision of the code goes unrecorded, for git fails: %s", " ".join(str(said).split())[:200])
+        log.warning(
+            "the revision of the code is not recorded, because git fails: %s", " ".join(str(said).split())[:200]
+        )
         return None
 
 
