@@ -1,28 +1,17 @@
 """OpenAI CLIP's interface under upstream's names: `load` for published models, and the strict `tokenize`."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
 from chexzero.common.errors import UserError
 from chexzero.model import CLIP
 from chexzero.models.checkpoints import load_model
+from chexzero.models.published import MODELS, weights_file
 from chexzero.simple_tokenizer import END, START, default_tokenizer
 
 CONTEXT_LENGTH = 77
-
-#: Name of a published model -> open_clip's name for it.
-_MODELS = {
-    "RN50": "RN50",
-    "RN101": "RN101",
-    "RN50x4": "RN50x4",
-    "RN50x16": "RN50x16",
-    "ViT-B/32": "ViT-B-32",
-    "ViT-B/16": "ViT-B-16",
-}
 
 
 class ClipError(UserError, RuntimeError):
@@ -31,7 +20,7 @@ class ClipError(UserError, RuntimeError):
 
 def available_models() -> list[str]:
     """Names that `load` accepts."""
-    return list(_MODELS)
+    return list(MODELS)
 
 
 def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False) -> torch.Tensor:
@@ -62,29 +51,6 @@ def trim_padding(tokens: torch.Tensor) -> torch.Tensor:
     return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1] if len(tokens) else tokens
 
 
-def weights_file(name: str, folder: str | os.PathLike | None = None) -> Path:
-    """Return the path of a published model's weights.
-
-    OpenAI's archive (`ViT-B-32.pt`) or `ViT-B-32.safetensors` in `folder` (default `~/.cache/clip`) is used if it
-    exists; otherwise the same weights come from the Hugging Face hub, through its cache.
-    """
-    if name not in _MODELS:
-        raise ClipError(f"the model {name!r} is not known; choose one of {', '.join(_MODELS)}, or name a file")
-    stem, folder = _MODELS[name], Path(folder or Path.home() / ".cache" / "clip")
-    own = next((path for ending in ("pt", "safetensors") if (path := folder / f"{stem}.{ending}").is_file()), None)
-    if own:
-        return own
-    config = get_pretrained_cfg(stem, "openai")
-    try:
-        return Path(download_pretrained(config))
-    except OSError as error:
-        where = f"https://huggingface.co/{config['hf_hub'].rstrip('/')}"
-        raise ClipError(
-            f"the weights of {name} are not in {folder} and cannot be downloaded; fetch open_clip_model.safetensors "
-            f"from {where} elsewhere and put it there as {stem}.safetensors"
-        ) from error
-
-
 _BEST_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -95,7 +61,9 @@ def load(name: str, device: str | torch.device = _BEST_DEVICE, jit: bool = True)
     tensor (3, R, R) normalised for photographs; CheXzero prepares its radiographs with `imaging.normalise.prepare`
     instead. `jit` is accepted for compatibility and ignored: only tensors are read from the file.
     """
-    path = name if name not in _MODELS and Path(name).is_file() else weights_file(name)
+    if name not in MODELS and not Path(name).is_file():
+        raise ClipError(f"the model {name!r} is not known; choose one of {', '.join(MODELS)}, or name a file")
+    path = weights_file(name) if name in MODELS else name
     model = load_model(path, device)
     return model, image_transform(model.image_resolution)
 

@@ -1,4 +1,4 @@
-"""The front door: published names, files, the strict tokenizer."""
+"""`clip.load` and `clip.tokenize`: published names, files, the strict tokenizer."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from small_clip import state_dict
 
 from chexzero import clip
 from chexzero.common.errors import UserError
+from chexzero.models import published
 
 
 def test_available_models():
@@ -40,17 +41,17 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_the_place(tmp_path, mo
     def offline(config):
         raise FileNotFoundError("no network")
 
-    monkeypatch.setattr(clip, "download_pretrained", offline)
+    monkeypatch.setattr(published, "download_pretrained", offline)
     with pytest.raises(UserError, match="ViT-B/32 are not in .*huggingface.co/timm/.* put it there as ViT-B-32.safe"):
-        clip.weights_file("ViT-B/32", tmp_path)
+        published.weights_file("ViT-B/32", tmp_path)
     for ending in ("safetensors", "pt"):
         (tmp_path / f"ViT-B-32.{ending}").write_bytes(b"")
-        assert clip.weights_file("ViT-B/32", tmp_path).name == f"ViT-B-32.{ending}"
+        assert published.weights_file("ViT-B/32", tmp_path).name == f"ViT-B-32.{ending}"
 
 
 def test_weights_come_from_the_hub_where_the_folder_has_none(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("open_clip.pretrained.hf_hub_download", lambda **what: asked.append(what) or str(tmp_path))
-    assert clip.weights_file("ViT-B/32", tmp_path / "none") == tmp_path
+    assert published.weights_file("ViT-B/32", tmp_path / "none") == tmp_path
     assert asked[0]["repo_id"] == "timm/vit_base_patch32_clip_224.openai"
     assert asked[0]["filename"] == "open_clip_model.safetensors"

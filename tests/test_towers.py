@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from chexzero.common.errors import UserError
 from chexzero.model import CLIP, build_model
-from chexzero.models import towers
+from chexzero.models import published, towers
 from chexzero.models.checkpoints import load_model
 from chexzero.models.towers import TEXT_SIZES, VISION_CHOICES, TextSize, create_model
 from dinov3_adapter import SIZES
@@ -174,7 +174,7 @@ def test_shorter_and_longer_context(tmp_path):
 def test_open_clip_name(monkeypatch, tmp_path):
     source = small_clip()
     torch.save(source.state_dict(), tmp_path / "open_clip.pt")
-    monkeypatch.setattr(towers, "download_pretrained", lambda config: str(tmp_path / "open_clip.pt"))
+    monkeypatch.setattr(published, "download_pretrained", lambda config: str(tmp_path / "open_clip.pt"))
     model = create_model("dinov3_tiny", text_encoder="small", text_weights="open_clip:ViT-B-32/laion400m_e32")
     assert torch.equal(model.encode_text(TOKENS), source.encode_text(TOKENS))
 
@@ -199,7 +199,7 @@ def test_without_a_connection(monkeypatch):
 
     monkeypatch.setitem(towers.CLIP_VISION, "vit_b_32", towers.ClipVision("ViT-B/32", 16, 64, layers=2, width=128))
     monkeypatch.setitem(TEXT_SIZES, "chexzero", TEXT_SIZES["small"])
-    monkeypatch.setattr(towers, "download_pretrained", offline)
+    monkeypatch.setattr(published, "download_pretrained", offline)
     with pytest.raises(UserError, match="name it with --text_weights FILE"):
         create_model("dinov3_tiny", text_weights="open_clip:ViT-B-32/laion400m_e32")
 

@@ -10,21 +10,18 @@ from typing import Any
 
 import torch
 from open_clip.model import resize_pos_embed
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transformer import PatchDropout
 from torch import nn
 from torch.nn import functional
 
 import dinov3_adapter
-from chexzero.clip import weights_file
 from chexzero.common.errors import UserError
 from chexzero.model import CLIP, compare_keys
 from chexzero.models.checkpoints import describe, read_state_dict
 from chexzero.models.other_libraries import is_model_folder
+from chexzero.models.published import OPEN_CLIP_PREFIX, OPENAI, open_clip_file, weights_file
 
 RANDOM = "random"
-OPENAI = "openai"
-OPEN_CLIP_PREFIX = "open_clip:"
 VOCABULARY_SIZE = 49408
 DINOV3_RESOLUTION = 224
 
@@ -202,40 +199,13 @@ def _read_clip(source: str, openai_name: str, flag: str) -> dict[str, torch.Tens
         except UserError as error:
             raise UserError(f"{error}, or name a file with {flag} FILE (or {flag} {RANDOM})") from error
     if source.startswith(OPEN_CLIP_PREFIX):
-        return read_state_dict(_open_clip_file(source.removeprefix(OPEN_CLIP_PREFIX), flag))
+        return read_state_dict(open_clip_file(source.removeprefix(OPEN_CLIP_PREFIX), flag))
     if not Path(source).exists():
         raise UserError(
             f"{flag} {source} is no file or folder; name a checkpoint, an exported model, {OPENAI}, "
             f"{OPEN_CLIP_PREFIX}MODEL/TAG or {RANDOM}"
         )
     return read_state_dict(source)
-
-
-def _open_clip_file(name: str, flag: str) -> Path:
-    """Fetch what open_clip publishes as MODEL/TAG, if it was trained with QuickGELU.
-
-    The activation is not in a state dict: weights trained with another would load and give other features.
-    """
-    model, _, tag = name.partition("/")
-    model = model.removesuffix("-quickgelu")
-    fitting = [
-        known for known in list_pretrained_tags_by_model(model) if get_pretrained_cfg(model, known).get("quick_gelu")
-    ]
-    config = get_pretrained_cfg(model, tag) if tag else {}
-    if not config.get("quick_gelu"):
-        why = "was trained with another activation than QuickGELU" if config else "is not published by open_clip"
-        raise UserError(
-            f"{OPEN_CLIP_PREFIX}{name} {why}; choose one of "
-            + (", ".join(f"{OPEN_CLIP_PREFIX}{model}/{known}" for known in fitting) or OPENAI)
-        )
-    try:
-        return Path(download_pretrained(config))
-    except OSError as error:
-        where = f"https://huggingface.co/{config['hf_hub'].rstrip('/')}"
-        raise UserError(
-            f"{OPEN_CLIP_PREFIX}{name} cannot be downloaded; fetch open_clip_model.safetensors from "
-            f"{where} on a machine with access and name it with {flag} FILE"
-        ) from error
 
 
 def _load_vision(model: CLIP, state: Mapping[str, torch.Tensor], source: str | os.PathLike, vision: str) -> None:
