@@ -1,4 +1,4 @@
-"""Headless Chromium driven through its DevTools pipe (JSON on two file descriptors): no driver package is needed."""
+"""Headless Chromium, controlled through its DevTools pipe (JSON on two file descriptors) without a driver package."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ ANSWER_WITHIN = 60  # seconds
 
 
 class Browser:
-    """One page; `with Browser(folder) as page: page.open(url)`. `problems` are the errors that the console showed."""
+    """One page; `with Browser(folder) as page: page.open(url)`. `problems` lists the console's errors."""
 
     def __init__(self, folder: Path, width: int = 1280, height: int = 900):
         theirs_in, self.to_them = os.pipe()
@@ -51,7 +51,7 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.to_them)  # Chromium leaves when its pipe is closed
+        os.close(self.to_them)  # Chromium exits when its pipe is closed
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -90,7 +90,7 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def run(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Return the value of a JavaScript expression in the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)[
             "result"
         ].get("value")

@@ -1,4 +1,4 @@
-"""Upstream's functions beside ours: kept, changed, left out or new, and why. `docs/UPSTREAM.md` is made from this."""
+"""Upstream's functions against ours: kept, changed, left out or new, and why: the source of `docs/UPSTREAM.md`."""
 
 import ast
 import importlib
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Upstream's file -> our module; None where the whole file has another form here.
+#: Upstream's file -> our module; None if the file has no counterpart.
 MODULES = {
     "run_train.py": "run_train",
     "train.py": "chexzero.train",
