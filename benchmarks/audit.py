@@ -1,15 +1,15 @@
-"""The overlap audit at full size, and beside its peers.
+"""The overlap audit at full size, compared with other methods.
 
     python -m benchmarks.audit
     python -m benchmarks.audit --sizes 20000 40000 --out quick     # a quick look
-    python -m benchmarks.audit --sizes --images FOLDER             # the peers alone, on radiographs of your own
+    python -m benchmarks.audit --sizes --images FOLDER             # the methods alone, on your own radiographs
     python -m benchmarks.audit --sizes --reports reports.csv       # a table of real reports (findings, impression)
 
-Search: synthetic training signatures against 734 evaluation images. The words of each are drawn from those of drawn
-pictures and their neighbours in the vocabulary; for every evaluation image the signature of one disguised copy is put
-among them. Each size runs in a process of its own, whose highest resident memory is given. Also measured: signatures
-and second-stage pairs per second, the comparison of ids, hashes and reports, and recall, false alarms and time of the
-perceptual hashes of ImageHash, of SIFT pair by pair, and of the audit, on the same disguised copies.
+The search compares synthetic training signatures with 734 evaluation images. The words of each signature are drawn from
+those of drawn pictures and their neighbours in the vocabulary; for every evaluation image the signature of a disguised
+copy is added. Each size runs in its own process, whose peak resident memory is printed. The benchmark also measures
+signatures and second-stage pairs per second, the comparison of ids, hashes and reports, and, on the same disguised
+copies, recall, false alarms and time of ImageHash's perceptual hashes, of SIFT pair by pair, and of the audit.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def child(measure: str, size: int, args: argparse.Namespace) -> dict:
 
 
 def picture(rng: np.random.Generator) -> np.ndarray:
-    """A drawn picture, uint8 (320, 320): shape and ribs as all have them, a pose, own structures and texture."""
+    """A drawn picture, uint8 (320, 320): a common shape and ribs; an individual pose, structures and texture."""
     y, x = np.mgrid[-1:1:320j, -1:1:320j]
     x, y = (x - rng.normal(0, 0.04)) * rng.normal(1, 0.04), (y - rng.normal(0, 0.04)) * rng.normal(1, 0.04)
     shape = 150 - 90 * np.exp(-((np.abs(x) - 0.45) ** 2 / 0.08 + y**2 / 0.35))
@@ -159,7 +159,7 @@ def search(size: int, args: argparse.Namespace) -> dict:
 def draw_signatures(
     file: IO[bytes], size: int, places: np.ndarray, copies: np.ndarray, neighbours: np.ndarray, rng: np.random.Generator
 ) -> nominate.SignatureFile:
-    """Write `size` signatures: each word is a random neighbour of a random feature's word; the copies at their places."""
+    """Write `size` signatures: each word is a random neighbour of a random feature's word; copies at their rows."""
     for start in range(0, size, 10_000):
         n = min(10_000, size - start)
         block = np.zeros(n, nominate.SIGNATURE)
@@ -216,7 +216,7 @@ def rows(n: int, source: str, split: str, seed: int) -> pd.DataFrame:
 
 
 def signatures(n: int, args: argparse.Namespace) -> dict:
-    """Images per second through the making of signatures."""
+    """Images per second whose signatures are computed."""
     cv2.setNumThreads(1)
     images = pictures(n, args.seed)
     vocabulary, _ = nominate.prepare(images[:16], args.workers)
@@ -228,7 +228,7 @@ def signatures(n: int, args: argparse.Namespace) -> dict:
 
 
 def pairs(n: int, args: argparse.Namespace) -> dict:
-    """Pairs per CPU second through the second stage: unrelated ones, the usual case."""
+    """Pairs per CPU second in the second stage, on unrelated pairs, the usual case."""
     cv2.setNumThreads(1)
     images = pictures(n + 1, args.seed)
     own = verify.prepare_poses(images[0])
@@ -242,7 +242,7 @@ def pairs(n: int, args: argparse.Namespace) -> dict:
 
 
 def peers(n: int, args: argparse.Namespace) -> dict:
-    """Recall on all disguises of `n` images, false alarms on strangers, and time, of the audit and its peers."""
+    """Recall on all disguises of `n` images, false alarms on unrelated images, and time, of the audit and others."""
     cv2.setNumThreads(1)
     pool = ImageFiles(images_in(args.images))[:] if args.images else pictures(4 * n, args.seed)
     order = np.random.default_rng(args.seed).permutation(len(pool))
@@ -264,7 +264,7 @@ def peers(n: int, args: argparse.Namespace) -> dict:
 
 
 def measure_peer(make: Callable, same: Callable, own: np.ndarray, strangers: np.ndarray, copies: list) -> dict:
-    """Compare every copy with its original and every stranger with every image."""
+    """Compare every copy with its original and every unrelated image with every image."""
     cpu = time.process_time()
     marks, others = [make(image) for image in own], [make(image) for image in strangers]
     found = [same(marks[k], make(copy)) for k, _, copy in copies]
@@ -273,7 +273,7 @@ def measure_peer(make: Callable, same: Callable, own: np.ndarray, strangers: np.
 
 
 def measure_audit(own: np.ndarray, strangers: np.ndarray, copies: list, workers: int) -> dict:
-    """The audit of the strangers as a training set, each copy one more training image of it."""
+    """Audit the unrelated images as a training set to which every copy is added."""
     cpu = time.process_time()
     search = near.Search.prepare(own, workers)
     marks = np.stack([nominate.signature(image, search.vocabulary) for image in strangers])
@@ -304,7 +304,7 @@ def perceptual_hash(side: int) -> Callable:
 
 
 def sift(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, 2) and descriptors (n, 128) as OpenCV gives them."""
+    """Points (n, 2) and descriptors (n, 128) from OpenCV."""
     found, descriptors = cv2.SIFT.create(nfeatures=1000).detectAndCompute(image, None)
     points = np.array([one.pt for one in found], np.float32).reshape(-1, 2)
     return points, np.zeros((0, 128), np.float32) if descriptors is None else descriptors
@@ -337,7 +337,7 @@ def _dropped(text: str, rng: np.random.Generator) -> str:
     return " ".join(part for k, part in enumerate(parts) if k != gone or len(parts) == 1)
 
 
-#: what is done to a report whose copy must be found
+#: name -> edit of a report whose copy must be found
 EDITS: dict[str, Callable[[str, np.random.Generator], str]] = {
     "a typo": _typo,
     "three typos": lambda text, rng: _typo(_typo(_typo(text, rng), rng), rng),
@@ -356,7 +356,7 @@ EDITS: dict[str, Callable[[str, np.random.Generator], str]] = {
 def reports(path: Path, seed: int) -> dict:
     """Recall of telling reports after each edit, and false alarms among different studies of one table.
 
-    700 reports play the evaluation set. A report is telling if its unchanged copy is found.
+    700 reports are used as the evaluation set. A report is telling if its unchanged copy is found.
     """
     table = read_table(path, ["findings", "impression"]).fillna("")
     joined = (table["findings"] + " " + table["impression"]).str.strip()
@@ -388,7 +388,7 @@ def reports(path: Path, seed: int) -> dict:
 
 
 STRANGERS = 60
-#: name -> what is made of an image, and when two of them are the same
+#: method -> its descriptor of an image, and whether two descriptors match
 PEERS: dict[str, tuple[Callable, Callable]] = {
     "pHash, 64 bits (ImageHash), 10 or fewer differ": (
         lambda image: perceptual_hash(8)(image),

@@ -1,4 +1,4 @@
-"""Bootstrap of the AUROC: all labels and resamples at once, beside the plain loop over both.
+"""Bootstrap of the AUROC: all labels and resamples at once, compared with a plain loop over both.
 
     python -m benchmarks.bootstrap
 
@@ -19,7 +19,7 @@ from chexzero.common.statistics import bootstrap_auroc, percentile_interval
 
 
 def plain_loop(truth: np.ndarray, scores: np.ndarray, n_samples: int) -> np.ndarray:
-    """(n_samples, L): one `roc_curve` a resample and label."""
+    """(n_samples, L): one `roc_curve` per resample and label."""
     index = np.arange(len(truth))
     areas = np.empty((n_samples, truth.shape[1]))
     for i in range(n_samples):

@@ -1,10 +1,10 @@
-"""How often a 95 % interval holds the true area, and how often a test cries out where two models are equal.
+"""How often a 95 % interval contains the true AUROC, and how often a test reports a difference of two equal models.
 
     python -m benchmarks.coverage [--draws 2000] [--mean_draws 400] [--pairs 400]
 
-Scores are drawn from two normal distributions, so that the true area is known. The labelled sets have the counts of
-positive cases of the CheXpert validation and test sets; labels occur together, and the scores of one image are
-correlated. Three tables: one label at every count; the means over labels; two equal models beside each other.
+Scores are drawn from two normal distributions, so that the true AUROC is known. The labelled sets have the counts of
+positive cases of the CheXpert validation and test sets; labels are correlated, and so are the scores of one image.
+Three tables: one label at every count; the means over labels; comparisons of two equal models.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from chexzero.common.statistics import auroc, bootstrap_auroc, paired_difference
 COUNTS = (3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
 AREAS = (0.6, 0.7, 0.8, 0.9, 0.95)
 
-#: Set -> cases, and positive cases of the labels that have any; a true area is drawn for each.
+#: Set -> cases, and positive cases of the labels that have any; a true AUROC is drawn for each.
 SETS = {
     "validation": (200, (75, 66, 32, 42, 105, 1, 120, 26, 64, 1, 8, 6, 99)),
     "test": (500, (153, 151, 29, 78, 253, 5, 8, 264, 104, 4, 11, 9, 261)),
@@ -51,7 +51,7 @@ def label_coverage(draws: int, cases: int = 500) -> None:
 
 
 def drawn_set(rng: np.random.Generator, cases: int, counts: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Labels (N, L) with the given counts that occur together, correlated noise (N, L), and the shift of each label."""
+    """Correlated labels (N, L) with the given counts, correlated noise (N, L), and the shift of each label."""
     latent = SHARED**0.5 * rng.normal(size=(cases, 1)) + (1 - SHARED) ** 0.5 * rng.normal(size=(cases, len(counts)))
     truth = (latent.argsort(0).argsort(0) >= cases - counts).astype(np.float64)
     noise = SHARED**0.5 * rng.normal(size=(cases, 1)) + (1 - SHARED) ** 0.5 * rng.normal(size=(cases, len(counts)))
@@ -89,7 +89,7 @@ def mean_coverage(draws: int) -> None:
 
 
 def false_alarms(draws: int) -> None:
-    """Two models of equal true areas on the same cases: how often some label shows p < 0.05."""
+    """How often some label shows p < 0.05 for two models with equal true AUROCs on the same cases."""
     print(
         f"\nTwo equal models, {draws} draws: share of reports in which some label shows p < 0.05, and share per label"
     )

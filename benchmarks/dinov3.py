@@ -1,10 +1,10 @@
-"""A DINOv3 tower on this machine: images per second, share of the chip's peak, bf16 features against fp32.
+"""Measure a DINOv3 tower on this machine: images per second, share of the chip's peak, bf16 features against fp32.
 
     python -m benchmarks.dinov3 --vision dinov3_vitb --batch_size 128 --out benchmarks/results/dinov3.json
     python -m benchmarks.dinov3 --vision dinov3_tiny --image_resolution 64 --batch_size 4 --repeats 3
 
-Operations are counted by torch's FlopCounterMode, not estimated. The peak is the data sheet's for the chips listed,
-and for any chip a large matrix product timed in the same run: what the tower could reach here at best.
+Operations are counted by torch's FlopCounterMode, not estimated. The peak is the data sheet's for the chips listed;
+for any chip, the rate of a large matrix product in the same run is also given, as a practical upper limit.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def forward_step(tower: torch.nn.Module, images: torch.Tensor, precision: str) -
 
 
 def training_step(tower: torch.nn.Module, images: torch.Tensor, precision: str) -> Callable[[], None]:
-    """Forward, backward and AdamW's update of the tower; the text encoder and the loss over pairs are not in it."""
+    """Forward, backward and AdamW's update of the tower, without the text encoder and the loss over pairs."""
     optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-6, fused=images.is_cuda)
 
     def run() -> None:
@@ -140,14 +140,14 @@ def count_flops(run: Callable) -> int:
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
-    """Rate of one large matrix product, the best that the tower could reach here."""
+    """Rate of one large matrix product: the practical upper limit for the tower here."""
     side = 8192 if device.type == "cuda" else 512
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / median_seconds(lambda: left @ right, device, repeats) / 1e12
 
 
 def median_seconds(run: Callable, device: torch.device, repeats: int) -> float:
-    """Median wall time of `run` after three runs that are not timed."""
+    """Median wall time of `run` after three warm-up runs."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times = []
     for i in range(repeats + 3):

@@ -2,9 +2,9 @@
 
     python -m benchmarks.finish --train 50000
 
-Makes what `python -m data_prep build --shard` leaves, with pictures that repeat (their blocks are hard links, so the
-prepared images take no space) and reports that do not, then runs `python -m data_prep finish` on it. The sets are
-really written: 0.1 MB an image.
+Creates the files that `python -m data_prep build --shard` leaves, with repeated pictures (their blocks are hard links,
+so the prepared images take no space) and different reports, then runs `python -m data_prep finish` on them. The sets
+are written to disk: 0.1 MB per image.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def make(work: Work, n_train: int) -> None:
-    """A work folder with every image prepared."""
+    """Create a work folder in which every image is prepared."""
     rows = {"train": n_train, **EVALUATION}
     work.folder.mkdir(parents=True)
     work.lock_path.touch()
@@ -97,7 +97,7 @@ def write_block(path: Path, images: np.ndarray) -> None:
 
 
 def make_rows(role: str, n: int) -> Iterator[Row]:
-    """Training: two images a study, four a patient, each study with a report of its own. Else one image a patient."""
+    """Training: two images per study, four per patient, a different report per study. Else one image per patient."""
     words, random = np.array([f"word{k}" for k in range(5000)]), np.random.default_rng(SEEDS[role])
     source, share = ("chexpert", 1) if role == "test" else ("chexpert_plus", 4 if role == "train" else 1)
     first, report = {"train": 0, "valid": 200_000, "test": 300_000}[role], ""

@@ -1,4 +1,4 @@
-"""The highest memory of a process, for the benchmarks that start one for each measurement."""
+"""Peak memory of a process, for the benchmarks that start one per measurement."""
 
 import resource
 import sys
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def peak() -> float:
-    """Highest resident memory of this process so far, MiB.
+    """Peak resident memory of this process so far, MiB.
 
-    Linux hands `ru_maxrss` of the process that started this one on to it, so that its own is read elsewhere there.
+    On Linux a process inherits `ru_maxrss` from its parent, so its own peak is read elsewhere.
     """
     if sys.platform == "linux":
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -1,7 +1,7 @@
-"""What a large evaluation set costs: `python -m benchmarks.named_sets`.
+"""Time and memory of a large evaluation set: `python -m benchmarks.named_sets`.
 
-First the statistics alone (200 findings, 40,000 images), then a set from its files to its figures with a model of
-CheXzero's size (ViT-B/32 at 224, random weights; 256 images): how much of that time is the model's own.
+First the statistics alone (200 findings, 40,000 images), then a whole evaluation with a model of
+CheXzero's size (ViT-B/32 at 224, random weights; 256 images), and the model's share of that time.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def statistics(args: argparse.Namespace) -> None:
-    """Time and memory of areas, intervals and means on drawn probabilities."""
+    """Time and memory of AUROCs, intervals and means on drawn probabilities."""
     random = np.random.default_rng(0)
     shares = np.exp(random.uniform(np.log(2e-4), np.log(0.3), args.findings))
     truth = (random.random((args.images, args.findings)) < shares).astype(np.float64)
@@ -56,8 +56,8 @@ def statistics(args: argparse.Namespace) -> None:
 
 
 def share_of_the_model(n_images: int, n_findings: int) -> None:
-    """Score a drawn set from its files in every way of asking, and print the parts of the time."""
-    import torch  # here: its memory is not the statistics'
+    """Score a drawn set from its files with every prompt wording, and print how the time divides."""
+    import torch  # here, so that the statistics' memory excludes it
 
     from chexzero.evaluation.prompt_choice import WAYS, pairs
     from chexzero.model import CLIP

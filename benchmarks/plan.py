@@ -2,8 +2,8 @@
 
     python -m benchmarks.plan --rows 500000
 
-Prints the rows planned, the seconds and the peak memory of `python -m data_prep build` until its plan is written. The
-drawn files take an inode each; they lie in a temporary folder and are removed.
+Prints the rows planned, the seconds and the peak memory of `python -m data_prep build` until its plan is written. Each
+empty file takes an inode; they are in a temporary folder and are removed.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from data_prep.steps.plan import describe, make_plan
 from data_prep.steps.work import Work
 
 TEXT = "The cardiac silhouette is within normal limits. There is no focal consolidation, effusion or pneumothorax. "
-SHARE = 0.45  # of the rows that are CheXpert-Plus's
+SHARE = 0.45  # of the rows are CheXpert-Plus's
 
 
 def write_chexpert_plus(root: Path, rows: int) -> None:
-    """The table and empty files of so many training images, two to a study, and one for validation."""
+    """Write the table and empty files of this many training images, two per study, and of one validation image."""
     (root / "PNG").mkdir(parents=True)
     with open(root / "df_chexpert_plus_240401.csv", "w", newline="") as handle:
         table = csv.DictWriter(handle, COLUMNS, restval="")
@@ -50,7 +50,7 @@ def write_chexpert_plus(root: Path, rows: int) -> None:
 
 
 def write_chexpert(root: Path) -> None:
-    """The labels of the validation image, and one test study."""
+    """Write the labels of the validation image, and one test study."""
     touch(root / "test/patient64741/study1/view1_frontal.jpg")
     labels = ",".join(LABELS)
     zeros = ",".join("0" * len(LABELS))
@@ -61,7 +61,7 @@ def write_chexpert(root: Path) -> None:
 
 
 def write_rexgradient(root: Path, rows: int) -> None:
-    """The three JSON files and empty files of so many images, two to a study."""
+    """Write the three JSON files and empty files of this many images, two per study."""
     (root / "metadata").mkdir(parents=True)
     for split, share in (("train", 0.88), ("valid", 0.06), ("test", 0.06)):
         studies = {}
@@ -124,7 +124,7 @@ def main() -> None:
         write_chexpert_plus(root / "chexpert_plus", ours)
         write_chexpert(root / "chexpert")
         write_rexgradient(root / "rexgradient", args.rows - ours)
-        command = [sys.executable, "-m", "benchmarks.plan", "--planned", folder]  # a process of its own: its own peak
+        command = [sys.executable, "-m", "benchmarks.plan", "--planned", folder]  # a new process, for its own peak
         result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     print(json.dumps({"machine": machine()} | result, indent=1))
 

@@ -1,11 +1,11 @@
-"""How often the sanity checks cry out over sound pairs of sets, and which planted mistakes they find.
+"""How often the sanity checks raise false alarms on correct pairs of sets, and which planted mistakes they find.
 
     python -m benchmarks.planted [--sound 500] [--planted 40] [--offset 0]
 
 A pair is a validation set of 200 and a test set of 500 studies with the counts of positive cases of CheXpert's. Labels
-occur together, a study without finding has none, a label's score also follows other labels, and every true area
-differs between the two sets, as it does between populations. Images are drawn chests, darker or brighter from one to
-the next. What needs only ids and hashes is exact and planted in the tests.
+are correlated, a study with No Finding has no finding, a label's score also depends on other labels, and every true
+AUROC differs between the two sets, as it does between populations. Images are drawn chests of varying brightness.
+Checks that need only ids and hashes are exact; the tests cover them.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from chexzero.imaging.orientation import FEW, ImageStatistics, image_statistics,
 from chexzero.report.image_checks import looks_alike
 from chexzero.report.sanity import LOOK, label_checks
 
-#: Positive cases in `LABELS` order, No Finding apart (it follows), in the two sets.
+#: Positive cases in `LABELS` order in the two sets; No Finding follows from the others.
 COUNTS = {
     "valid": (200, (75, 66, 32, 42, 105, 0, 1, 120, 0, 64, 1, 8, 6, 99)),
     "test": (500, (153, 151, 29, 78, 253, 5, 8, 264, 0, 104, 4, 11, 9, 261)),
 }
-#: True areas, near CheXzero's; No Finding is asked with a double negative.
+#: True AUROCs, near CheXzero's; No Finding's is low because its prompt is a double negative.
 AREAS = np.array([0.81, 0.91, 0.89, 0.90, 0.92, 0.62, 0.74, 0.92, 0.07, 0.93, 0.68, 0.78, 0.72, 0.77])
-#: Standard deviation of the shift of all areas, and of one label's, from one set to the other (probit units x 2 ** 0.5).
+#: Standard deviation of the shift of all AUROCs, and of one label's, between the sets (probit units x 2 ** 0.5).
 SHIFT_ALL, SHIFT_ONE = 0.05, 0.12
 
 Pair = dict[str, tuple[NDArray, NDArray]]
@@ -98,7 +98,7 @@ def upside_down(label: str) -> Callable:
     return plant
 
 
-#: Mistake in the labels of the test set -> what it does to them.
+#: Mistake in the labels of the test set -> the function that makes it.
 MISTAKES: dict[str, Callable[[NDArray, np.random.Generator], NDArray]] = {
     "all rows permuted": permuted(*LABELS),
     "a quarter of the rows permuted": quarter,
@@ -118,7 +118,7 @@ SIDE = 64
 
 
 def drawn_images(seed: int, count: int, brighter: float = 0.0) -> NDArray:
-    """Grey images (count, 64, 64), uint8: two lungs and a heart to the right of the middle, moved and noisy."""
+    """Grey images (count, 64, 64), uint8: two lungs and a heart right of the middle, shifted at random, with noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE - 0.5
     images = []
@@ -143,7 +143,7 @@ IMAGE_MISTAKES: dict[str, Callable[[NDArray], NDArray]] = {
 }
 
 
-#: Those of `IMAGE_MISTAKES` that the comparison of ways must find.
+#: Those of `IMAGE_MISTAKES` that the comparison of orientations must find.
 TURNED = ("mirrored", "upside down", "turned by 90 degrees", "dark and bright exchanged")
 
 
@@ -155,14 +155,14 @@ def alarms(pair: Pair) -> list[str]:
 def image_pair(
     seed: int, change: Callable[[NDArray], NDArray] | None = None
 ) -> tuple[ImageStatistics, ImageStatistics]:
-    """Statistics of drawn test images, changed if asked, and of training images that are as bright as another hospital's."""
+    """Statistics of drawn test images, after `change`, and of training images with another hospital's brightness."""
     rng = np.random.default_rng(seed)
     train, test = (drawn_images(2 * seed + k, n, rng.normal(0, 6)) for k, n in ((0, 200), (1, 120)))
     return image_statistics(change(test) if change else test), image_statistics(train)
 
 
 def best_gain(seed: int, change: Callable[[NDArray], NDArray] | None = None) -> float:
-    """Of the wrong ways, the greatest gain of a drawn pair in standard errors."""
+    """The greatest gain of a wrong orientation over the right one in a drawn pair, in standard errors."""
     test, train = image_pair(seed, change)
     return max(gain.errors for gain in turn_gains(test, train.small.mean(0)).values())
 

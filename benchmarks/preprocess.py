@@ -1,14 +1,14 @@
-"""Preparing images, side by side with a plain loop that does what CheXzero does, on the same files and cores.
+"""Preprocessing compared with a plain loop that does what CheXzero does, on the same files and cores.
 
     python -m benchmarks.preprocess --images 200 --rounds 5 --out benchmarks/results/preprocess.json
-    python -m benchmarks.preprocess --pictures DIR ...       # the radiographs under DIR, brought to full size
-    python -m benchmarks.preprocess --image_size 320 448 512 # what `build --image_size` costs, in one run
+    python -m benchmarks.preprocess --pictures DIR ...       # the radiographs under DIR, enlarged to full size
+    python -m benchmarks.preprocess --image_size 320 448 512 # time and disk of `build --image_size`, in one run
 
-The loop reads in colour, turns BGR to RGB, resizes three channels, and writes float32, image by image. Ours is what
-`python -m data_prep build` does: processes that write blocks, then the join into one HDF5 file; their start is in our
-time. Both give the same bytes, which is checked. The files are 8-bit grey PNG and JPEG of 2,000 to 2,900 pixels, half
-and half: CheXpert's sizes. What else the machine does slows ours more than the loop, so the load is recorded. Last
-comes what memory a process that prepares images takes.
+The loop reads in colour, converts BGR to RGB, resizes three channels, and writes float32, image by image. Ours runs
+the steps of `python -m data_prep build`: processes write blocks, which are joined into one HDF5 file; their start is
+included in the time. Both must give the same bytes. The files are 8-bit grey PNG and JPEG of 2,000 to 2,900 pixels,
+half and half: CheXpert's sizes. Other load on the machine slows ours more than the loop, so the load is recorded. The
+benchmark ends with the memory of a process that prepares images.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from data_prep.steps.prepare import run_tasks
 from data_prep.steps.sets import new_images
 from data_prep.steps.work import cpu_count, positive
 
-REPEATS = 3  # of each stage, of which the fastest counts
+REPEATS = 3  # of each stage; the fastest is reported
 FEW = 100  # files on which the stages are timed one by one
 KINDS = {
     "grey": {"channels": 1, "dtype": np.uint8},
@@ -101,10 +101,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def write_files(folder: Path, pictures: Path | None, count: int) -> list[Path]:
-    """Grey PNG and JPEG files of 2,000 to 2,900 pixels, grown from small pictures, with a detector's noise added."""
+    """Write grey PNG and JPEG files of 2,000 to 2,900 pixels: enlarged small pictures with detector noise."""
     folder.mkdir()
     if pictures is None:
-        from data_prep.demo.corpus import write_corpus  # here, because the processes of ours import this module too
+        from data_prep.demo.corpus import write_corpus  # here, because our worker processes import this module too
 
         pictures = folder / "drawn"
         write_corpus(pictures, train=12, valid=1, test=1, seed=1)
@@ -125,7 +125,7 @@ def write_files(folder: Path, pictures: Path | None, count: int) -> list[Path]:
 
 
 def measure_round(files: list[Path], folder: Path, workers: int) -> dict[str, float]:
-    """Both on all files, one after the other; raises if the bytes differ."""
+    """Time both on all files, one after the other; raises if the bytes differ."""
     theirs = images_per_second(lambda: plain_loop(files, folder / "plain.h5"), len(files))
     ours = images_per_second(lambda: prepare(files, folder, workers), len(files))
     with h5py.File(folder / "plain.h5") as a, h5py.File(folder / "ours.h5") as b:
@@ -149,8 +149,8 @@ def plain_loop(files: list[Path], target: Path) -> None:
 
 
 def prepare(files: list[Path], folder: Path, workers: int, side: int = RESOLUTION) -> None:
-    """What `build` does with a role's images: blocks by all processes (by this one if 0), then the join."""
-    size = min(blocks.SIZE, -(-len(files) // (2 * max(workers, 1))))  # a build has blocks enough for every process
+    """Prepare images as `build` does: all processes (this one if 0) write blocks, which are then joined."""
+    size = min(blocks.SIZE, -(-len(files) // (2 * max(workers, 1))))  # a build has enough blocks for every process
     tasks = [
         (
             "train",
@@ -181,8 +181,8 @@ def images_per_second(run: Callable[[], None], count: int) -> float:
 def measure_sizes(
     files: list[Path], folder: Path, workers: int, sides: list[int], rounds: int
 ) -> dict[int, dict[str, float]]:
-    """Side -> images per second of ours (the median of the rounds, in which the sides take turns), milliseconds of
-    processor time an image in one process, and bytes of the file an image."""
+    """Side -> images per second of ours (the median of the rounds, which alternate between the sides), milliseconds of
+    processor time per image in one process, and bytes of the file per image."""
     speeds: dict[int, list[float]] = {side: [] for side in sides}
     found: dict[int, dict[str, float]] = {}
     for _ in range(rounds if sides else 0):
@@ -208,7 +208,7 @@ def remove_blocks(folder: Path) -> None:
 
 
 def measure_processor(files: list[Path], folder: Path) -> dict[str, float]:
-    """Milliseconds of processor time an image, whole, in one process: what does not depend on the machine's load."""
+    """Milliseconds of processor time per image, all stages, one process: a figure independent of the machine's load."""
     cv2.setNumThreads(1)
     threadpool_limits(1)
     times = {}
@@ -224,7 +224,7 @@ def measure_processor(files: list[Path], folder: Path) -> dict[str, float]:
 
 
 def measure_stages(files: list[Path], folder: Path) -> dict[str, dict[str, float]]:
-    """Milliseconds of processor time an image that each stage takes in one process, in the loop and in ours."""
+    """Milliseconds of processor time per image of each stage in one process, in the loop and in ours."""
     cv2.setNumThreads(1)
     data = [path.read_bytes() for path in files]
     colour = [cv2.imdecode(np.frombuffer(d, np.uint8), cv2.IMREAD_COLOR) for d in data[:8]]
@@ -263,7 +263,7 @@ def measure_stages(files: list[Path], folder: Path) -> dict[str, dict[str, float
 
 
 def measure_sixteen_bits(picture: Path, folder: Path) -> float:
-    """Milliseconds of processor time that a 16-bit PNG of ReXGradient's size (707 x 580) takes."""
+    """Milliseconds of processor time for a 16-bit PNG of ReXGradient's size (707 x 580)."""
     grey = cv2.resize(cv2.imread(str(picture), cv2.IMREAD_GRAYSCALE), (580, 707), interpolation=cv2.INTER_AREA)
     noise = np.random.default_rng(0).normal(0, 100, grey.shape)
     cv2.imwrite(str(folder / "16.png"), np.clip(grey * 257.0 + noise, 0, 65535).astype(np.uint16))
@@ -274,7 +274,7 @@ def measure_sixteen_bits(picture: Path, folder: Path) -> float:
 
 
 def measure_memory(folder: Path, channels: int, dtype: type) -> int:
-    """The most MiB that a process takes which prepares noise of one kind, the largest file there is of its size."""
+    """Peak MiB of a process that prepares noise images of one kind; noise gives the largest file of a size."""
     path = folder / "noise.png"
     shape = (2320, 2828, channels)
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, shape, dtype))
@@ -282,7 +282,7 @@ def measure_memory(folder: Path, channels: int, dtype: type) -> int:
         "import sys, data_prep.steps.blocks\nfrom chexzero.imaging.decode import prepare_image\n"
         "for _ in range(3): prepare_image(*sys.argv[1:])\n"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
-    )  # KiB; ru_maxrss is the parent's
+    )  # KiB; ru_maxrss may be the parent's
     run = subprocess.run([sys.executable, "-c", code, str(folder), path.name], stdout=subprocess.PIPE, check=True)
     return int(run.stdout) >> 10
 

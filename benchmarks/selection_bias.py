@@ -1,12 +1,12 @@
-"""How optimistic the selected checkpoint's validation AUROC is, and what is left after the correction.
+"""How optimistic the selected checkpoint's validation AUROC is, before and after the correction.
 
     python -m benchmarks.selection_bias [--draws 100] [--validations 100]
 
-Checkpoints of one training are drawn: their true areas rise and level off, their scores on an image share most of the
-noise. The best on the validation set is selected; its true area is known. What all checkpoints of a run have in common
-(some validation sets are easier than others) is no optimism of the selection and far larger than it where positive
-cases are few: the mean of validated minus true over all checkpoints of the run, whose expectation is 0, is subtracted.
-Standard errors are over the runs.
+Checkpoints of one training are drawn: their true AUROCs rise and level off, and their scores on an image share most of
+the noise. The best on the validation set is selected; its true AUROC is known. All checkpoints of a run share a
+deviation, as some validation sets are easier than others. Selection does not cause it, and with few positive cases it
+is far larger than the optimism, so the mean of validated minus true over all checkpoints of the run, whose expectation
+is 0, is subtracted. Standard errors are over the runs.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SHARED = 0.5
 def one_run(
     rng: np.random.Generator, cases: int, counts: dict[str, int], validations: int
 ) -> tuple[float, float, float]:
-    """Optimism of the selected checkpoint as validated and as corrected, and what all checkpoints have in common."""
+    """Optimism of the selected checkpoint as validated and as corrected, and the deviation shared by all checkpoints."""
     columns = [LABELS.index(name) for name in counts]
     truth = np.zeros((cases, len(LABELS)))
     for column, count in zip(columns, counts.values(), strict=True):

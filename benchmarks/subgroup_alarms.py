@@ -1,4 +1,4 @@
-"""How often the subgroup suite reports a gap: on drawn scores without one (false alarms), and with a planted one.
+"""How often the subgroup suite reports a gap in drawn scores without one (false alarms), and with a planted one.
 
     python -m benchmarks.subgroup_alarms [--draws 200]
 

@@ -1,8 +1,8 @@
-"""How long the suites' statistics take at a given size, on drawn scores; what the model itself costs is apart.
+"""How long the suites' statistics take at a given size, on drawn scores, without the model.
 
     python -m benchmarks.suites [--images 79000] [--findings 40] [--subgroup_images 20000]
 
-The defaults are about CXR-LT 2024's test set (its 40 findings, three images a patient, the rarest in one image of a
+The defaults are about CXR-LT 2024's test set (its 40 findings, three images per patient, the rarest in one image of a
 thousand) and a hundred times CheXpert's validation set. Peak memory is the whole process's.
 """
 

@@ -1,12 +1,12 @@
-"""What each switch of training does on the drawn corpus: on and off, by seeds, as paired differences.
+"""The effect of each training switch on the drawn corpus: paired differences over several seeds.
 
     python -m benchmarks.switches --data demo/data                    # 1,000 images, 300 steps, three seeds
     python -m benchmarks.switches --data demo/data --only augment "augment and ema" --curve
 
-Every run trains the demo's model on the same first images of the corpus and is validated on its whole validation set; what
-is compared is the mean AUROC of the 13 findings after the last step. Differences are taken seed by seed; their interval is
-Student's. `--curve` prints the validations of the runs without any switch and of those with, where over-fitting shows. The
-figures show that the switches work; of real radiographs they say nothing. Runs that are finished are not made again.
+Every run trains the demo's model on the same first images of the corpus and is validated on the whole validation set.
+The runs are compared by the mean AUROC of the 13 findings after the last step, seed by seed, with Student's interval.
+`--curve` prints the validations of the runs with and without switches, which show over-fitting. The
+figures show that the switches work, not their effect on real radiographs. Finished runs are not repeated.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from chexzero.common.errors import run_command
 from chexzero.runs.run_folder import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Name -> flags. The run without any is what each is compared with; `ema` is read from the folder of the average.
+#: Name -> flags. Each is compared with the run without any; `ema` is read from the folder of the average.
 SWITCHES: dict[str, list[str]] = {
     "augment": ["--augment", "light"],
     "shuffled sentences": ["--text_sentences", "shuffle"],
@@ -40,7 +40,7 @@ SWITCHES: dict[str, list[str]] = {
 
 
 def subset(data: Path, out: Path, rows: int) -> Path:
-    """The first rows of a training set, and its validation set, as a data folder of their own."""
+    """Write the first rows of a training set, and its validation set, into a separate data folder."""
     if not (out / "valid_labels.csv").exists():
         out.mkdir(parents=True, exist_ok=True)
         with h5py.File(data / "cxr.h5") as given, h5py.File(out / "cxr.h5", "w") as made:
@@ -52,7 +52,7 @@ def subset(data: Path, out: Path, rows: int) -> Path:
 
 
 def curve(args: argparse.Namespace, data: Path, name: str, seed: int) -> pd.Series:
-    """Train one run, unless it is there; the mean AUROC of the 13 findings by step."""
+    """Train one run, unless it exists; return the mean AUROC of the 13 findings by step."""
     run_name = f"{name.replace(' ', '_')}-{seed}"
     folder = args.out / "runs" / run_name
     if not (folder / "checkpoint.pt").exists():

@@ -1,4 +1,4 @@
-"""How fast training is: the loader alone, the model alone, both together, and a loop as upstream's is described.
+"""Training speed: the loader alone, the model alone, both together, and a loop like upstream's.
 
     python -m benchmarks.train                       # on a GPU: DINOv3 ViT-B and CLIP ViT-B/32
     python -m benchmarks.train --beside upstream open_clip    # and open_clip's own loop, on the same pairs and model
@@ -70,7 +70,7 @@ WORDS = [
 
 
 class UpstreamDataset(Dataset):
-    """Upstream's way to feed: one float32 image at a time, three channels, normalised and resized on the CPU."""
+    """Upstream's data loading: one float32 image at a time, three channels, normalised and resized on the CPU."""
 
     def __init__(self, path: Path, texts: list[str], resolution: int):
         self.images, self.texts, self.resolution = h5py.File(path, "r")["cxr_float"], texts, resolution
@@ -86,7 +86,7 @@ class UpstreamDataset(Dataset):
 
 
 def write_data(folder: Path, n: int) -> list[str]:
-    """Random images, as we store them and as upstream does, and random reports."""
+    """Write random images, as we store them and as upstream does, and random reports."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, 320, 320), dtype=np.uint8)
     with h5py.File(folder / "cxr.h5", "w") as handle:
@@ -104,7 +104,7 @@ def forever(loader: DataLoader) -> Iterator[dict]:
 
 
 def seconds_per_step(step: Callable[[], None], steps: int, device: torch.device) -> float:
-    """Mean time of a step, after two that are not counted."""
+    """Mean time of a step, after two warm-up steps."""
     for _ in range(2):
         step()
     synchronise(device)
@@ -121,13 +121,13 @@ def synchronise(device: torch.device) -> None:
 
 
 def peak_rate(device: torch.device, precision: str) -> float:
-    """Operations a second of a large matrix product on this machine, in the precision that the towers compute in."""
+    """Operations per second of a large matrix product on this machine, in the towers' precision."""
     size = 8192 if device.type == "cuda" else 1024
     matrix = torch.randn(size, size, device=device, dtype=PRECISIONS[precision] or torch.float32)
     return 2 * size**3 / seconds_per_step(lambda: matrix @ matrix, 20, device)
 
 
-#: Group -> names of the kernels in it; what fits none is memory traffic of small operations.
+#: Group -> names of its kernels; all others are memory traffic of small operations.
 KERNELS = {
     "attention": r"fmha|flash|sdpa|attention",
     "matrix products": r"gemm|cutlass|nvjet|cublas|xmma|splitK|conv",
@@ -161,7 +161,7 @@ def measure(
     device: torch.device,
     args: argparse.Namespace,
 ) -> dict:
-    """Pairs a second of every loop with one model and batch; `torch.OutOfMemoryError` where it does not fit."""
+    """Pairs per second of every loop with one model and batch; `torch.OutOfMemoryError` if it does not fit."""
     text_encoder = "tiny" if vision == "dinov3_tiny" else "chexzero"
     clip = (
         create_model(
@@ -189,14 +189,14 @@ def measure(
     def train(data: dict) -> None:
         train_batch(data["img"], data["txt"], model, device, criterion, optimizer)
 
-    clip.set_grad_checkpointing(False)  # what is computed again does not count
+    clip.set_grad_checkpointing(False)  # recomputation must not be counted
     flops = batch_size * flops_per_pair(clip)(on_device["txt"].shape[1])
     clip.set_grad_checkpointing(args.grad_checkpointing)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model_seconds = seconds_per_step(lambda: train(on_device), args.steps, device)
     both_seconds = seconds_per_step(lambda: train(next(feed)), args.steps, device)
-    ahead = workers * (loader.prefetch_factor or 0)  # batches that lie ready say nothing of how fast they come
+    ahead = workers * (loader.prefetch_factor or 0)  # prefetched batches do not show the loader's speed
     loader_seconds = seconds_per_step(lambda: next(feed), max(args.steps, 4 * ahead), torch.device("cpu"))
     kernels = kernel_times(lambda: train(on_device)) if args.kernels and device.type == "cuda" else None
     peak = peak_rate(device, precision)
@@ -227,7 +227,7 @@ def measure(
 def measure_upstream(
     vision: str, batch_size: int, folder: Path, texts: list[str], device: torch.device, steps: int
 ) -> float:
-    """Pairs a second of a loop like upstream's: float32, SGD, no workers, a tokenizer built anew for each batch."""
+    """Pairs per second of a loop like upstream's: float32, SGD, no workers, a tokenizer built anew for each batch."""
     text_encoder = "tiny" if vision == "dinov3_tiny" else "chexzero"
     model = (
         create_model(vision, text_encoder=text_encoder, vision_weights="random", text_weights="random")
@@ -250,7 +250,7 @@ def measure_upstream(
 
 
 class OpenClipDataset(Dataset):
-    """The same pairs as open_clip feeds them: each image through its transform, each text through its tokenizer."""
+    """The same pairs, loaded as in open_clip: each image through its transform, each text through its tokenizer."""
 
     def __init__(self, path: Path, texts: list[str], resolution: int):
         self.images, self.texts = h5py.File(path, "r")["cxr"], texts
@@ -265,7 +265,7 @@ class OpenClipDataset(Dataset):
 
 
 class OpenClipModel(nn.Module):
-    """Our model with the outputs that open_clip's loop takes."""
+    """Our model with the outputs that open_clip's loop expects."""
 
     def __init__(self, clip: nn.Module):
         super().__init__()
@@ -280,7 +280,7 @@ class OpenClipModel(nn.Module):
 
 
 class TimedBatches:
-    """So many batches for open_clip's loop; `begun` is when the third was asked for, the first two being warm-up."""
+    """Batches for open_clip's loop; `begun` is the time at which it requests the third, the first two being warm-up."""
 
     def __init__(self, loader: DataLoader, steps: int, device: torch.device):
         self.feed, self.device = forever(loader), device
@@ -354,7 +354,7 @@ def tokenize_anew(texts: list[str], length: int = 77) -> torch.Tensor:
 
 
 def measured(one: Callable[[int], dict], batch_size: int, double: bool) -> list[dict]:
-    """Measure with this batch; with `double` then with twice the batch each time, until it no longer fits."""
+    """Measure with this batch; with `double`, double it until it no longer fits."""
     found: list[dict] = []
     while not found or (double and found[-1]["fits"]):
         try:

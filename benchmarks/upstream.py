@@ -1,10 +1,10 @@
-"""CheXzero's own code and this one at the same jobs, side by side: how long each takes.
+"""Time CheXzero's own code and this one at the same jobs.
 
     python -m benchmarks.upstream CHEXZERO_CHECKOUT --out benchmarks/results/upstream.json
 
-Each implementation runs in a process of its own, the two in turn, job by job, on the same files: the functions that
+Each implementation runs in its own process, the two alternating job by job, on the same files: the functions that
 both have, called with the same arguments. Weights are random, ViT-B/32 at full size; speed does not depend on
-them. CheXzero is run with today's libraries, bent where it needs that (`tests.parity` says how).
+them. CheXzero runs with today's libraries, patched where it needs that (`tests.parity` says how).
 """
 
 import argparse
@@ -73,7 +73,7 @@ def bootstrap(code: SimpleNamespace, folder: Path) -> Callable:
     return lambda: code.eval.bootstrap(scores, truth.astype(int), LABELS, n_samples=RESAMPLES)
 
 
-#: What is timed -> (what prepares it and returns the job, the unit, how many of them a job does)
+#: Name of the job -> (the function that prepares and returns it, the unit, units per job)
 JOBS = {
     "img_to_hdf5": (img_to_hdf5, "images of 2,000 to 2,900 pixels", PICTURES),
     "preprocess_text": (preprocess_text, "reports", TEXTS),
@@ -84,7 +84,7 @@ JOBS = {
 
 
 def child(args: argparse.Namespace) -> None:
-    """Time one job of one implementation; prints seconds by the clock and of the processor."""
+    """Time one job of one implementation; print wall and processor seconds."""
     import torch
 
     torch.manual_seed(0)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # commands that the tests import leave Ctrl-C to pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # imported commands leave Ctrl-C to pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_finish() -> None:
-    """What the libraries made while they were imported lives to the end: garbage is not looked for among it."""
+    """Exclude objects that libraries created at import from garbage collection: they live to the end."""
     gc.collect()
     gc.freeze()
 
@@ -32,7 +32,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder with upstream's recorded results and real radiographs; it is not part of the repository."""
+    """The folder with upstream's recorded results and real radiographs; it is not part of the repository."""
     if not (SHARED / "goldens").is_dir():
         pytest.skip("the shared reference folder is not beside this checkout")
     return SHARED
@@ -40,7 +40,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def run_module(monkeypatch) -> Callable[..., int]:
-    """`python -m <module> <words>` in this process, whose imports are there already; returns the exit code."""
+    """Run `python -m <module> <words>` in this process, which has imported it already; return the exit code."""
 
     def run(module: str, *words: object) -> int:
         monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
@@ -53,9 +53,9 @@ def run_module(monkeypatch) -> Callable[..., int]:
 
 @pytest.fixture(scope="session", autouse=True)
 def counted_once() -> Iterator[None]:
-    """A model's operations are counted once in a session: counting takes a second, and most runs are of one model.
+    """Count a model's operations once per session: counting takes a second, and most runs use one model.
 
-    `test_pace` counts with the function that this one stands for.
+    `test_pace` uses the original function.
     """
     if "chexzero.training.pace" not in sys.modules:
         yield
@@ -76,9 +76,9 @@ def counted_once() -> Iterator[None]:
 
 @pytest.fixture
 def blank_figures(monkeypatch) -> None:
-    """Figures are drawn but written empty: painting them takes most of an evaluation's time.
+    """Write figures as empty files: rendering them takes most of an evaluation's time.
 
-    For tests of something else; `test_run_zero_shot` looks at painted ones.
+    For tests of other things; `test_run_zero_shot` checks rendered figures.
     """
     from matplotlib.figure import Figure
 
@@ -88,7 +88,7 @@ def blank_figures(monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def demo_releases(tmp_path_factory) -> Path:
-    """A tiny drawn corpus: folder with `chexpert_plus`, `chexpert` and `rexgradient`. Read it; do not write into it.
+    """A tiny drawn corpus: a folder with `chexpert_plus`, `chexpert` and `rexgradient`; read-only.
 
     36 training images (18 in each release), 30 validation images, 28 test studies.
     """

@@ -1,11 +1,11 @@
-"""DINOv3 models of transformers with random weights, and their weights in the layouts people have them in."""
+"""DINOv3 models of transformers with random weights, and their weights in every layout in use."""
 
 import torch
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from dinov3_adapter.registry import Size
 
-#: Small stand-ins for the three kinds of architecture there are: timm's name, and what transformers calls the same.
+#: Small models of the three kinds of architecture: timm's name and transformers' settings for it.
 KINDS = {
     "plain": ("vit_base_patch16_dinov3_qkvb", {"intermediate_size": 256}),
     "gated": ("vit_huge_plus_patch16_dinov3_qkvb", {"intermediate_size": 256, "use_gated_mlp": True}),
@@ -33,7 +33,7 @@ def small_model(kind: str, seed: int = 0) -> DINOv3ViTModel:
 
 
 def random_model(seed: int, **options) -> DINOv3ViTModel:
-    """Every parameter is random, biases and norms included, so that none can be lost or exchanged unnoticed."""
+    """A model whose every parameter is random, biases and norms included: a lost or swapped one is noticed."""
     torch.manual_seed(seed)
     model = DINOv3ViTModel(DINOv3ViTConfig(num_register_tokens=4, **options)).eval()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def meta_layout(model: DINOv3ViTModel) -> dict[str, torch.Tensor]:
         attention = theirs + "attention."
         state[ours + "attn.qkv.weight"] = torch.cat([of[f"{attention}{part}_proj.weight"] for part in "qkv"])
         if model.config.query_bias:
-            # The middle of the bias is not zero, as in real files: the mask takes it away.
+            # The key part of the bias is not zero, as in real files: the mask removes it.
             state[ours + "attn.qkv.bias"] = torch.cat(
                 [of[attention + "q_proj.bias"], torch.full((width,), 0.3), of[attention + "v_proj.bias"]]
             )

@@ -1,4 +1,4 @@
-"""Small drawn copies of public datasets, each in the set's own files, with the traps of its encoding."""
+"""Small drawn copies of public datasets in their own file layouts, with their encoding pitfalls."""
 
 import csv
 import gzip
@@ -18,7 +18,7 @@ LONG = "1" * 38  # PadChest's ids do not fit into 64 bits
 def write_table(path: Path, header: str, rows: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n".join([header, *rows])
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())  # no end of the last line
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())  # no final line end
 
 
 def write_dicom(path: Path, pixels: np.ndarray, photometric: str = "MONOCHROME2") -> None:
@@ -216,7 +216,7 @@ def chexpert5x200(root: Path, rng: np.random.Generator, n: int = 10) -> None:
 
 
 def table(root: Path, rng: np.random.Generator, n: int = 30) -> None:
-    """A hospital's own table, with names of its own."""
+    """A hospital's own table, with its own column names."""
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "own.csv", "w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
@@ -229,7 +229,7 @@ def table(root: Path, rng: np.random.Generator, n: int = 30) -> None:
             )
 
 
-#: name -> what draws it
+#: name -> the function that draws it
 SETS: dict[str, Callable] = {
     "padchest": padchest,
     "openi": openi,
@@ -246,6 +246,6 @@ SETS: dict[str, Callable] = {
 
 
 def draw(name: str, root: Path) -> Path:
-    """Draw the set under `root`, and return that."""
+    """Draw the dataset under `root`; return its folder."""
     SETS[name](root, np.random.default_rng(7))
     return root

@@ -1,4 +1,4 @@
-"""A small run to evaluate: a CLIP whose image projection is fitted in closed form, so that it is good at once."""
+"""A small run to evaluate: a CLIP whose image projection is fitted in closed form, without training."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ SIDE = 320
 
 
 def draw(findings: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A noisy picture with one bright block for each finding (13 places)."""
+    """Draw a noisy picture with one bright block per finding (13 places)."""
     image = random.normal(90, 20, (SIDE, SIDE))
     for k in np.flatnonzero(findings):
         row, column = divmod(int(k), 4)
@@ -28,7 +28,7 @@ def draw(findings: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def write_set(folder: Path, name: str, n: int, seed: int, absent: tuple[str, ...] = ()) -> None:
-    """`<name>.h5` and `<name>_labels.csv` of n studies; every fifth study has a lateral view too."""
+    """Write `<name>.h5` and `<name>_labels.csv` of n studies; every fifth study also has a lateral view."""
     random = np.random.default_rng(seed)
     images, rows = [], []
     for i in range(n):
@@ -60,7 +60,7 @@ def small_clip() -> CLIP:
 
 @torch.no_grad()
 def fit(model: CLIP, seed: int = 9, n: int = 300) -> None:
-    """Least squares for `visual.proj`: features that point at each present finding's prompt minus its negation."""
+    """Fit `visual.proj` by least squares: features point at present findings' prompts minus their negations."""
     random = np.random.default_rng(seed)
     truth = random.random((n, len(FINDINGS))) < 0.25
     pixels = prepare(torch.from_numpy(np.stack([draw(row, random) for row in truth])), model.image_resolution)
@@ -86,7 +86,7 @@ def _validated() -> dict[int, dict[str, torch.Tensor]]:
 
 
 def write_run(root: Path) -> tuple[Path, Path]:
-    """`<root>/data` and `<root>/checkpoints/small` with three validated steps, the last of them fitted."""
+    """Write `<root>/data` and `<root>/checkpoints/small` with three validated steps, the last of them fitted."""
     data, run = root / "data", root / "checkpoints" / "small"
     data.mkdir()
     run.mkdir(parents=True)

@@ -1,11 +1,11 @@
-"""Do the tests notice? Changes one operator at a time in core modules and runs the tests that execute its line.
+"""Mutation testing: change one operator at a time in core modules and run the tests that execute its line.
 
     python -m tests.mutants --changes 100
 
 First the suite runs once under coverage in a copy of the checkout, with the tests recorded that execute each line, and
 how long each takes; then each change is made in a copy, and the tests of its line run, the quickest and most specific
-first, until one fails. Printed: how many changes were noticed, and every one that was not, with its line, to be argued
-equivalent or to be given a test.
+first, until one fails. It prints how many changes were noticed, and each unnoticed one with its line: it is either
+equivalent or needs a test.
 """
 
 import argparse
@@ -57,7 +57,7 @@ SWAPS = {
 }  # fmt: skip
 
 
-#: Tests are forked from a process that has imported what takes seconds, and nothing of this project.
+#: Tests are forked from a process that has imported the slow libraries, and nothing of this project.
 FORKED = multiprocessing.get_context("forkserver")
 IMPORTED = ["cv2", "h5py", "hypothesis", "matplotlib.figure", "open_clip", "pandas", "pytest", "scipy.stats",
             "sklearn.metrics", "timm", "torch"]  # fmt: skip
@@ -75,7 +75,7 @@ class Change:
 
 
 def changes_of(path: Path) -> Iterator[Change]:
-    """Every operator of a file that can be swapped; annotations and texts are left alone."""
+    """Every operator of a file that can be swapped, except in annotations and strings."""
     text = path.read_text(encoding="utf-8")
     offsets = [0]
     for row in text.splitlines(keepends=True):
@@ -118,7 +118,7 @@ def _annotations(node: ast.AST) -> list[ast.AST]:
 
 
 def write_copy(folder: Path) -> Path:
-    """A clone of the checkout, uncommitted changes included; beside it, what lies beside the checkout for tests."""
+    """Clone the checkout, uncommitted changes included, and link its neighbour `shared` beside the copy."""
     copy = folder / "checkout"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True)
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -138,7 +138,7 @@ def record(copy: Path, data_file: Path) -> None:
 
 @dataclass
 class Recording:
-    """Which tests execute a line, the quickest and most specific first."""
+    """The tests that execute a line, the quickest and most specific first."""
 
     data: coverage.CoverageData
     seconds: dict[str, float]  # of each test
@@ -171,7 +171,7 @@ class Recording:
     def _of_contexts(self, contexts: list[str]) -> list[str]:
         run = {test for test, _, phase in (one.rpartition("|") for one in contexts) if phase == "run"}
         files = {one.partition("::")[0] for one in contexts if one.endswith("|setup")}
-        shared = {test for test in self.seconds if test.partition("::")[0] in files} - run  # what a fixture made
+        shared = {test for test in self.seconds if test.partition("::")[0] in files} - run  # created by a fixture
         return [*self._in_order(run & set(self.seconds)), *self._in_order(shared)]
 
     def _in_order(self, tests: Set[str]) -> list[str]:
@@ -192,7 +192,7 @@ def run_tests(copy: Path, tests: list[str], log: Path) -> None:
 
 
 def noticed_by(copy: Path, change: Change, tests: list[str], limit: float) -> str | None:
-    """What fails with the change made in the copy: the first test, or all of them after `limit` seconds."""
+    """Make the change in the copy; return what fails: the first test, or all of them after `limit` seconds."""
     target, log = copy / change.path.relative_to(ROOT), copy.parent / "log.txt"
     text = target.read_text(encoding="utf-8")
     target.write_text(text[: change.start] + change.new + text[change.end :], encoding="utf-8")
@@ -203,7 +203,7 @@ def noticed_by(copy: Path, change: Change, tests: list[str], limit: float) -> st
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
     target.write_text(text, encoding="utf-8")
-    Path(importlib.util.cache_from_source(str(target))).unlink(missing_ok=True)  # its time may be the same second
+    Path(importlib.util.cache_from_source(str(target))).unlink(missing_ok=True)  # its mtime may be in the same second
     if process.exitcode == 0:
         return None
     failed = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))]

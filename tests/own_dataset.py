@@ -1,4 +1,4 @@
-"""A dataset that the project does not know: this file and one row in the table of datasets are all it takes."""
+"""A dataset unknown to the project: it needs only this file and one row in the table of datasets."""
 
 import argparse
 from collections.abc import Collection, Iterable, Iterator

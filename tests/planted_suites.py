@@ -1,4 +1,4 @@
-"""A small labelled corpus, and planted models of it: one that knows everything and one that knows nothing."""
+"""A small labelled corpus and two artificial models of it: a perfect one and a random one."""
 
 import argparse
 import zlib
@@ -17,7 +17,7 @@ DIM = 512
 
 
 class PlantedContext(EvaluationContext):
-    """A model given by two functions: ids -> image features, texts -> text features."""
+    """The context of a model defined by two functions: ids -> image features, texts -> text features."""
 
     def plant(self, of_image, of_text):
         self.of_image, self.of_text = of_image, of_text
@@ -67,7 +67,7 @@ class Corpus:
                     "ap_pa": np.where(view == "lateral", "", rng.choice(["AP", "PA"], n)),
                 }
             )
-            self.write(part, ids, frame, people.sample(frac=1, random_state=0))  # manifests come in another order
+            self.write(part, ids, frame, people.sample(frac=1, random_state=0))  # manifests are in another order
             frame["ap_pa"] = people["ap_pa"]
             self.table[part] = frame.set_index("id")
             for name in ids:
@@ -95,7 +95,7 @@ class Corpus:
         return self.context(*flags, seed=salt).plant(lambda name: noise(name, salt), lambda text: noise(text, salt))
 
     def knowing(self, *flags):
-        """A model whose features hold the labels (0 to 13), the view (14 to 16) and its report's sentences."""
+        """A model whose features encode the labels (0 to 13), the view (14 to 16) and the report's sentences."""
         prompts = read_prompts()
         views = {
             text: 14 + i
@@ -136,5 +136,5 @@ class Corpus:
 
 
 def sentence_vector(text):
-    """A report is the sum of its sentences, so it is nearest to itself and nearer to its sentences than to others."""
+    """A report is the sum of its sentences: nearest to itself, and nearer to its own sentences than to others."""
     return sum(unit(noise(part.strip()))[20:] for part in text.split(".") if part.strip())

@@ -32,7 +32,7 @@ PLUS_COLUMNS = [
 
 @dataclass
 class Corpus:
-    """Where the three releases lie."""
+    """The folders of the three releases."""
 
     root: Path
 
@@ -84,7 +84,7 @@ class Corpus:
 
 
 def picture(rng: np.random.Generator, height: int = 90, width: int = 70) -> np.ndarray:
-    """A smooth random field with some noise, uint8, unlike any other."""
+    """A smooth random field with some noise, uint8, different for every seed."""
     coarse = rng.integers(0, 256, (9, 7), dtype=np.uint8)
     return cv2.add(
         cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC),
@@ -168,7 +168,7 @@ def _write_rex(corpus: Corpus, rng: np.random.Generator, split: str, count: int)
         patient, accession, uid = f"G{split}{i}", f"A{split}{i}", f"1.2.{i}"
         names = [f"{uid}.{n}" for n in range(1 + i % 2)]
         for name in names:
-            image = picture(rng, 60, 80).astype(np.uint16) * (16 if i % 2 else 257)  # every second uses 12 bits
+            image = picture(rng, 60, 80).astype(np.uint16) * (16 if i % 2 else 257)  # every second image uses 12 bits
             save(corpus.rex / "deid_png" / patient / accession / "studies" / uid / f"{name}.png", image)
         studies[f"p{patient}_a{accession}_s{uid}"] = {
             "PatientID": patient,
@@ -192,6 +192,6 @@ def _write_rex(corpus: Corpus, rng: np.random.Generator, split: str, count: int)
 
 
 def copy_releases(corpus: Corpus, target: Path) -> Corpus:
-    """A copy to damage."""
+    """Copy the releases, so that a test may damage them."""
     shutil.copytree(corpus.root, target)
     return Corpus(target)

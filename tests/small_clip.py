@@ -1,4 +1,4 @@
-"""The generated small model that several tests load: upstream's keys, weights that float16 holds exactly."""
+"""The generated small model that several tests load: upstream's keys, weights that float16 represents exactly."""
 
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,6 @@ def state_dict(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
 
 
 def recorded() -> dict[str, np.ndarray]:
-    """What upstream's own code gave on the generated inputs (`compare_upstream --record`)."""
+    """Results of upstream's own code on the generated inputs (`python -m tests.parity --record`)."""
     with np.load(GOLDEN / "upstream.npz", allow_pickle=False) as arrays:
         return dict(arrays)

@@ -1,4 +1,4 @@
-"""The overlap audit: every kind of overlap planted and found, unrelated images left alone, and what is done then."""
+"""The overlap audit finds every kind of planted overlap and no unrelated images, and drops the right rows."""
 
 import hashlib
 import hmac
@@ -31,7 +31,7 @@ TELLING = (
 
 
 def chest(seed: int) -> np.ndarray:
-    """A picture as alike to the others as chests are: one coarse shape for all, own structures and texture."""
+    """A picture as similar to the others as chests are: one coarse shape for all, individual structures and texture."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-1:1:320j, -1:1:320j]
     picture = 150 - 90 * np.exp(-((np.abs(x) - 0.45) ** 2 / 0.08 + y**2 / 0.35)) + 12 * np.cos(18 * y + 2 * x**2)
@@ -82,13 +82,13 @@ def disguised(image: np.ndarray, name: str, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, Role]:
-    """Training rows 0 to 6 share a thing each with an evaluation set, 7 is of the patient of 2, the rest nothing."""
+    """Training rows 0 to 6 each share one thing with an evaluation set, 7 has the patient of 2, the rest nothing."""
     valid, test = role("valid", [1, 2, 3, 4]), role("test", [5, 6, 7, 8])
     patients = [f"rexgradient/R{k}" for k in range(14)]
     patients[0] = "patient64001"  # a patient of the validation set, by the path
     patients[7] = patients[2]
     train = role("train", list(range(100, 114)), patients)
-    train.rows.loc[1, "patient_id_column"] = "Patient064002"  # another, by the table, otherwise spelled
+    train.rows.loc[1, "patient_id_column"] = "Patient064002"  # another, by the table, spelled differently
     train.images[2] = disguised(test.images[0], "crop of each side 7.5 %")
     train.images[3] = 255 - test.images[1]
     train.rows.loc[4, "file_sha256"] = valid.rows["file_sha256"][2]
@@ -138,8 +138,8 @@ def test_the_measurements_are_measured(planted, tmp_path, monkeypatch):
     assert summary["recall"] >= 6 / 7 and 0.4 < summary["recall_lower_95"] < 1
     assert summary["false_alarm_rate"] == 0.0 and 0 < summary["false_alarm_upper_95"] < 0.7
     measured = json.loads((tmp_path / "overlap_report.json").read_text())["measured"]["planted"]
-    assert len(measured["not_tried"]) == len(disguise.DISGUISES) - 7  # what was not tried is named, not passed over
-    monkeypatch.setattr(verify, "SAME", ((10, 1.1, 0.0),))  # nothing is ever called equal ...
+    assert len(measured["not_tried"]) == len(disguise.DISGUISES) - 7  # untried disguises are named
+    monkeypatch.setattr(verify, "SAME", ((10, 1.1, 0.0),))  # no pair is called equal ...
     strict = run_audit(planted, tmp_path, few).summary
     assert strict["recall"] == 0.0 and strict["found"]["near"] == 0 and len(strict["weak_at"]) == 7
     page = (tmp_path / "overlap_report.md").read_text()
@@ -150,7 +150,7 @@ def test_the_measurements_are_measured(planted, tmp_path, monkeypatch):
         "MIN_INLIERS": 0,
         "is_sane": lambda matrix: True,
     }.items():
-        monkeypatch.setattr(verify, name, value)  # ... or everything that any map relates
+        monkeypatch.setattr(verify, name, value)  # ... or every pair that some map aligns
     loose = run_audit(planted, tmp_path, few).summary
     assert loose["false_alarm_rate"] > 0.5
 
@@ -237,7 +237,7 @@ def test_ids_are_hashed_with_a_key_that_stays_with_the_data(planted, tmp_path):
         pages.append((tmp_path / name / "overlap_report.md").read_text())
         assert (tmp_path / name / "overlap_report.key").stat().st_mode & 0o077 == 0
     image = planted["test"].rows["id"][0]
-    assert pages[0] != pages[1]  # without the key nobody can try all ids
+    assert pages[0] != pages[1]  # without the key the hashes cannot be reversed by trying all ids
     key = (tmp_path / "a" / "overlap_report.key").read_bytes().strip()
     assert hmac.new(key, image.encode(), "sha256").hexdigest()[:12] in pages[0]
     assert hashlib.sha256(image.encode()).hexdigest()[:12] not in pages[0]
@@ -339,7 +339,7 @@ def test_intervals_are_exact():
 
 
 def finished(folder, roles: dict[str, Role]):
-    """`data/` and `splits/` as a build leaves them."""
+    """`data/` and `splits/` as a build writes them."""
     data, splits = folder / "data", folder / "splits"
     data.mkdir()
     splits.mkdir()
@@ -414,7 +414,7 @@ def test_any_two_sets_of_images_can_be_audited(tmp_path, capsys, monkeypatch):
         sets = ["--train", "ours", "--test", test, "--copies", "2", "--workers", "1", "--out", f"of {test}"]
         assert data_prep(["audit", "--images_only", *sets]) is None
         said = capsys.readouterr().out
-        assert "share 1 pair of near-equal images" in said and "patient" not in said  # of whom nothing is known
+        assert "share 1 pair of near-equal images" in said and "patient" not in said  # an unknown patient
         report = json.loads((tmp_path / f"of {test}" / "overlap_report.json").read_text())
         (check,) = (one for one in report["checks"] if one["kind"] == "near")
         assert [(m["a_id"], m["b_id"]) for m in check["matches"]] == [("train: part/1.png", f"test: {row}")]
@@ -453,7 +453,7 @@ def test_images_of_one_set_and_of_two_known_patients_are_unrelated():
     }
     related = checks._related(roles, list(roles), np.array(["valid"] * 4 + ["test"]))
     pairs = [(i, j) for i in range(5) for j in range(i + 1, 5) if not related(i, j)]
-    assert pairs == [(0, 3), (1, 3)]  # 2 is nobody's, 4 is of another set
+    assert pairs == [(0, 3), (1, 3)]  # 2 has no patient, 4 is of another set
 
 
 def test_what_the_report_counts_and_tells_of_matches(planted):
@@ -510,7 +510,7 @@ def test_progress_is_said_every_100_images_and_at_the_end(done, said, caplog):
 def test_the_manifest_of_a_build_is_known_by_its_hash(tmp_path):
     path = tmp_path / "valid.csv"
     build = {"manifests": {"valid.csv": hashlib.sha256(b"id\n").hexdigest()}}
-    _check_manifest(build, tmp_path, path)  # it is not there: what that means is said elsewhere
+    _check_manifest(build, tmp_path, path)  # the file is missing; another check reports that
     path.write_bytes(b"id\n")
     for one in (build, {}, {"manifests": {"test.csv": "00"}}):
         _check_manifest(one, tmp_path, path)

@@ -1,4 +1,4 @@
-"""The mathematics of the audit's second stage, each part against another way to compute it."""
+"""The mathematics of the audit's second stage, each part compared with an independent computation."""
 
 import itertools
 import re
@@ -19,7 +19,7 @@ SHIFT = [[1, 0, 5], [0, 1, -7]]
 
 
 def noise(seed: int = 0, sigma: float = 4.0) -> np.ndarray:
-    """A picture of one grain, uint8 (320, 320), mean 128."""
+    """Noise of one grain size, uint8 (320, 320), mean 128."""
     values = gaussian_filter(np.random.default_rng(seed).standard_normal((320, 320)), sigma)
     return np.clip(128 + 40 * values / values.std(), 0, 255).astype(np.uint8)
 
@@ -39,7 +39,7 @@ def test_correlations_are_pearsons_over_the_mask():
     m[3] = 1
     expected = [np.corrcoef(x[k][m[k] > 0], y[k][m[k] > 0])[0, 1] for k in range(4)]
     np.testing.assert_allclose(verify.correlations(x, y, m), expected, atol=1e-6)
-    x[~(m > 0)] = 1e3  # what is masked has no say
+    x[~(m > 0)] = 1e3  # masked pixels have no influence
     np.testing.assert_allclose(verify.correlations(x, y, m), expected, atol=1e-6)
     assert verify.correlations(np.full((1, 9), 7.0), x[:1, :9], np.ones((1, 9)))[0] == 0  # flat
 
@@ -69,7 +69,7 @@ def test_texture_is_a_band_of_unit_contrast():
     energy = cv2.blur((band * band).astype(np.float64), (20, 20))
     np.testing.assert_allclose(found, band / (np.sqrt(energy) + 0.5), atol=2e-3)
     assert found[60:].std() == pytest.approx(1, abs=0.1)
-    assert np.corrcoef(found[60:].ravel(), picture[60:].ravel())[0, 1] > 0.6  # bright stays bright
+    assert np.corrcoef(found[60:].ravel(), picture[60:].ravel())[0, 1] > 0.6  # no inversion
     np.testing.assert_allclose(verify.texture((picture // 2 + 20).astype(np.uint8), mask), found, atol=0.6)
     assert np.abs(verify.texture(np.full((320, 320), 90, np.uint8), WHOLE)).max() < 1e-3
 
@@ -85,7 +85,7 @@ def test_tiles_are_squares_of_the_picture():
 
 def test_agreement_of_a_picture_with_its_moved_self():
     picture = noise()
-    moved = cv2.warpAffine(picture, shift(24, -16), (320, 320))  # `moved` has at (x + 24, y - 16) what was at (x, y)
+    moved = cv2.warpAffine(picture, shift(24, -16), (320, 320))  # `moved` has the pixel (x, y) at (x + 24, y - 16)
     mask = cv2.warpAffine(WHOLE, shift(24, -16), (320, 320))
     score, overlap = verify.texture_agreement(bare(picture), bare(moved, mask), shift(24, -16))
     assert score > 0.98 and overlap == pytest.approx(1, abs=0.01)  # all of the smaller one
@@ -100,13 +100,13 @@ def test_the_overlap_is_the_shared_part_of_the_smaller_picture():
     assert verify.texture_agreement(bare(picture), bare(picture, half), shift(0, 0))[1] == pytest.approx(1, abs=0.01)
     assert verify.texture_agreement(bare(picture, half), bare(picture), shift(0, 0))[1] == pytest.approx(1, abs=0.01)
     assert verify.texture_agreement(bare(picture), bare(picture), shift(80, 0))[1] == pytest.approx(0.75, abs=0.01)
-    zoom = np.array([[0.5, 0, 0], [0, 0.5, 0]])  # b shows at half the size what a shows
+    zoom = np.array([[0.5, 0, 0], [0, 0.5, 0]])  # b shows the content of a at half the size
     small = WHOLE.copy()
     small[:, 160:] = small[160:] = 0
     assert verify.texture_agreement(bare(picture), bare(picture, small), zoom)[1] == pytest.approx(1, abs=0.02)
     corner = np.zeros_like(WHOLE)
     corner[:80, :80] = 1
-    assert verify.texture_agreement(bare(picture), bare(picture, corner), shift(0, 0))[0] == 0  # four tiles say nothing
+    assert verify.texture_agreement(bare(picture), bare(picture, corner), shift(0, 0))[0] == 0  # four tiles: too few
 
 
 def test_features_are_matched_both_ways_and_without_a_rival():
@@ -129,7 +129,7 @@ def test_features_are_matched_both_ways_and_without_a_rival():
     [
         ([[1, 0], [0, 1]], True),
         ([[0, -1], [1, 0]], True),
-        ([[-1, 0], [0, 1]], False),  # mirrored: tried as a pose of its own
+        ([[-1, 0], [0, 1]], False),  # mirrored copies are tried as a separate pose
         ([[1.34, 0], [0, 1]], True),
         ([[1.36, 0], [0, 1]], False),
         ([[2.99, 0], [0, 2.99]], True),
@@ -164,7 +164,7 @@ def test_what_is_called_one_picture(inliers, share, score, overlap, same):
 
 
 def pair_of_features(right: int, wrong: int, matrix: list[list[float]]) -> list[Prepared]:
-    """Two pictures whose features all match, and `right` of them as the map has it."""
+    """Two pictures whose features all match, `right` of them in agreement with the map."""
     rng = np.random.default_rng(right)
     descriptors = np.abs(rng.normal(size=(right + wrong, 128))).astype(np.float32)
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
@@ -179,10 +179,10 @@ def pair_of_features(right: int, wrong: int, matrix: list[list[float]]) -> list[
     ("right", "wrong", "matrix", "inliers"),
     [
         (10, 0, SHIFT, 10),
-        (9, 0, SHIFT, 0),  # too few to be looked at
+        (9, 0, SHIFT, 0),  # too few features to decide
         (40, 20, SHIFT, 40),
         (40, 20, [[0.9, -0.2, 40], [0.2, 0.9, -20]], 40),
-        (60, 0, [[1.6, 0, 0], [0, 1, 0]], 0),  # no copy is stretched so much
+        (60, 0, [[1.6, 0, 0], [0, 1, 0]], 0),  # no copy is stretched that much
     ],
 )
 def test_a_map_is_fitted_to_the_features_that_agree(right, wrong, matrix, inliers):
@@ -240,7 +240,7 @@ def test_the_content_box_leaves_flat_lines_away():
     image = np.full((320, 320), 77, np.uint8)
     image[40:200, 30:310] = noise()[40:200, 30:310]
     assert features.content_box(image) == (slice(40, 200), slice(30, 310))
-    image[0, :5] = 255  # a speck on the border makes no picture of it
+    image[0, :5] = 255  # a speck on the border does not make it part of the picture
     assert features.content_box(image) == (slice(40, 200), slice(30, 310))
     inverted = features.posed(image, False, True)
     np.testing.assert_array_equal(inverted[40:200, 30:310], 255 - image[40:200, 30:310])
@@ -272,7 +272,7 @@ def test_the_shorter_side_is_resized_unless_the_longer_would_be_twice_as_long(he
 
 
 def test_the_pairs_that_should_not_be_called_equal(monkeypatch):
-    """Each pair once, of images that are not related, the most alike first."""
+    """Each pair of unrelated images once, the most similar first."""
     alike = [([0, 1, 2], [9, 8, 7]), ([0, 2], [8, 6]), ([0, 1], [7, 6])]
     found = [near.nominate.Nominations(np.array(rows), np.array(scores), 0, 0) for rows, scores in alike]
     monkeypatch.setattr(near.nominate, "rarity", lambda *_: None)
@@ -285,7 +285,7 @@ def test_the_pairs_that_should_not_be_called_equal(monkeypatch):
 
 
 class Ends:
-    """Draws the least or the greatest number that may be drawn."""
+    """A generator that always draws the lowest or the highest number."""
 
     def __init__(self, greatest: bool):
         self.greatest = greatest
@@ -328,7 +328,7 @@ def test_another_exposure_of_a_patient_is_no_copy_in_either_order(shared):
         for (a, x), (b, y) in itertools.permutations(enumerate(images), 2):
             found = verify.compare(x, y[0])
             judged += 1
-            if found and found.same and found.score < 0.995:  # one picture is there twice
+            if found and found.same and found.score < 0.995:  # above: the same picture, stored twice
                 copies.append((paths[a], paths[b], found))
     assert judged >= 60 and copies == []
 
@@ -409,7 +409,7 @@ def test_a_turn_is_about_the_middle():
 def test_burned_in_lines_stand_below_each_other_within_the_picture(lines, greatest):
     written = disguise_by("text", lines, np.zeros((320, 320), np.uint8), greatest).any(axis=1)
     edges = np.flatnonzero(np.diff(written.astype(int)))
-    assert len(edges) == 2 * lines and (np.diff(edges[::2]) == 35).all()  # apart, and each as high as the others
+    assert len(edges) == 2 * lines and (np.diff(edges[::2]) == 35).all()  # evenly spaced
     assert edges[0] < 30 if not greatest else 275 < edges[-1] < 320
 
 
@@ -434,7 +434,7 @@ def test_a_disguise_that_needs_another_picture_gets_another(images, monkeypatch)
 
 @pytest.mark.parametrize("span", [9, 10])
 def test_a_line_is_flat_whose_bulk_spans_less_than_10(span):
-    """Three of a hundred pixels at either end do not count."""
+    """Three of a hundred pixels at each end are ignored."""
     line = np.repeat(np.array([0, 100, 100 + span, 255], np.uint8), [3, 93, 1, 3])
     lines = np.stack([np.random.default_rng(k).permutation(line) for k in range(200)])
     found = [features._span(one[None].repeat(2, 0)) for one in lines]
@@ -448,7 +448,7 @@ def test_a_line_is_flat_whose_bulk_spans_less_than_10(span):
     ("line", "live"), [([50], False), ([0, 50], True), ([0, 50, 50], False), ([0, 25, 50, 50], True)]
 )
 def test_short_lines_keep_a_bulk(line, live):
-    """One pixel at either end does not count where there are more than two."""
+    """One pixel at each end is ignored if there are more than two."""
     lines = np.array([[7] * len(line), line, [7] * len(line)], np.uint8)
     assert features._span(lines) == (slice(1, 2) if live else slice(0, 3))
 

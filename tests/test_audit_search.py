@@ -1,4 +1,4 @@
-"""The first stage of the audit: exact, with floors that hold, in memory that does not grow; and real data."""
+"""The first stage of the audit: exact results, correct score floors, constant memory; and real data."""
 
 import json
 import tempfile
@@ -12,7 +12,7 @@ from data_prep.__main__ import main as data_prep
 from data_prep.overlap import nominate
 from data_prep.overlap.nominate import SIGNATURE, Views, Vocabulary
 
-SIZE = 500  # words of the made-up vocabulary
+SIZE = 500  # words of the artificial vocabulary
 
 
 def some_views(n: int, views: int = 2, seed: int = 0) -> list[Views]:
@@ -65,7 +65,7 @@ def test_words_are_counted_that_one_map_explains():
     (views,) = some_views(1)
     signature = some_signatures(1)[0]
     signature["words"] = -1
-    chosen = [2, 5, 9, 12, 20, 21, 28, 29]  # eight features of the second view, turned and moved; two elsewhere
+    chosen = [2, 5, 9, 12, 20, 21, 28, 29]  # eight features of the second view, rotated and shifted; two elsewhere
     turned = views.points[1][chosen] @ np.array([[0, 1.2], [-1.2, 0]]) + [200, 20]
     turned[6:] = [[3, 3], [250, 240]]
     signature["words"][:8] = [views.words[1][k, k % nominate.PROBES] for k in chosen]
@@ -111,7 +111,7 @@ def test_a_vocabulary_gives_the_nearest_words():
 
 def test_signatures_on_disk_are_those_of_the_images():
     images, done = np.random.default_rng(2).integers(0, 255, (5, 320, 320), dtype=np.uint8), []
-    images[3] = 0  # shows nothing: no words
+    images[3] = 0  # an empty image: no words
     vocabulary, _ = nominate.prepare(images[:2], 1)
     expected = np.stack([nominate.signature(image, vocabulary) for image in images])
     assert (expected["words"][3] == -1).all() and (expected["words"][0] >= 0).all()
@@ -172,7 +172,7 @@ def test_the_best_are_cut_when_twice_as_many_have_gathered():
     best.add(10, np.array([[5, 0], [4, 0], [6, 0], [5, 0], [1, 0]], np.float32))
     assert best.rows[0].tolist() == [10, 11, 12, 13, 14] and best.floors.tolist() == [0, 0] and not len(best.rows[1])
     best.add(20, np.array([[4, 0]], np.float32))
-    assert best.rows[0].tolist() == [12, 10, 13] and best.scores[0].tolist() == [6, 5, 5]  # of equal ones the first
+    assert best.rows[0].tolist() == [12, 10, 13] and best.scores[0].tolist() == [6, 5, 5]  # first of equal scores
     assert best.floors.tolist() == [5, 0]
     best.add(30, np.array([[5, 0], [5.5, 1]], np.float32))
     assert best.rows[0].tolist() == [12, 10, 13, 31] and best.rows[1].tolist() == [31]

@@ -1,4 +1,4 @@
-"""Image augmentation: what it does, beside torchvision's, and that it follows from seed, epoch and row alone."""
+"""Image augmentation: compared with torchvision's, and determined by seed, epoch and row alone."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def images():
 
 
 def numbers(count=3, **of):
-    """Random numbers with which nothing is turned or moved, but for those that are named."""
+    """Random numbers that change nothing, except the named ones."""
     return torch.tensor([list((MIDDLE | of).values())]).expand(count, -1)
 
 
@@ -57,7 +57,7 @@ def test_turns_moves_and_slants_are_torchvisions(images, by, of, theirs):
         **({"angle": 0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]} | theirs),
         interpolation=peer.InterpolationMode.BILINEAR,
     ).squeeze(1)
-    inner = np.s_[:, 24:-24, 24:-24]  # bicubic and bilinear, and the two ways to end at the border, differ a little
+    inner = np.s_[:, 24:-24, 24:-24]  # bicubic and bilinear, and the two treatments of the border, differ a little
     assert (ours - wanted)[inner].abs().mean() < 1.0
     assert (augment(images, numbers(), {}, 96) - wanted)[inner].abs().mean() > 4
 
@@ -129,7 +129,7 @@ def test_an_image_depends_on_seed_epoch_and_row_alone(images):
     whole = one(images, 2, rows)
     assert torch.equal(change()(images[[2, 0]], 2, rows[[2, 0]]), whole[[2, 0]])  # another rank, another batch
     one(images, 3, rows)
-    assert torch.equal(one(images, 2, rows), whole)  # gone back: resumed
+    assert torch.equal(one(images, 2, rows), whole)  # an earlier epoch again, as in a resumed run
     others = [one(images, 3, rows), change(seed=2)(images, 2, rows), one(images, 2, rows + torch.tensor([1, 1, -1]))]
     assert all((other - whole).abs().mean() > 1 for other in others)
     assert whole.shape == (3, 48, 48) and whole.dtype == torch.float32

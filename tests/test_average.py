@@ -1,4 +1,4 @@
-"""Means of checkpoints: a linear model's mean is the mean of its outputs, and different models are refused."""
+"""Means of checkpoints: the mean of linear models gives the mean of their outputs, and different models are refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The build: upstream's bytes, whole files or none, the same bytes however often it was stopped."""
+"""The build: upstream's bytes, complete files or none, the same bytes after any number of stops."""
 
 import csv
 import fcntl
@@ -57,7 +57,7 @@ def releases(tmp_path_factory) -> Corpus:
 
 @pytest.fixture(scope="session")
 def built(releases, tmp_path_factory) -> Path:
-    """An undisturbed build; read it, do not write into it."""
+    """An undisturbed build; read-only."""
     out = tmp_path_factory.mktemp("built") / "data"
     releases.build(out)
     return out
@@ -75,14 +75,14 @@ def command(corpus: Corpus, out: Path, *more: str) -> list[str]:
 
 
 def hashes(out: Path) -> dict[str, str]:
-    """SHA-256 of every file of a build, manifests included; the audit's secret is another one in each folder."""
+    """SHA-256 of every file of a build, manifests included, except the audit's key, which differs per folder."""
     files = [*out.rglob("*"), *(out.parent / "splits").glob("*")]
     kept = [path for path in files if path.is_file() and path.suffix != ".key"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
 
 def upstream_bytes(data: bytes) -> np.ndarray:
-    """What upstream does with a file, spelled out: colour, RGB, resize three channels, convert."""
+    """Upstream's preprocessing of a file, step by step: colour, RGB, resize three channels, convert."""
     colour = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return np.asarray(preprocess(Image.fromarray(cv2.cvtColor(colour, cv2.COLOR_BGR2RGB))))
 
@@ -260,7 +260,7 @@ def test_workers_and_shards_do_not_change_a_byte(releases, built, tmp_path):
     assert hashes(tmp_path / "a" / "data") == hashes(built)
     out = tmp_path / "b" / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "SIZE", 5)  # forkserver's workers take a block as long as its task says
+        patch.setattr(blocks, "SIZE", 5)  # forkserver's workers use the block size of their task
         releases.build(out, "--shard", "2/3")
         with pytest.raises(UserError, match="6 of 7 blocks .* not prepared yet"):
             main(["finish", "--out", str(out)])
@@ -275,7 +275,7 @@ def test_workers_and_shards_do_not_change_a_byte(releases, built, tmp_path):
 
 
 def test_a_build_inside_the_data_root_is_resumed(corpus, built):
-    """The work folder has a train/, a valid/ and a test/ of its own, which are no images of a release."""
+    """The work folder has its own train/, valid/ and test/, which must not be taken for a release's images."""
     out = corpus.root / "data"
     flags = ["build", "--data_root", str(corpus.root), "--out", str(out), "--workers", "1", *QUICK_AUDIT]
     main([*flags, "--shard", "1/1"])
@@ -429,7 +429,7 @@ def test_a_damaged_block_is_prepared_again(releases, built, tmp_path):
     with pytest.raises(UserError, match="not prepared yet"):
         main(["finish", "--out", str(out)])
     data = bytearray((out / "work/test/000000.npz").read_bytes())
-    data[5000] ^= 1  # inside the images: its checksum tells
+    data[5000] ^= 1  # inside the images: found by the checksum
     (out / "work/test/000000.npz").write_bytes(data)
     releases.build(out, "--shard", "0/1")
     with pytest.raises(UserError, match="test/000000.npz is missing or damaged"):
@@ -536,7 +536,7 @@ def test_memory_of_the_command_and_of_its_workers(corpus, tmp_path):
     rng = np.random.default_rng(2)
     for i, path in enumerate(sorted((corpus.plus / "PNG/train").rglob("*.png"))[:6]):
         grey = cv2.resize(picture(rng, 200, 200), (2828, 2320))
-        save(path, grey if i % 2 else np.dstack([grey, grey[::-1], grey]))  # every other one in colour
+        save(path, grey if i % 2 else np.dstack([grey, grey[::-1], grey]))  # every second image in colour
     process = psutil.Popen(
         command(corpus, tmp_path / "data", "--workers", "2"),
         cwd=REPOSITORY,
@@ -546,7 +546,7 @@ def test_memory_of_the_command_and_of_its_workers(corpus, tmp_path):
     peak, worker_peak = 0, 0
     while process.poll() is None:
         try:
-            own = process.cmdline()  # a child that is about to become another program is a copy of its parent
+            own = process.cmdline()  # before exec, a child is a copy of its parent
             sizes = [child.memory_info().rss for child in process.children(recursive=True) if child.cmdline() != own]
             peak = max(peak, process.memory_info().rss + sum(sizes))
             worker_peak = max([worker_peak, *sizes])
@@ -564,7 +564,7 @@ def test_workers_do_without_torch():
 
 
 def test_planning_memory_does_not_grow_with_the_rows(tmp_path):
-    """Forty megabytes of reports go through the reader, one row at a time."""
+    """Forty megabytes of reports are read one row at a time."""
     path = tmp_path / "df_chexpert_plus_240401.csv"
     with open(path, "w", newline="") as handle:
         writer = csv.writer(handle)
@@ -585,7 +585,7 @@ def test_planning_memory_does_not_grow_with_the_rows(tmp_path):
 
 @pytest.mark.long
 def test_the_slurm_script_runs_as_it_is(releases, built, tmp_path):
-    """Every task of the array, with SLURM's variables; a false `sbatch` notes the job that is to join them."""
+    """Run every task of the array with SLURM's variables; a fake `sbatch` records the joining job."""
     (tmp_path / "bin").mkdir()
     booked = tmp_path / "booked"
     (tmp_path / "bin/sbatch").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {booked}\n')
@@ -616,7 +616,7 @@ def test_the_slurm_script_runs_as_it_is(releases, built, tmp_path):
     lines = booked.read_text().splitlines()
     assert "--dependency=afterok:77" in lines and "--account=lab" in lines
     assert not any(line.startswith("--partition") for line in lines)
-    (tmp_path / "bin/sbatch").write_text("#!/bin/bash\nexit 1\n")  # some clusters let no job submit another
+    (tmp_path / "bin/sbatch").write_text("#!/bin/bash\nexit 1\n")  # some clusters do not allow a job to submit another
     run = subprocess.run(
         ["bash", "docs/slurm/prepare_data.sbatch"],
         cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""From a build with its own choices, through a training, to the report: what was chosen is followed and said."""
+"""Build with non-default options, train, evaluate: every step follows the options, and the report states them."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_the_stored_size_is_followed_from_the_build_to_the_report(built: Path, b
 
 
 def test_the_findings_stand_in_a_last_column(corpus: Corpus, built: Path, tmp_path):
-    """Every other byte of the table is that of a build without them."""
+    """All other bytes of the table equal those of a build without them."""
     corpus.build(tmp_path / "data", "--image_size", "448")
     plain = pd.read_csv(tmp_path / "data/impressions.csv", dtype=str, keep_default_na=False)
     table = pd.read_csv(built / "data/impressions.csv", dtype=str, keep_default_na=False)

@@ -1,4 +1,4 @@
-"""A short sample of the campaign (`make campaign`), and that its injector really disturbs."""
+"""A short sample of the campaign (`make campaign`), and a check that its fault injector works."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from tests.campaign.faults import Fault, Injector
 
 @pytest.mark.long
 def test_a_sample_of_kills_signals_and_faults(tmp_path):
-    """Nothing differs, nothing is mixed, no traceback; and every disturbance did come."""
+    """Nothing differs, nothing is mixed, no traceback; and every disturbance occurred."""
     wanted = {"kill": {"demo": 3, "train": 3}, "fault": {"demo": 2, "train": 2}, "signal": {"train": 2}}
     campaign(tmp_path, wanted, seed=3, seconds=300)
     done = read(tmp_path / "trials.jsonl")
@@ -27,7 +27,7 @@ def test_a_sample_of_kills_signals_and_faults(tmp_path):
 
 @pytest.mark.parametrize("at, fails", [(1, "open"), (2, "write"), (3, "rename"), (4, None)])
 def test_the_injector_fails_the_nth_operation(tmp_path, at, fails):
-    """In a process of its own, for it replaces `open`."""
+    """In a separate process, as it replaces `open`."""
     pid = os.fork()
     if pid == 0:
         code = 3

@@ -1,4 +1,4 @@
-"""The reporting checklist: filled from records, and the author's to write where there are none."""
+"""The reporting checklist: filled from records; items without a record are left to the author."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_filled_from_records_or_the_authors(tmp_path):
     assert "dinov3_tiny" in known["Model"] and known["De-identification"] == AUTHOR
     assert known["Inclusion and exclusion criteria"] == "Left out while building: no file (3)"
     assert sum(row[1] == AUTHOR for row in whole) < sum(row[1] == AUTHOR for row in nothing)
-    assert len(FROM_RECORDS) == len({row[1] for row in whole} - {AUTHOR})  # every filler is used and says something
+    assert len(FROM_RECORDS) == len({row[1] for row in whole} - {AUTHOR})  # every filler is used and returns text
 
 
 def test_markdown_and_latex_carry_the_flow(tmp_path):

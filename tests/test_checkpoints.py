@@ -1,4 +1,4 @@
-"""Checkpoints of every kind load strictly; others are named; nothing in a file is run."""
+"""Checkpoints of every kind load strictly; unknown ones are refused by name; no code in a file is run."""
 
 import argparse
 import contextlib
@@ -77,7 +77,7 @@ def archive(tmp_path_factory):
 
 
 def test_torchscript_archive(archive, monkeypatch):
-    monkeypatch.setattr(torch.jit, "load", None)  # its code must not be needed
+    monkeypatch.setattr(torch.jit, "load", None)  # its code must not be run
     assert _same(archive)
 
 

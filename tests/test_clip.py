@@ -1,4 +1,4 @@
-"""`clip.load` and `clip.tokenize`: published names, files, the strict tokenizer."""
+"""`chexzero.clip`: published model names, files, the strict tokenizer."""
 
 import pytest
 import torch

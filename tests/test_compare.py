@@ -32,7 +32,7 @@ def test_two_runs_on_three_sets_through_the_command(tmp_path, run_module, capsys
     assert apart["untrained"]["difference"] == pytest.approx(values[1] - values[0], abs=2e-6)
     assert apart["untrained"]["p"] <= apart["untrained"]["p_holm"]
     page = (folder / "report.html").read_text()
-    assert "RadZero-224 0.879" in page and "untrained" in page  # the rarest 20 have a published best
+    assert "RadZero-224 0.879" in page and "untrained" in page  # the rarest 20 have a published best mean
     assert (folder / "figures/sets.png").is_file() and (folder / "figures/sets.pdf").is_file()
     capsys.readouterr()
     assert run_module("chexzero.compare", *words, "--sets", "nowhere") == 2
@@ -41,7 +41,7 @@ def test_two_runs_on_three_sets_through_the_command(tmp_path, run_module, capsys
 
 
 def test_a_run_that_was_moved_is_not_compared_on_other_data(tmp_path, caplog):
-    """A run whose recorded `data/` now holds another validation set: one sentence, unless --data names the folder."""
+    """A run whose recorded `data/` now has another validation set is refused, unless --data names the folder."""
     data, run = write_run(tmp_path)
     other = tmp_path / "checkpoints" / "moved"
     shutil.copytree(run, other)

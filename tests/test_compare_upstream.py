@@ -1,4 +1,4 @@
-"""The comparison: our half against what upstream's half recorded, the verdicts, the list of differences."""
+"""The comparison: our results against upstream's recorded results, the verdicts, the list of differences."""
 
 import ast
 import importlib
@@ -29,7 +29,7 @@ def differences(signatures):
 
 
 def test_our_half_agrees_with_the_recorded_half(tmp_path, monkeypatch):
-    monkeypatch.setattr(zero_shot, "load_clip", zero_shot.load_clip)  # the checks put another in its place
+    monkeypatch.setattr(zero_shot, "load_clip", zero_shot.load_clip)  # restored after the checks replace it
     monkeypatch.setattr(child.sys, "path", list(child.sys.path))
     compare_upstream.inputs.write(tmp_path)
     ours, errors = child.run("ours", tmp_path)
@@ -82,7 +82,7 @@ def test_every_function_of_the_interface_is_kept_or_explained(differences):
             assert status[file, name] in ("kept", "changed"), (file, name)
 
 
-#: What users of CheXzero call; "changed" only ever means more optional arguments.
+#: Functions that CheXzero's users call; "changed" only means further optional arguments.
 KEPT = {
     "run_train.py": "parse_args model_pipeline make train train_batch train_log save",
     "train.py": "CXRDataset load_data load_clip preprocess_text make train_main",

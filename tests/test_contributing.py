@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING.md run, and what they add is used by the real code."""
+"""The examples of CONTRIBUTING.md run, and the real code uses what they add."""
 
 import re
 from pathlib import Path

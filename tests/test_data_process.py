@@ -1,4 +1,4 @@
-"""Prepared bytes and impressions are upstream's; a failure is reported, never a black row."""
+"""Prepared bytes and impressions equal upstream's; a failure is reported and never leaves a black row."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The datasets by name: each in its own files, with the traps of its encoding, to an evaluation set and to rows."""
+"""The named datasets, in their own file layouts with their encoding pitfalls: evaluation sets and rows of a build."""
 
 import argparse
 import hashlib
@@ -24,9 +24,9 @@ from data_prep.releases.locate import Folder, Place
 from data_prep.releases.padchest import _image_places, read_list
 from data_prep.releases.release import split_of
 
-#: name -> images in the set that the command writes from the drawn files
+#: name -> number of images in the evaluation set written from the drawn files
 IMAGES = {
-    "padchest": 9,  # of ten that physicians read, one with a list that cannot be read
+    "padchest": 9,  # of ten that physicians read, one has an unreadable list
     "openi": 12,
     "chestxray14": 4,
     "vindr": 4,
@@ -45,7 +45,7 @@ OWN = ["--table", "{root}/own.csv", "--columns", "image=file,patient=mrn,study=a
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    """name -> the folder of a drawn set; drawn when first asked for."""
+    """name -> the folder of a drawn dataset, drawn at first use."""
     made = {}
 
     def get(name):
@@ -416,7 +416,7 @@ def test_a_new_dataset_is_trained_on_and_evaluated(own):
 
 
 def test_padchests_polarity_column_is_not_used(drawn, tmp_path):
-    """Every drawn row says MONOCHROME1, which is often wrong in PadChest: no image may be inverted by it."""
+    """Every drawn row says MONOCHROME1, which is often wrong in PadChest, so it must not invert an image."""
     root = drawn("padchest")
     labels, _ = evaluation_set("padchest", root, tmp_path)
     with open_images(tmp_path / "padchest.h5") as handle:
@@ -435,7 +435,7 @@ def test_padchests_polarity_column_is_not_used(drawn, tmp_path):
         ("padchest", [], ["0", "54"], [False]),
         ("padchest", ["1_a.png"], [], [True]),
         ("padchest", ["1_a.jpg"], ["3"], [False, True]),
-        ("54", ["1_a.png"], [], []),  # it is looked into from the folder above
+        ("54", ["1_a.png"], [], []),  # the search starts in the folder above
         ("54", [], [], []),
         ("padchest", ["a.png", "1_a.csv"], ["123", "a"], []),
     ],

@@ -1,4 +1,4 @@
-"""Every image file is read right, or refused with the reason: damage, 16-bit ranges, DICOM as the standard means it."""
+"""Image files are read correctly or refused with a reason: damage, 16-bit ranges, DICOM by the standard."""
 
 import contextlib
 import io
@@ -347,7 +347,7 @@ def test_shared_dicom(shared):
 
 @pytest.mark.parametrize("out", [0, 1])
 def test_the_reach_of_a_range_is_twice_the_width_of_its_bulk(out):
-    """The bulk is 1000 to 1100, so that samples of 800 to 1300 belong to the picture and no others do."""
+    """Most samples are 1000 to 1100, so samples from 800 to 1300 belong to the picture and no others."""
     image = np.repeat(np.array([1000, 1100], np.uint16), 5000)
     image = np.concatenate([image, np.array([500, 800 - out, 1300 + out], np.uint16)]).reshape(-1, 1)
     assert sample_range(image) == ((1000, 1100) if out else (800, 1300))
@@ -392,7 +392,7 @@ def test_dicom_colour_of_more_than_8_bits_uses_the_range_of_its_bits(bits):
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_damaged_jpeg_within_dicom_is_refused_where_it_is_a_baseline_one(bits):
-    """A file that says 16 bits holds no picture that Pillow would read; pydicom's own readers say so."""
+    """Pillow cannot read the JPEG of a file that declares 16 bits; the error comes from pydicom's readers."""
     whole = jpeg(picture(255))
     file = pydicom.dcmread(io.BytesIO(dicom(picture(255))))
     file.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit

@@ -1,4 +1,4 @@
-"""The demo corpus: layouts, labels, wording, determinism, and what happens when the folder is taken."""
+"""The demo corpus: layouts, labels, wording, determinism, and a folder that is already in use."""
 
 import hashlib
 import json
@@ -211,7 +211,7 @@ def test_pictures_vary_in_size_and_projection():
     ],
 )
 def test_findings_are_drawn_on_their_side(finding, where, brighter):
-    """The patient's right is at the left of the picture. The same noise and pose, with and without the finding."""
+    """Compare pictures with and without the finding, same noise and pose; the patient's right is on the left."""
     differences = []
     for seed in range(4):
         pictures = [draw_view(Study(MAN, f, ("PA",)), "PA", np.random.default_rng(seed)) for f in ((finding,), ())]
@@ -238,7 +238,7 @@ def test_every_finding_can_be_drawn(label, view):
 
 @pytest.mark.parametrize("moves", range(5))
 def test_a_drawing_killed_at_its_end_goes_on(demo_releases, tmp_path, monkeypatch, moves):
-    """Killed after the n-th move into place: the next call moves the rest, and draws nothing again."""
+    """After a kill at the n-th move into place, the next call moves the rest and redraws nothing."""
     sizes = {"train": 36, "valid": 30, "test": 28, "seed": 11}
     drawn = tmp_path / ".unfinished"
     drawn.mkdir()

@@ -1,4 +1,4 @@
-"""The DINOv3 tower against transformers' model, from every layout of weights, and back."""
+"""The DINOv3 tower against transformers' model, from every layout of weights, and the conversion back."""
 
 import sys
 
@@ -39,7 +39,7 @@ def test_cls_feature_equals_transformers(kind, layout, shape, tmp_path):
 
 
 def save(model, layout, folder):
-    """Write the model's weights in a layout; the name never tells which it is."""
+    """Write the model's weights in a layout, under a name that does not reveal it."""
     if layout.startswith("huggingface"):
         model.save_pretrained(folder / "dinov3_vitl16.pth")
         return folder / "dinov3_vitl16.pth" / ("" if layout.endswith("folder") else "model.safetensors")
@@ -228,7 +228,7 @@ def test_benchmark_runs_anywhere(monkeypatch, tmp_path):
 
 @pytest.mark.gpu
 def test_bf16_features_on_a_gpu():
-    """Noise through random weights is the worst case; timm's own ViT under the same rounding says what is usual."""
+    """Noise images and random weights are the worst case; timm's own ViT gives the usual error for comparison."""
     torch.manual_seed(0)
     images = torch.randn(16, 3, 224, 224, device="cuda")
     plain = timm.create_model("vit_base_patch16_224", num_classes=512).cuda()
@@ -239,7 +239,7 @@ def test_bf16_features_on_a_gpu():
 
 
 def test_blocks_behind_convolutions():
-    """Tokens of 16 x 16 pixels at any size, found again from a bare state dict, no other size taken for it."""
+    """Tokens of 16 x 16 pixels at any size; a bare state dict is recognised and not mistaken for another size."""
     torch.manual_seed(0)
     tower = build_vision_tower("dinov3_tiny_hybrid", "random", image_resolution=96, embed_dim=48)
     images = torch.randn(2, 3, 96, 96)
@@ -256,7 +256,7 @@ def test_blocks_behind_convolutions():
 
 
 def test_patch_dropout_takes_the_places_of_the_patches_along(monkeypatch):
-    """The patches in another order, none left out: rotary positions that did not come along would change the result."""
+    """Permute the patches and drop none: the result changes unless rotary positions are permuted with them."""
     torch.manual_seed(0)
     tower = build_vision_tower("dinov3_tiny", "random", image_resolution=64, patch_dropout=0.5)
     images = torch.randn(2, 3, 64, 64)
@@ -278,7 +278,7 @@ def test_patch_dropout_takes_the_places_of_the_patches_along(monkeypatch):
 
 
 def test_a_random_tower_answers_to_fine_detail_as_to_the_mean_of_a_patch():
-    """On pictures whose amplitude falls with frequency as a radiograph's does; filters drawn at random would not."""
+    """On pictures whose amplitude falls with frequency as in radiographs; randomly drawn filters would fail."""
     torch.manual_seed(0)
     frequency = torch.fft.fftfreq(128)[:, None].hypot(torch.fft.rfftfreq(128)) * 128
     pictures = torch.fft.irfft2(torch.fft.rfft2(torch.randn(24, 128, 128)) / (1 + frequency) ** 1.8)

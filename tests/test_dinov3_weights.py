@@ -1,4 +1,4 @@
-"""Weight files that are not what they should be, and weights that have to be fetched: one clear sentence each."""
+"""Wrong weight files and weights to be downloaded: one clear sentence each."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ def state():
 
 
 def refused(path, size="small"):
-    """The message with which `path` is refused."""
+    """Return the message with which `path` is refused."""
     with pytest.raises(WeightsError) as caught:
         build_vision_tower(size, path)
     message = str(caught.value)
@@ -44,7 +44,7 @@ def saved(state, folder, name="weights.pth"):
 
 
 class Payload:
-    """Unpickling this creates a file: the trace of code that was run."""
+    """An object whose unpickling creates a file, as proof that code was run."""
 
     def __init__(self, path):
         self.path = path
@@ -210,7 +210,7 @@ NAME = "facebook/dinov3-vitb16-pretrain-lvd1689m"
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Files a pretended hub has: name -> path, or an exception to raise. Nothing is in the cache."""
+    """Files of a fake hub: name -> path, or an exception to raise. The cache is empty."""
     files = {}
 
     def hf_hub_download(repository, file, revision=None, local_files_only=False):

@@ -1,4 +1,4 @@
-"""Several processes are one: the same loss and gradient, the same run, and one message when a rank dies."""
+"""Several processes equal one: the same loss and gradient, the same run, and one message when a rank dies."""
 
 import itertools
 import os
@@ -52,7 +52,7 @@ def gradients_of_rank(environment: dict[str, str], out: Path) -> None:
         criterion = LOSSES[loss_name].criterion(equal_text)
         share = 8 // distributed.world_size()
         mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
-        for _ in range(2):  # twice: DistributedDataParallel arranges its buckets anew after the first
+        for _ in range(2):  # twice: DistributedDataParallel rebuilds its buckets after the first step
             model.zero_grad()
             loss = pair_loss(*model(images[mine], texts[mine]), criterion.matches(texts[mine]), criterion)
             loss.backward()
@@ -113,7 +113,7 @@ def test_a_run_of_two_ranks_is_a_run_of_one(corpus, single, more):
     pd.testing.assert_frame_equal(one[columns], two[columns], rtol=0, atol=1e-5)
     one, two = (pd.read_csv(folder / "metrics.csv") for folder in folders)
     assert one["step"].tolist() == two["step"].tolist()
-    assert np.allclose(one["mean_13"], two["mean_13"], atol=0.01)  # rounding may swap two images of equal score
+    assert np.allclose(one["mean_13"], two["mean_13"], atol=0.01)  # rounding may swap two images with equal scores
     for name in ["checkpoint.pt"] + ["ema/checkpoint_8.pt"] * bool(more):
         one, two = (torch.load(folder / name, weights_only=True) for folder in folders)
         assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
@@ -143,11 +143,11 @@ def run_on_node(node: Path, argv: list[str], environment: dict[str, str]) -> Non
 
 @pytest.mark.long
 def test_each_node_may_have_its_own_copy_of_the_data(corpus, single, tmp_path):
-    """Two nodes of one rank, which share no disk; only the first has the run's folder."""
+    """Two nodes with one rank each and no shared disk; only the first has the run's folder."""
     nodes = [tmp_path / name for name in ("first", "second")]
     for node in nodes:
         shutil.copytree(corpus / "data", node / "data")
-    for steps in ("4", "8"):  # begun, then gone on with
+    for steps in ("4", "8"):  # started, then resumed
         argv = flags(Path(), "copied", *STEPS, "--max_steps", steps, "--resume", "auto")
         assert run_to_end(
             [

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
-    """A server that answers requests for the rest of a file, as NLM's does, and can break off in the middle."""
+    """A server that supports range requests, as NLM's does, and can break off in the middle."""
 
     asked: list = []
     break_off = False
@@ -58,7 +58,7 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def nlm_of(root: Path, n: int) -> Iterator[tuple[Path, str]]:
-    """The folder of the two archives of n drawn reports, and the address at which they are served."""
+    """The folder with the two archives of n drawn reports, and the address that serves them."""
     openi(root / "drawn", np.random.default_rng(4), n=n)
     served = root / "collections"
     served.mkdir()
@@ -145,7 +145,7 @@ def test_the_sets_that_make_real_builds(nlm, tmp_path):
 
 @pytest.mark.long
 def test_make_real_ends_in_a_report(tmp_path):
-    """The whole target as a user types it, from the served archives to the report, and once more with nothing to do."""
+    """Run the whole target as a user would, from the served archives to the report, then again with nothing to do."""
     with nlm_of(tmp_path / "nlm", 300) as (_, address):
         make_real(tmp_path, address)
 

@@ -1,4 +1,4 @@
-"""The moving average of the weights: its values, and its folder as a run of its own."""
+"""The moving average of the weights: its values, and its folder as a separate run."""
 
 import pandas as pd
 import pytest

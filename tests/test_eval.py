@@ -1,4 +1,4 @@
-"""Areas, intervals and curves are upstream's; wrong arrays are named."""
+"""AUROCs, intervals and curves equal upstream's; errors name the wrong array."""
 
 import matplotlib
 import numpy as np

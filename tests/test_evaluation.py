@@ -474,7 +474,7 @@ def test_calibration_of_what_is_no_probability_is_refused(value):
 
 
 def test_a_constant_prediction_is_scaled_to_the_frequency_of_its_label():
-    """Nothing tells its classes apart, so that the targets are Platt's: 4/5 three times and 1/3."""
+    """A constant cannot separate the classes, so the result is the mean of Platt's targets: 4/5 three times and 1/3."""
     found = platt([[1], [1], [0], [1]], np.full((4, 1), 0.3), [[0.3], [0.3]])
     np.testing.assert_allclose(found, (3 * 4 / 5 + 1 / 3) / 4, atol=1e-4)
 
@@ -489,7 +489,7 @@ def test_a_probability_on_the_edge_of_two_bins_belongs_to_the_upper_one_and_1_to
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_classes_that_touch_are_apart_and_no_probability_is_too_large_or_small(turned):
-    """A scaling that runs to 0 and 1 would follow from four cases."""
+    """Without regularisation four cases would give probabilities of 0 and 1."""
     scores = np.array([[0.2], [0.5], [0.5], [0.8]])
     found = platt(np.array([[0], [0], [1], [1]]), 1 - scores if turned else scores, np.array([[0.0], [0.8], [1.0]]))
     assert np.isfinite(found).all() and (np.abs(found[1] - 0.5) < 0.35).all()

@@ -1,4 +1,4 @@
-"""The overlap audit's sentence is printed only of a model whose recorded hashes the audit covered."""
+"""The overlap audit's sentence is printed only for a model whose recorded hashes the audit covered."""
 
 import json
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_an_audit_with_hashes_of_its_own(place):
 
 def test_training_images_of_another_size_than_the_build_wrote(place):
     build = json.loads((place / "data" / "build.json").read_text())
-    build["files"]["cxr.h5"]["bytes"] = 2  # the run met a file of 1 byte, and took its hash from build.json
+    build["files"]["cxr.h5"]["bytes"] = 2  # the run read a file of 1 byte, and its hash from build.json
     write_json(place / "data" / "build.json", build)
     assert "images other than those that the audit covered" in claim(place).text
 

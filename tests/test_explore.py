@@ -1,4 +1,4 @@
-"""The page answers with the model's probabilities, survives what people drop on it, and serves nothing else."""
+"""The page answers with the model's probabilities, handles any dropped file, and serves nothing else."""
 
 import base64
 import io
@@ -152,7 +152,7 @@ def test_a_patch_answers_for_its_own_place(kind):
     whole, features = model.encode_image(pixels), patch_features(model, pixels)
     assert features.shape == (1, 4, 4, 32)
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(1, 4, 4))
-    torch.testing.assert_close(model.encode_image(pixels), whole)  # asking for patches leaves the model as it was
+    torch.testing.assert_close(model.encode_image(pixels), whole)  # patch_features does not change the model
     pixels[:, :, 16:32, 48:64] = -pixels[:, :, 16:32, 48:64]  # the patch in row 1, column 3
     change = (patch_features(model, pixels) - features).norm(dim=-1)[0]
     assert change.argmax() == 1 * 4 + 3
@@ -169,7 +169,7 @@ def address(explorer):
 
 
 def test_slow_connections_hold_no_threads_and_no_answers_back(address):
-    """More connections than there are threads say half a request; the page still answers another at once."""
+    """More connections than threads send half a request each; the page still answers another at once."""
     place = ("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))
     before = threading.active_count()
     slow = [socket.create_connection(place) for _ in range(CONNECTIONS - 4)]
@@ -185,7 +185,7 @@ def test_slow_connections_hold_no_threads_and_no_answers_back(address):
 
 @pytest.mark.long
 def test_400_slow_connections(explorer, monkeypatch):
-    """However many, they hold no thread each; those that stay silent are closed, and the page answers again."""
+    """Slow connections do not occupy threads; silent ones are closed, and the page answers again."""
     monkeypatch.setattr("chexzero.explore.app.SILENCE", 3)
     server = make_server(create_app(explorer), 0)
     threading.Thread(target=server.run, daemon=True).start()
@@ -207,7 +207,7 @@ def test_400_slow_connections(explorer, monkeypatch):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_the_page_works_in_a_browser(explorer, address, tmp_path):
-    """An image goes through the real form; its answer is seen, and what looks like HTML in it is text."""
+    """Submit an image through the real form; the answer is shown, and HTML in it is displayed as text."""
     image = picture(320, 320)
     path = tmp_path / "<img src=x onerror=document.title='harm'>.png"
     path.write_bytes(png(image))
@@ -246,7 +246,7 @@ def test_the_page_works_in_a_browser(explorer, address, tmp_path):
 
 
 def test_other_pages_cannot_ask(explorer):
-    """A page elsewhere may post a form here without asking; its browser then names that page."""
+    """Another site's page may post a form here without permission; the browser then sends that page's origin."""
     client, data = create_app(explorer).test_client(), png(picture())
     for origin, status in (("http://evil.example", 403), ("null", 403), ("http://localhost", 200)):
         answer = client.post(

@@ -1,4 +1,4 @@
-"""Exports give the same logits in the library they are made for, loaded in a process that has none of our code."""
+"""Exports give the same logits in their library, loaded in a process without our code."""
 
 import ast
 import functools
@@ -76,7 +76,7 @@ def small_model(kind: str, size: str = "dinov3_tiny") -> CLIP:
         return CLIP(64, 224, 0, 0, None, **text, visual=tower).eval()
     tower = build_vision_tower(size, "random", image_resolution=96, embed_dim=64)
     for name, parameter in tower.named_parameters():
-        if "bias" in name:  # biases begin at zero, where a mistake would not show
+        if "bias" in name:  # biases start at zero, which would hide a mistake
             torch.nn.init.normal_(parameter, std=0.1)
     return CLIP(64, 96, 0, 0, None, **text, visual=tower).eval()
 
@@ -95,10 +95,10 @@ for place in places:
 
 
 def write_export(place: Path, kind: str, target: str) -> CLIP:
-    """`out` with the export, inputs, and `run.py`, which has the library compute logits and runs the card's lines."""
+    """Write the export, inputs, and `run.py`, which computes logits in the library and runs the card's example."""
     place.mkdir()
     model = small_model(kind, "dinov3_vits" if (kind, target) == ("dinov3", "open_clip") else "dinov3_tiny")
-    if (kind, target) == ("dinov3", "onnx"):  # tracing takes seconds a block
+    if (kind, target) == ("dinov3", "onnx"):  # tracing takes seconds per block
         model.visual.trunk.blocks = model.visual.trunk.blocks[:2]
     images = np.random.default_rng(0).integers(0, 256, (3, 320, 320), dtype=np.uint8)
     prepared, tokens = prepare(torch.from_numpy(images), model.image_resolution), tokenize(TEXTS)
@@ -121,14 +121,14 @@ def loaded(tmp_path_factory):
         folder = tmp_path_factory.mktemp("exports")
         found = {one: (folder / "_".join(one), write_export(folder / "_".join(one), *one)) for one in exports}
         places = os.pathsep.join(str(place) for place, _ in found.values())
-        offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # the folder holds all that is needed
+        offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # the folder must be self-contained
         subprocess.run([sys.executable, "-c", RUN_EACH, places, *TEXTS], check=True, cwd=folder, env=offline)
         return found
 
     return load
 
 
-@pytest.mark.timeout(900)  # a process of its own that imports a second library
+@pytest.mark.timeout(900)  # a separate process imports a second library
 @pytest.mark.parametrize(
     "kind, target",
     [*TOGETHER, *(pytest.param(kind, "onnx", marks=pytest.mark.long) for kind in ("dinov3", "vit", "siglip"))],
@@ -182,7 +182,7 @@ def test_training_goes_on_from_an_export(tmp_path, monkeypatch, target):
     ],
 )
 def test_what_the_shapes_do_not_show_is_compared(tmp_path, target, part, key, value, word):
-    """Weights that load but were trained for another function would give other features without a word."""
+    """Weights that load but were trained for another function would silently give other features."""
     export(small_model("vit"), target, tmp_path / "out")
     path = tmp_path / "out" / {"hf": "config.json", "open_clip": "open_clip_config.json"}[target]
     config = json.loads(path.read_text())
@@ -296,7 +296,7 @@ def test_a_run_without_a_selection_is_one_sentence(tmp_path):
 
 
 def test_a_poisoned_run_writes_no_markup_no_code_and_no_folder(tmp_path, monkeypatch):
-    """Every text of the records, and the names of the folders, may come from strangers."""
+    """Every text of the records and every folder name is untrusted input."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     evil = "<script>alert(1)</script>[x](javascript:alert(1))\n\n# head `code` | cell"

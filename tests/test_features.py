@@ -1,4 +1,4 @@
-"""Training from a locked tower's kept features equals training from the images."""
+"""Training from a locked tower's cached features equals training from the images."""
 
 import pickle
 from types import SimpleNamespace
@@ -67,7 +67,7 @@ def test_a_worker_gets_the_path_and_not_the_features(tmp_path):
 
 @pytest.mark.parametrize("hashed_up_to", [0, 1000])
 def test_features_are_named_by_all_that_they_depend_on(tmp_path, monkeypatch, hashed_up_to):
-    """Also where the images are too many to be hashed at the start of every run."""
+    """Also if there are too many images to hash at the start of every run."""
     monkeypatch.setattr("chexzero.training.logs.HASHED_UP_TO", hashed_up_to)
     for name, content in (("a", b"one"), ("same", b"one"), ("other", b"two")):
         (tmp_path / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Files are read with care and written whole."""
+"""Files are checked when read and written atomically."""
 
 import os
 
@@ -65,7 +65,7 @@ def test_a_name_is_one_folder():
     [(True, None, "abc"), (False, None, "a"), (False, ["c", "d"], "ac"), (False, [], "a"), (True, ["c"], "ac")],
 )
 def test_a_table_keeps_the_columns_that_are_asked_for(tmp_path, all_columns, also, kept):
-    """A table with a million reports stays small; a column of `also` need not be there."""
+    """A table with a million reports stays small in memory; columns named in `also` are optional."""
     (tmp_path / "t.csv").write_text("a,b,c\n1,2,3\n")
     assert list(read_table(tmp_path / "t.csv", ["a"], all_columns=all_columns, also=also)) == list(kept)
 

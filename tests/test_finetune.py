@@ -1,4 +1,4 @@
-"""Learning rates, freezing and LoRA: what learns changes, what is frozen keeps its bits."""
+"""Learning rates, freezing and LoRA: trained parameters change, frozen ones keep their bits."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def model_of(vision, **options):
 
 
 def train(model, args, steps=1, optimizer=None):
-    """Steps as the training loop does them; returns the names of the parameters that changed."""
+    """Take steps as in the training loop; return the names of the changed parameters."""
     optimizer = optimizer or torch.optim.AdamW(finetune.parameter_groups(model, args))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     torch.manual_seed(1)
@@ -155,7 +155,7 @@ def test_lora(vision, grad_checkpointing):
     again = build_model(merged)
     assert torch.allclose(again(images, texts)[0], model(images, texts)[0], atol=1e-4)
     assert not torch.allclose(again(images, texts)[0], untouched, atol=1e-2)
-    assert model.state_dict().keys() != plain.keys()  # merging left the model as it was
+    assert model.state_dict().keys() != plain.keys()  # merging does not change the model
 
 
 def test_lora_state_can_be_resumed():

@@ -1,4 +1,4 @@
-"""Features for a folder of images are those of the images prepared one by one."""
+"""Features of a folder of images equal those of the images prepared one by one."""
 
 import errno
 import gzip
@@ -66,7 +66,7 @@ def dicom(pixels: np.ndarray, photometric: str, path, compress: bool = False) ->
 
 
 def test_dicom_files(tmp_path):
-    """Inverted and compressed files show the same; what cannot be read is left out with a reason."""
+    """Inverted and compressed files give the same features; unreadable ones are left out with a reason."""
     pixels = np.random.default_rng(0).integers(0, 4096, (200, 150))
     pixels[0, :2] = 0, 4095
     dicom(pixels, "MONOCHROME2", tmp_path / "a.dcm")
@@ -82,7 +82,7 @@ def test_dicom_files(tmp_path):
 
 def test_what_cannot_be_read_is_left_out(folder, caplog):
     header = bytearray((folder / "b.png").read_bytes())
-    header[16:24] = struct.pack(">II", 60_000, 60_000)  # more pixels than OpenCV takes
+    header[16:24] = struct.pack(">II", 60_000, 60_000)  # more pixels than OpenCV accepts
     header[29:33] = struct.pack(">I", zlib.crc32(bytes(header[12:29])))
     (folder / "bomb.png").write_bytes(header)
     model = CLIP(32, 64, 1, 64, 16, 77, 49408, 64, 1, 1).eval()
@@ -104,7 +104,7 @@ def test_folder_without_images(tmp_path):
 
 
 def test_everything_in_a_folder_is_read_or_listed(folder):
-    """Any name, by content; what is passed over comes with its reason."""
+    """Files are recognised by content under any name; skipped ones are listed with their reason."""
     whole = (folder / "b.png").read_bytes()
     pixels = np.random.default_rng(1).integers(0, 4096, (60, 50))
     for name in ("scan.dicom", "IM0001", "1.2.840.10008"):

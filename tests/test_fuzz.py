@@ -1,4 +1,4 @@
-"""A sample of the campaign of damaged files (`make fuzz` runs all of it)."""
+"""A sample of the tests with damaged files (`make fuzz` runs all of them)."""
 
 from tests.fuzz.campaign import campaign
 from tests.fuzz.formats import FORMATS

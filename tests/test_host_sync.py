@@ -1,6 +1,6 @@
-"""A training step must not wait for the device: operations that read a tensor's content on the host are counted.
+"""A training step must not wait for the device: count the operations that read a tensor's content on the host.
 
-On a GPU each of them would stop the host until the device has caught up. A dispatch mode sees them on the CPU too.
+On a GPU each of them blocks the host until the device has caught up. A dispatch mode detects them on the CPU too.
 """
 
 import pytest
@@ -15,7 +15,7 @@ from chexzero.training.loss import LOSSES
 from chexzero.training.step import Updates, begin_logits, for_training
 
 CPU = torch.device("cpu")
-#: What reads values to the host, or has a result whose shape depends on them.
+#: Operations that read values on the host, or whose result's shape depends on values.
 WAITING = {
     "aten::_local_scalar_dense",
     "aten::is_nonzero",
@@ -109,7 +109,7 @@ def test_a_step_reads_nothing_back(settings):
     criterion = LOSSES[config.loss].criterion(config.equal_text, config.label_smoothing)
     change = Augmentation(config.augment, flip=config.augment_flip, rows=9, seed=0, resolution=32)
     images, texts = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8), torch.randint(1, 49407, (4, 9))
-    train_batch(images, texts, model, CPU, criterion, updates)  # what the first step alone sets up
+    train_batch(images, texts, model, CPU, criterion, updates)  # set up by the first step only
     numbers = change.numbers(0, torch.arange(4))
     augment(images, numbers, change.by, 32)
     with HostReads() as reads:

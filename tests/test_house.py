@@ -1,4 +1,4 @@
-"""The arrows between rooms that must never be, and the size of the rooms (docs/DESIGN.md)."""
+"""The forbidden imports between packages, and the size of the packages (docs/DESIGN.md)."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 UPSTREAM = ("train", "zero_shot", "eval", "metrics", "data_process", "model", "clip", "simple_tokenizer")
 PACKAGES = ("chexzero", "data_prep", "dinov3_adapter")
 
-#: (who, whom he must not import), both as prefixes of module names; "" is everything of ours
+#: (module, module that it must not import), both as prefixes of module names
 FORBIDDEN = [
     *((f"chexzero.{name}", f"chexzero.{room}") for name in UPSTREAM
       for room in ("training", "evaluation", "report", "suites", "export")),
@@ -31,7 +31,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports anywhere in it, `from a import b` as both `a` and `a.b`."""
+    """Every module that a file imports, at any level; `from a import b` gives both `a` and `a.b`."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -66,7 +66,7 @@ def test_the_common_room_imports_nothing_of_ours_but_itself(imports):
 
 
 def test_the_commands_reach_upstreams_modules(imports):
-    """What was proven equal to CheXzero is what runs."""
+    """The modules that were compared with CheXzero are the ones that run."""
     for command, wanted in (
         ("run_train", {"train", "clip", "model", "simple_tokenizer"}),
         ("run_zero_shot", set(UPSTREAM)),

@@ -1,4 +1,4 @@
-"""One pass over the images gives upstream's predictions, whatever the batch size and the number of labels."""
+"""One pass over the images gives upstream's predictions for any batch size and number of labels."""
 
 import h5py
 import numpy as np
@@ -103,7 +103,7 @@ def test_pair_probabilities_by_hand():
 
 @pytest.mark.parametrize("words, cut", [(18, 0), (19, 1), (20, 2)])
 def test_prompts_are_cut_where_they_have_more_tokens_than_the_context(words, cut, caplog):
-    """Of 20 tokens one begins and one ends the text."""
+    """Two of 20 tokens mark the start and the end of the text."""
     small = CLIP(16, 32, 1, 64, 16, 20, 49408, 64, 1, 1)
     _warn_of_cut_prompts(small, [(["mass"], ["x " * words]), (["x " * (words - 1)], ["x " * words])])
     assert (f"{cut} prompts have more than 20 tokens and are cut" in caplog.text) is (cut > 0)

@@ -47,7 +47,7 @@ def test_paired_p_is_near_a_permutation_test():
     ours, theirs = (truth * shift + random.normal(size=150) for shift in (1.6, 1.0))
     found = paired_areas(truth, ours, theirs)
 
-    def statistic(a, b, axis=-1):  # differences of AUROCs are those of the positives' rank sums
+    def statistic(a, b, axis=-1):  # AUROCs differ as the positives' rank sums do
         ranks_of_positives = (rankdata(x, axis=axis)[..., truth == 1].sum(axis) for x in (a, b))
         return np.subtract(*ranks_of_positives) / (60 * 90)
 
@@ -112,7 +112,7 @@ def test_a_mean_of_equal_labels_differs_as_one_of_them():
 
 
 def test_a_perfect_area_among_others_leaves_their_mean_an_interval():
-    """No case moves it, so that it goes with no other area."""
+    """Its variance is zero, so it is correlated with no other AUROC."""
     truth = np.repeat([1.0, 0.0], [20, 30])[:, None].repeat(2, axis=1)
     scores = np.column_stack([truth[:, 0], np.random.default_rng(0).normal(size=50) + truth[:, 0]])
     areas = auroc(truth, scores)

@@ -24,8 +24,8 @@ FEW = ["--workers", "1", "--audit_copies", "2", "--audit_unrelated", "2"]
 
 @pytest.fixture(scope="module")
 def with_a_copy(demo_releases: Path, tmp_path_factory) -> tuple[Path, str, str]:
-    """A drawn corpus in which an image of ReXGradient shows the picture of another patient of CheXpert-Plus, smaller,
-    darker and in another file; its folder, the path of the original and a part of the copy's id."""
+    """A drawn corpus in which an image of ReXGradient is a smaller, darker copy of a CheXpert-Plus image, in another
+    file; returns its folder, the path of the original and a part of the copy's id."""
     root = tmp_path_factory.mktemp("copied") / "releases"
     shutil.copytree(demo_releases, root)
     table = pd.read_csv(next(root.rglob("df_chexpert_plus_240401.csv")))
@@ -69,7 +69,7 @@ def test_a_copy_of_a_kept_out_image_is_found_dropped_and_counted(with_a_copy, tm
 
 
 def test_the_audit_compares_kept_out_images_with_training_alone(tmp_path):
-    """Copies in training and in test of one kept-out image: the first is dropped, the second no matter."""
+    """One kept-out image has a copy in training, which is dropped, and one in the test set, which is not."""
     kept, test = role("valid", [1, 2], ["patient00001", "patient00002"]), role("test", [3, 4])
     train = role("train", [5, 6, 7], [f"rexgradient/R{k}" for k in range(3)])
     train.images[1] = disguised(kept.images[0], "crop of each side 7.5 %")
@@ -106,7 +106,7 @@ def test_the_plan_holds_the_listed_images_that_are_at_hand(tmp_path, monkeypatch
 
 
 def test_the_patients_of_a_list_go_beside_what_overlaps(tmp_path, monkeypatch):
-    """That an image is of a listed patient is said in place of its likeness to a listed image, not of another one."""
+    """The reason "listed patient" replaces a match with a listed image, but no other overlap."""
     reasons = {"a": "overlap with test: equal image files (t)", "b": "overlap with kept_out: near-equal images (k)"}
     patients = dict.fromkeys("abc", "patient of list.txt")
     monkeypatch.setattr(finish, "_audit", lambda *_: SimpleNamespace(drop_ids={"a", "b", "d"}, reasons=reasons))
@@ -127,4 +127,4 @@ def test_the_patients_of_a_list_go_beside_what_overlaps(tmp_path, monkeypatch):
         "c": "patient of list.txt",
         "d": "overlap with an evaluation set",
     }
-    assert dropped["valid"] == dropped["test"] == {} and room == [500]  # a byte a pixel
+    assert dropped["valid"] == dropped["test"] == {} and room == [500]  # one byte per pixel

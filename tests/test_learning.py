@@ -1,7 +1,7 @@
-"""Learning is real: the zero-shot AUROC comes from the reports, and without their link to the images it is gone.
+"""Learning is real: the zero-shot AUROC comes from the reports and vanishes if they are shuffled among the images.
 
-The whole way (draw, build, train, validate) on a small scale, once with the reports as they are and once with the
-reports handed to other images. `make demo` does the same on a larger scale.
+The whole pipeline (draw, build, train, validate) on a small scale, once with the original reports and once with
+shuffled ones. `make demo` does the same on a larger scale, without shuffling.
 """
 
 import subprocess
@@ -44,7 +44,7 @@ def built(tmp_path_factory) -> Path:
 
 
 def curve(root: Path, name: str, reports: Path) -> np.ndarray:
-    """Train with these reports; the validation means over the 13 findings, step 0 first."""
+    """Train with these reports; return the validation means over the 13 findings, step 0 first."""
     command(
         "run_train.py",
         "--config",

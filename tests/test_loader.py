@@ -1,4 +1,4 @@
-"""Which pairs are read, in which order, by whom."""
+"""Which pairs are read, in which order, by which worker and rank."""
 
 import h5py
 import numpy as np
@@ -69,7 +69,7 @@ def test_ranks_share_a_batch_without_overlap(dataset):
         assert len(first) == len(second)
         assert torch.cat([first, second]).tolist() == batch.tolist()
     odd = [list(Batches(np.arange(7), 4, seed=5, rank=rank, world_size=2)) for rank in (0, 1)]
-    assert [[len(rows) for rows in part] for part in odd] == [[2, 1], [2, 1]]  # one of seven rows waits for its epoch
+    assert [[len(rows) for rows in part] for part in odd] == [[2, 1], [2, 1]]  # one of seven rows is left out
     with pytest.raises(UserError, match="multiple of 3"):
         Batches(np.arange(7), 4, seed=5, world_size=3)
 

@@ -1,4 +1,4 @@
-"""CLIP has upstream's keys and logits, and says what is wrong with a state dict that does not fit."""
+"""CLIP has upstream's keys and logits, and its errors explain why a state dict does not fit."""
 
 import json
 

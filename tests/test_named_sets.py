@@ -1,4 +1,4 @@
-"""Evaluation sets by name: unknown labels, protocols of one's own, and the figures against scikit-learn."""
+"""Evaluation sets by name: unknown labels, custom protocols, and the figures against scikit-learn."""
 
 import shutil
 from dataclasses import replace
@@ -127,7 +127,7 @@ def test_a_protocol_of_ones_own(tmp_path):
     protocol = read_protocol(tmp_path, "little")
     assert protocol.prompts("edema")[0] == ["there is edema", "there is fluid"]
     assert len(protocol.prompts("edema")[1]) == 4 and protocol.prompts("normal")[1] == ["abnormal chest"]
-    assert protocol.prompts("mass {x}")[0] == ["there is mass {x}"]  # braces in a name are no field
+    assert protocol.prompts("mass {x}")[0] == ["there is mass {x}"]  # braces in a name are not a format field
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_command_scores_sets_beside_the_14_labels(tmp_path):
     )
     assert choice["worth"] == pytest.approx(choice["means"][choice["chosen"]] - choice["means"]["pair"], abs=2e-6)
     assert choice["lower"] <= choice["worth"] <= choice["upper"]
-    assert choice["means"]["pair"] == pytest.approx(found["sets"]["little"]["mean_auroc"], abs=1e-9)  # it asks as this
+    assert choice["means"]["pair"] == pytest.approx(found["sets"]["little"]["mean_auroc"], abs=1e-9)  # same prompts
     page = path.read_text()
     assert "PadChest, physicians’ labels" in page and "RadZero" in page and "Pneumothorax, left" in page
     assert (path.parent / "figures/set_little.pdf").is_file()
@@ -198,7 +198,7 @@ FIVE = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusi
 
 def test_the_likeliest_of_five_and_the_precision_of_retrieval():
     truth = np.eye(5)[np.arange(60) % 5]
-    truth[0, 1] = 1  # two findings: no question of which
+    truth[0, 1] = 1  # two findings: excluded
     truth[1] = np.nan
     random = np.random.default_rng(4)
     scores = np.where(np.nan_to_num(truth) == 1, 0.6, 0.4) + 0.2 * random.random(truth.shape)
@@ -210,7 +210,7 @@ def test_the_likeliest_of_five_and_the_precision_of_retrieval():
     for k in (5, 10):
         by_hand = [np.mean(found.labels[np.argsort(-np.delete(scores, [0, 1], 0)[:, j])[:k]] == j) for j in range(5)]
         assert list(found.precision[k]) == pytest.approx(by_hand)
-    assert 100 not in found.precision  # there are not so many
+    assert 100 not in found.precision  # there are fewer images
 
 
 def test_ways_of_asking():
@@ -223,7 +223,7 @@ def test_ways_of_asking():
     assert asked["positive only"][:2] == [(["pleural effusion"], []), (["a"], [])]
     assert asked["there is"][2] == (["there is Pleural_Effusion"], ["there is no Pleural_Effusion"])
     assert asked["synonyms averaged"][0][0] == ["pleural effusion", "fluid"]
-    assert {"pleural fluid", "effusion"} < set(asked["synonyms averaged"][2][0])  # the package's prompt file knows them
+    assert {"pleural fluid", "effusion"} < set(asked["synonyms averaged"][2][0])  # from the package's prompt file
 
 
 def test_each_model_is_loaded_once_and_each_file_embedded_once(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom on a small run in the layout that `make demo` leaves."""
+"""The notebook runs from top to bottom on a small run in the layout that `make demo` creates."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The speed columns of train_log.csv: operations against a count by hand, peaks by name, and where the time goes."""
+"""The speed columns of train_log.csv: operations against a manual count, peaks by name, and shares of time."""
 
 import json
 import time
@@ -21,7 +21,7 @@ COUNT = pace.flops_per_pair
 
 @pytest.fixture
 def counted_anew(monkeypatch):
-    """What `conftest` remembers of other tests does not count here."""
+    """Undo `conftest`'s cache of counts."""
     monkeypatch.setattr(pace, "flops_per_pair", COUNT)
 
 
@@ -110,7 +110,7 @@ def test_time_is_shared_out_as_it_was_spent():
 
 @pytest.mark.parametrize("in_state", [True, False])
 def test_a_run_writes_the_columns_and_goes_on_with_an_older_log(tmp_path, in_state):
-    """Earlier versions wrote fewer columns, into the file and, later, into `last.pt` too."""
+    """Earlier versions wrote fewer columns: first to the file only, later to `last.pt` too."""
     write_corpus(tmp_path, train=24, valid=20)
     words = [
         *TINY,
@@ -130,7 +130,7 @@ def test_a_run_writes_the_columns_and_goes_on_with_an_older_log(tmp_path, in_sta
     old = log.drop(columns=["tflops", "share_of_peak", "memory_gib", "validating", "saving"])
     old.to_csv(folder / "train_log.csv", index=False)
     state = torch.load(folder / "last.pt", weights_only=True)
-    state["progress"]["sizes"] = []  # what earlier versions kept
+    state["progress"]["sizes"] = []  # a field of earlier versions
     state["logs"]["train_log.csv"] = old.to_csv(index=False, lineterminator="\n")
     if not in_state:
         del state["logs"]

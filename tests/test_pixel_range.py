@@ -1,4 +1,4 @@
-"""Image files that hold no 0..255: refused with the flag that helps, and read right with it, in training and evaluation."""
+"""Image files with other values than 0..255: refused, naming the flag; read correctly with it everywhere."""
 
 import json
 
@@ -23,7 +23,7 @@ SCALES = {"0,1": lambda x: x / 255, "-1,1": lambda x: x / 127.5 - 1, STANDARD: l
 
 
 def rewrite(path, scale, dtype=np.float32):
-    """Store the images of a file as `scale` makes them; returns the bytes they were."""
+    """Apply `scale` to the images of a file; return the original bytes."""
     with h5py.File(path, "r+") as handle:
         images = handle["cxr"][:]
         del handle["cxr"]
@@ -57,10 +57,7 @@ def test_a_range_that_the_images_do_not_have_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"\(0 - mean\) / deviation"):
         rewrite(data / "cxr.h5", lambda x: 5 * x)
         check_images(data / "cxr.h5")
-    for scale in (
-        lambda x: x / 255 - 0.5,
-        lambda x: (x / 255 - 0.449) / 0.226,
-    ):  # no range is proposed that is not theirs
+    for scale in (lambda x: x / 255 - 0.5, lambda x: (x / 255 - 0.449) / 0.226):  # no wrong range is proposed
         data = write_corpus(tmp_path / f"{len(list(tmp_path.iterdir()))}", train=6) / "data"
         rewrite(data / "cxr.h5", scale)
         with pytest.raises(UserError, match=r"\(0 - mean\) / deviation"):
@@ -131,7 +128,7 @@ def test_an_evaluation_of_a_range_is_that_of_bytes(tmp_path):
     for was, now in zip(*(one.by_image for one in found.values()), strict=True):
         np.testing.assert_allclose(now, was, atol=1e-4)
     np.testing.assert_array_equal(found[None].test.auroc, found["0,1"].test.auroc)
-    assert settings.flags()["pixel_range"] == "0,1"  # which metrics.json and the report keep
+    assert settings.flags()["pixel_range"] == "0,1"  # recorded in metrics.json and the report
     config = json.loads((run / "config.json").read_text())
     config["settings"]["pixel_range"] = "0,1"
     (run / "config.json").write_text(json.dumps(config))
@@ -167,7 +164,7 @@ def test_the_number_of_grey_values_below_which_an_image_is_flat(tmp_path, spread
 
 def test_of_many_images_a_spread_sample_is_looked_at(tmp_path, caplog):
     images = np.tile(np.array([0, 200], np.uint8), (300, 64, 32))
-    images[[1, 150, 297]] = 7  # every third of 300 is looked at
+    images[[1, 150, 297]] = 7  # every third of 300 is checked
     with h5py.File(tmp_path / "cxr.h5", "w") as handle:
         handle["cxr"] = images
     check_images(tmp_path / "cxr.h5", most=100)
@@ -177,7 +174,7 @@ def test_of_many_images_a_spread_sample_is_looked_at(tmp_path, caplog):
 
 
 def said_of(low, high, dtype=np.float32, pixel_range=None) -> str:
-    """What the refusal of such values says, "" where they are taken."""
+    """Return the error message for these values, "" if they are accepted."""
     try:
         _check_range("a.h5", low, high, np.dtype(dtype), pixel_range and PixelRange.parse(pixel_range))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Every mistake of benchmarks/planted.py is found by the checks, and sound pairs raise no alarm."""
+"""The checks find every mistake of benchmarks/planted.py, and correct pairs raise no alarm."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from chexzero.evaluation.sets import EvaluationSet
 from chexzero.imaging import orientation
 from chexzero.report import image_checks, sanity
 
-#: Found in some pairs, not in all: two columns with 4 to 9 positive cases and areas near 0.65 say little.
+#: Found in some pairs, not in all: two columns with 4 to 9 positive cases and AUROCs near 0.65 give little evidence.
 HARD = {name for name in planted.MISTAKES if name.startswith("two rare ones")}
 
 
@@ -32,7 +32,7 @@ def test_planted_label_mistakes_are_found(mistake):
         truth, probability = pair["test"]
         pair["test"] = planted.MISTAKES[mistake](truth.copy(), np.random.default_rng(seed)), probability
         found.append(planted.alarms(pair))
-    if mistake in HARD:  # by the check that is made for it, not by a chance alarm of another
+    if mistake in HARD:  # by the right check, not by a chance alarm of another
         assert any("test label columns stand under their names" in alarms for alarms in found)
     else:
         assert all(found)
@@ -78,7 +78,7 @@ def test_a_mirrored_set_beside_the_training_images(tmp_path):
     valid = image_set(tmp_path, "valid", planted.drawn_images(3, 60)[:, :, ::-1])
     test = image_set(tmp_path, "test", planted.drawn_images(4, 60)[:, :, ::-1])
     assert "test images lie as the training images do" in flagged(image_checks.image_checks(valid, test, train))
-    assert flagged(image_checks.image_checks(valid, test, None)) == [  # both alike, and neither as a chest lies
+    assert flagged(image_checks.image_checks(valid, test, None)) == [  # equal to each other, but neither upright
         f"{name} images show the heart on the right side of the image" for name in ("validation", "test")
     ]
 
@@ -97,7 +97,7 @@ def test_real_radiographs_mirrored(shared: Path):
 
 
 def chests(folder: Path, name: str, images: np.ndarray) -> tuple[Path, Path]:
-    """An image file and the table beside it, every fifth row a lateral view that is no chest at all."""
+    """An image file and its table; every fifth row is a lateral view without a chest."""
     paths = folder / f"{name}.h5", folder / f"{name}.csv"
     views = np.where(np.arange(len(images)) % 5, "frontal", "lateral")
     noise = np.random.default_rng(0).integers(0, 255, images.shape, np.uint8)
@@ -108,27 +108,27 @@ def chests(folder: Path, name: str, images: np.ndarray) -> tuple[Path, Path]:
 
 
 def test_mirrored_sets_at_the_start_of_a_training(tmp_path):
-    """Each set beside any chest; and where none looks wrong alone, beside the training set."""
+    """Each set is compared with the schematic chest and, if none looks wrong alone, with the training set."""
     sound = chests(tmp_path, "train", planted.drawn_images(5, 100))
     flipped = chests(tmp_path, "flipped", planted.drawn_images(6, 100)[:, :, ::-1])
     few = chests(tmp_path, "few", planted.drawn_images(7, 24)[:, :, ::-1])
     other = chests(tmp_path, "other", planted.drawn_images(8, 60))
     assert orientation.orientation_warnings([sound, other]) == []
-    assert orientation.orientation_warnings([sound, few]) == []  # 19 frontal images decide nothing
+    assert orientation.orientation_warnings([sound, few]) == []  # 19 frontal images: too few
     for sets in ([sound, flipped], [flipped, sound], [flipped, few]):
         (warning,) = orientation.orientation_warnings(sets)
         assert warning.startswith(f"{flipped[0]}: ") and "when mirrored" in warning
-    assert len(orientation.orientation_warnings([flipped, flipped[:1] + other[1:]])) == 1  # one path is one set
+    assert len(orientation.orientation_warnings([flipped, flipped[:1] + other[1:]])) == 1  # one path counts once
     upstream = (sound[0], tmp_path / "upstream.csv")
     pd.DataFrame({"impression": ["a"] * 100}).to_csv(upstream[1], index=False)
     assert orientation.orientation_warnings([upstream]) == []  # views unknown
     squares = np.random.default_rng(2).integers(0, 40, (60, 64, 64), np.uint8)
-    squares[:, 38:42, 22:26] += 20  # a faint one where a mirrored heart would lie, but nothing else of a chest
+    squares[:, 38:42, 22:26] += 20  # a faint square in a mirrored heart's place, no chest
     assert orientation.orientation_warnings([chests(tmp_path, "squares", squares)]) == []
 
 
 def test_a_symmetric_set_is_compared_with_the_training_set(tmp_path):
-    """A marker on one side, no heart: alone nothing is to be seen, beside the other set it is."""
+    """A marker on one side and no heart: undetected alone, detected in comparison with the other set."""
     drawn = planted.drawn_images(9, 60)
     plain = drawn // 2 + drawn[:, :, ::-1] // 2
     plain[:, :4, 60:] = 255
@@ -140,7 +140,7 @@ def test_a_symmetric_set_is_compared_with_the_training_set(tmp_path):
 
 @pytest.fixture(scope="module")
 def frontal_radiographs(shared: Path) -> np.ndarray:
-    """Of 132 radiographs, what `image_statistics` keeps, (132, 32, 32)."""
+    """The small images that `image_statistics` keeps of 132 radiographs, (132, 32, 32)."""
     folder = shared / "real_cxr"
     from chexzero.imaging.decode import read_file
 
@@ -152,7 +152,7 @@ def frontal_radiographs(shared: Path) -> np.ndarray:
 
 
 def test_real_radiographs_beside_a_schematic_chest(frontal_radiographs: np.ndarray):
-    """Random sets of 50: none raises an alarm, all are called mirrored when they are; 20 images find half of them."""
+    """Random sets of 50: none raises an alarm, all mirrored ones do; with 20 images half of them do."""
     rng = np.random.default_rng(3)
     for count, at_least in ((50, 1.0), (20, 0.5)):
         chosen = [frontal_radiographs[rng.choice(len(frontal_radiographs), count, False)] for _ in range(200)]

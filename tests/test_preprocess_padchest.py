@@ -1,4 +1,4 @@
-"""Upstream's PadChest functions on made-up tables with the encoding traps of the real one."""
+"""Upstream's PadChest functions on artificial tables with the encoding pitfalls of the real one."""
 
 import h5py
 import numpy as np

@@ -1,4 +1,4 @@
-"""Inputs that were read wrong in silence or ended in a traceback: the value each must have, or its sentence."""
+"""Inputs that were once misread silently or ended in a traceback: the correct value, or the error's sentence."""
 
 import csv
 import io
@@ -43,7 +43,7 @@ def corpus(releases, tmp_path) -> Corpus:
 
 @pytest.mark.parametrize("cell", ["A\rB", "a\r\nb", "\r", 'say "x"\r', "plain, with a comma", "two\nlines"])
 def test_what_is_written_is_read_as_it_was(tmp_path, cell):
-    """A bare carriage return, unquoted, would begin a row of its own."""
+    """An unquoted carriage return would start a new row."""
     rows = [["id", "text"], ["1", cell], ["2", "next"]]
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as handle:
         csv.writer(UnixLines(handle)).writerows(rows)
@@ -57,7 +57,7 @@ def test_what_is_written_is_read_as_it_was(tmp_path, cell):
 
 
 def test_a_table_that_ends_within_a_row(tmp_path, caplog):
-    """pandas would fill the row with empty cells."""
+    """pandas would fill the row's missing cells silently."""
     files.warn_of_the_end.cache_clear()
     whole = "id,Edema,Fracture\na,1,0\nb,0,1"
     path = tmp_path / "labels.csv"
@@ -82,7 +82,7 @@ def test_rows_of_no_split_are_listed(corpus, tmp_path):
 
 
 def test_what_lies_in_test_and_has_no_labels_is_listed(corpus, tmp_path, caplog):
-    """A table of labels cut short; a study, and one view of another, that stand in none."""
+    """Cut a table of labels short: a study, and one view of another, are in no table."""
     table = corpus.chexpert / "groundtruth.csv"
     kept = pd.read_csv(table, dtype=str)
     kept.iloc[:-1].to_csv(table, index=False)
@@ -97,7 +97,7 @@ def test_what_lies_in_test_and_has_no_labels_is_listed(corpus, tmp_path, caplog)
 
 @pytest.mark.parametrize("entry", ["train/patient00001/study1/view1_frontal.jpg", "train/patient00001/study1"])
 def test_other_images_of_a_kept_out_patient_go_too(corpus, tmp_path, entry, caplog):
-    """A list names one image, or one study, of a patient who has two studies; the list is another test set."""
+    """A list, another group's test set, names one image or one study of a patient with two studies."""
     (tmp_path / "their_test.txt").write_text(f"{entry}\n")
     rows = plan_rows(corpus.flags("--keep_out", str(tmp_path / "their_test.txt")), tmp_path / "data")
     left = [row.id for row in rows["train"] if "patient00001" in row.id]
@@ -150,7 +150,7 @@ def test_reports_are_joined_whatever_stands_before_the_split(path):
 
 
 def test_damaged_vision_weights_are_refused(tmp_path):
-    """Each of 40 flipped bits and zeroed blocks within the tensors' records; the archive's checksums tell."""
+    """The archive's checksums reveal each of 40 flipped bits and zeroed blocks within the tensors' records."""
     path = tmp_path / "vision.pth"
     torch.save({f"blocks.{i}.weight": torch.rand(50, 50) for i in range(5)}, path)
     whole = path.read_bytes()
@@ -181,7 +181,7 @@ def test_damaged_vision_weights_are_refused(tmp_path):
     ],
 )
 def test_ranks_that_cannot_find_each_other(monkeypatch, environment, words):
-    """They would wait for ever, or end in a traceback."""
+    """Without the check they would wait forever or end in a traceback."""
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -240,7 +240,7 @@ def test_another_error_during_the_imports_keeps_its_traceback():
 
 
 def test_no_command_leans_on_a_docstring():
-    """PYTHONOPTIMIZE=2 takes them away."""
+    """PYTHONOPTIMIZE=2 removes docstrings."""
     folders = [ROOT / name for name in ("chexzero", "data_prep", "dinov3_adapter")]
     paths = [path for folder in folders for path in folder.rglob("*.py")] + list(ROOT.glob("run_*.py"))
     assert len(paths) > 100
@@ -249,7 +249,7 @@ def test_no_command_leans_on_a_docstring():
 
 @pytest.mark.long
 def test_commands_without_docstrings():
-    """For real: everything is compiled anew, which takes a minute."""
+    """Run the commands with PYTHONOPTIMIZE=2: everything is compiled anew, which takes a minute."""
     code = (
         "import run_train, chexzero.explore.__main__ as explore\n"
         "for parse in (run_train.parse_args, explore.parse_args):\n"

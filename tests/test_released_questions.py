@@ -1,4 +1,4 @@
-"""CheXbench's released questions, drawn in their own format: NaN options, joined paths, tasks that are not asked."""
+"""CheXbench's released questions, imitated in their format: NaN options, joined paths, tasks that are not asked."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ def item(source, image, options, answer, slice_="", question="Which is it?"):
 
 
 def data_json(n=6):
-    """The file as it is released: one object, task -> items."""
+    """The file in the released format: one object, task -> items."""
     view = [
         item("CheXpert", f"data/chexpert/valid/patient{i}/study1/view1_frontal.jpg", ["AP", "PA", "Lateral"], i % 3)
         for i in range(n)
@@ -54,7 +54,7 @@ def data_json(n=6):
 
 
 class Knowing(PlantedContext):
-    """A model whose image features are those of the right option's text."""
+    """A model whose image features equal those of the right option's text."""
 
     def file_features(self, files):
         right = {q.image: q.options[q.answer] for q in self.released.questions}
@@ -111,7 +111,7 @@ def test_images_are_found_wherever_their_paths_begin(folder):
     )
     assert find_files(folder / "data/rsna", names) == [None] * 6
     with pytest.raises(UserError, match="would answer for both"):
-        find_files(folder / "data/chexpert/valid/patient0/study1", names)  # every view1_frontal.jpg would be this one
+        find_files(folder / "data/chexpert/valid/patient0/study1", names)  # would match every view1_frontal.jpg
     with pytest.raises(UserError, match="leads out of its root"):
         find_files(folder, ["../secret.png"])
 

@@ -1,4 +1,4 @@
-"""The readers: every layout people have, and one clear sentence for every damage."""
+"""The readers: every layout in use, and one clear sentence for every damage."""
 
 import argparse
 import json
@@ -86,7 +86,7 @@ def test_roles_ids_and_order(usual):
     assert rex.report == "Impression of train 1: ü." and rex.study_id == "rexgradient/Gtrain1/Atrain1"
     assert usual["train"][0].report == "1. Impression, of train/patient00001/study1/view1_frontal."
     assert usual["train"][2].report == "", "an empty impression is kept: it trains as a space"
-    assert usual["valid"][1].labels == "10" * 7 and usual["test"][1].labels == "01" * 7  # turned columns, by name
+    assert usual["valid"][1].labels == "10" * 7 and usual["test"][1].labels == "01" * 7  # columns found by name
     assert [left["reason"] for left in usual["left_out"]] == ["not the study's first frontal view"] * 2
 
 
@@ -101,7 +101,7 @@ def rename_all(folder: Path, old: str, new: str) -> None:
 
 
 def label_images(path: Path) -> None:
-    """The test labels as some copies have them, a row an image."""
+    """The test labels with one row per image, as in some copies."""
     text = path.read_text().replace("Study", "Path")
     path.write_text(text.replace("/study1,", "/study1/view1_frontal.jpg,"))
 
@@ -112,14 +112,14 @@ def by_patient(path: Path) -> None:
 
 
 def as_dicom(folder: Path) -> None:
-    """PNG files as DICOM files of the same names."""
+    """Replace PNG files with DICOM files of the same names."""
     for path in list(folder.rglob("*.png")):
         write_dicom(path.with_suffix(".dcm"), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
         path.unlink()
 
 
 def split_into_batches(c: Corpus) -> None:
-    """CheXpert's original batches, with the patients right in them."""
+    """CheXpert's original batches, with the patients directly in them."""
     for number, patients in enumerate(("patient0000[1-4]", "patient0000[5-9]"), start=2):
         for patient in (c.plus / "PNG/train").glob(patients):
             move(patient, c.plus / f"CheXpert-v1.0 batch {number} (train {number - 1})" / patient.name)
@@ -128,7 +128,7 @@ def split_into_batches(c: Corpus) -> None:
 
 
 def flatten_rex(c: Corpus) -> None:
-    """ReXGradient's images side by side; their names differ in this corpus by split and study."""
+    """Put all of ReXGradient's images in one folder; in this corpus their names differ by split and study."""
     for split in ("train", "valid", "test"):
         studies = json.loads(c.rex_json(split).read_text())
         for study in studies.values():
@@ -151,7 +151,7 @@ def to_another_disk(c: Corpus) -> None:
 
 
 def chexlocalize(c: Corpus) -> None:
-    """CheXpert's validation and test images as CheXlocalize hands them out."""
+    """CheXpert's validation and test images in CheXlocalize's layout."""
     for old, new in (("valid", "val"), ("test", "test")):
         if (c.chexpert / old).is_dir():
             move(c.chexpert / old, c.root / "x" / new)
@@ -403,7 +403,7 @@ def test_choices(releases, corpus, tmp_path):
 
 @pytest.mark.parametrize("moved", [False, True], ids=["beside CheXpert", "beside CheXpert-Plus"])
 def test_test_rows_in_the_table_of_chexpert_plus_are_used(moved, corpus, usual, tmp_path):
-    """Their images may lie with either release's."""
+    """Their images may be in either release's folder."""
 
     def add(table):
         new = table.iloc[[0] * 3].copy()
@@ -446,7 +446,7 @@ def test_roles_that_leak_or_cannot_be_played_are_refused(roles, words, tmp_path)
 
 
 def test_other_roles(corpus, usual, tmp_path):
-    """CheXpert's own validation images serve where they are; a release that plays no role need not be there."""
+    """CheXpert's own validation images are used if present; a release without a role need not be present."""
     shutil.copytree(corpus.plus / "PNG/valid", corpus.chexpert / "valid")
     shutil.rmtree(corpus.rex)
     path = tmp_path / "roles.yaml"
@@ -480,7 +480,7 @@ def replace(name, old, new):
     return damage
 
 
-#: damage -> (what does it, what the message must say)
+#: damage -> (the function that does it, the expected message)
 DAMAGES = {
     "missing column": (
         lambda c: c.edit_plus(lambda t: t.drop(columns="section_impression")),
@@ -691,7 +691,7 @@ def test_streamed_json_is_what_the_json_module_reads(studies, indent, ascii_only
 
 @pytest.fixture(scope="session")
 def readers(releases) -> dict:
-    """A table's path -> what reads the whole of a copy of it."""
+    """A table's path -> the function that reads a whole copy of it."""
     return {
         releases.plus_csv: lambda path: list(ChexpertPlus({"": path}, [locate.Place(releases.plus)]).rows("train")),
         releases.chexpert / "valid.csv": lambda path: read_table(path, "valid"),
@@ -791,7 +791,7 @@ def test_image_files_are_found_at_any_depth_and_nothing_else_is(tmp_path):
 
 
 def test_a_file_is_named_by_the_root_that_it_really_lies_in(tmp_path):
-    """Of folders on another disk as much stays in the path as the real folder ends with."""
+    """For a folder on another disk, the path keeps the parts that its real folder ends with."""
     root, disk = tmp_path / "root", tmp_path / "root2"
     (root / "a/b").mkdir(parents=True)
     (disk / "a/b").mkdir(parents=True)

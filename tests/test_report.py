@@ -1,4 +1,4 @@
-"""The report: what comes from files stays text, the page needs no network, undefined is n/a."""
+"""The report: content from files stays text, the page needs no network, undefined is n/a."""
 
 import csv
 import re

@@ -1,4 +1,4 @@
-"""The fast way to shrink gives Pillow's bytes, or leaves the work to Pillow."""
+"""Fast downscaling gives Pillow's bytes, or falls back to Pillow."""
 
 from dataclasses import replace
 
@@ -54,7 +54,7 @@ def test_where_it_is_exact(height, width, fast):
 
 
 def test_the_error_of_a_float32_sum_stays_below_its_bound():
-    """Also for the rows that make it largest: white where a weight is positive, or where it is negative."""
+    """Includes the worst rows: white where the weights are positive, or where they are negative."""
     for old, new in [(3200, 320), (2828, 320), (1025, 1024), (12000, 317)]:
         kernel = resample._filter(old, new)
         assert (np.abs(kernel.weights.sum(1) - 2**resample.SHIFT) < 64).all(), "weights add up to 1"
@@ -68,7 +68,7 @@ def test_the_error_of_a_float32_sum_stays_below_its_bound():
 
 
 def test_pixels_on_the_edge_of_two_grey_levels_are_rounded_as_pillow_does(monkeypatch):
-    """Every sum recomputed in whole numbers gives the same image as the few that need it."""
+    """Recomputing every sum in integers gives the same image as recomputing only the uncertain ones."""
     image = picture(1400, 1300, "noise")
     theirs = np.asarray(Image.fromarray(image).resize((297, 320), LANCZOS))
     assert np.array_equal(resample.shrink(image, 320, 297), theirs)
@@ -79,7 +79,7 @@ def test_pixels_on_the_edge_of_two_grey_levels_are_rounded_as_pillow_does(monkey
 
 def test_a_pillow_that_computes_otherwise_is_not_contradicted(monkeypatch):
     resample._agrees_with_pillow.cache_clear()
-    monkeypatch.setattr(resample, "SHIFT", 21)  # as if Pillow had another precision than is thought
+    monkeypatch.setattr(resample, "SHIFT", 21)  # as if Pillow's precision were different
     resample._filter.cache_clear()
     try:
         image = Image.fromarray(picture(1500, 1400, "noise"))

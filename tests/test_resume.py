@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and goes on equals one that was not."""
+"""A run that is stopped anywhere and resumed equals an undisturbed one."""
 
 import errno
 import json
@@ -68,7 +68,7 @@ def undisturbed(corpus) -> Path:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, logs and selection equal bit for bit; only what a clock measured may differ."""
+    """Assert that weights, logs and selection are equal bit for bit; only measured times may differ."""
     assert sorted(path.name for path in one.glob("checkpoint*.pt")) == sorted(
         path.name for path in other.glob("checkpoint*.pt")
     )
@@ -88,7 +88,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def kill_until_done(corpus: Path, name: str, most: int, rng: random.Random) -> int:
-    """Train the run `name` to its end, killed at up to `most` random moments; returns how often it was killed."""
+    """Train the run `name` to its end with up to `most` kills at random moments; return the number of kills."""
     log = corpus / "runs" / name / "train_log.csv"
     kills = 0
     while True:
@@ -96,7 +96,7 @@ def kill_until_done(corpus: Path, name: str, most: int, rng: random.Random) -> i
         run.start()
         before = log.stat().st_mtime_ns if log.exists() else 0
         while kills < most and run.is_alive() and (not log.exists() or log.stat().st_mtime_ns == before):
-            time.sleep(0.01)  # until it has begun to write
+            time.sleep(0.01)  # until it starts writing
         run.join(rng.uniform(0, 1.2) if kills < most else None)
         if run.exitcode is not None:
             assert run.exitcode == 0
@@ -108,7 +108,7 @@ def kill_until_done(corpus: Path, name: str, most: int, rng: random.Random) -> i
 
 @pytest.mark.parametrize("wanted", [3, pytest.param(10, marks=pytest.mark.long)])
 def test_kills_at_random_places_change_nothing(corpus, undisturbed, wanted):
-    """A run on a fast machine may be over before so many kills; then another one takes the rest."""
+    """On a fast machine a run may end before all kills; then another run takes the rest."""
     rng = random.Random(5)
     kills = 0
     for number in range(wanted):
@@ -124,7 +124,7 @@ def test_kills_at_random_places_change_nothing(corpus, undisturbed, wanted):
     "number, workers", [pytest.param(signal.SIGTERM, 2, marks=pytest.mark.long), (signal.SIGUSR1, 0)]
 )
 def test_a_signal_saves_and_asks_to_be_requeued(corpus, undisturbed, number, workers):
-    """Sent to the whole process group, workers included, as torchrun and SLURM do."""
+    """The signal goes to the whole process group, workers included, as from torchrun and SLURM."""
     name = f"signalled_{number.name}"
     argv = flags(corpus, name, *STEPS, "--resume", "auto", "--num_workers", str(workers))
     run = process(argv)
@@ -228,7 +228,7 @@ def test_another_setting_or_other_data_are_refused(corpus, undisturbed, tmp_path
         cosine = state | {"settings": state["settings"] | {"lr_schedule": "cosine"}}
         resume.check_same(undisturbed, cosine, replace(config, lr_schedule="cosine", max_steps=90), data)
     older = state | {"settings": {key: value for key, value in state["settings"].items() if key != "loss"}}
-    resume.check_same(undisturbed, older, config, data)  # what a run before the setting trained with
+    resume.check_same(undisturbed, older, config, data)  # the loss of runs before this setting existed
     with pytest.raises(UserError, match="--loss clip .now siglip."):
         resume.check_same(undisturbed, older, replace(config, loss="siglip"), data)
     next(iter(data["files"].values()))["sha256"] = "0"
@@ -249,7 +249,7 @@ def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
 
 
 def test_damaged_logs_are_made_again(corpus, undisturbed, tmp_path):
-    """A run goes on with the rows that its state holds, whatever was done to the files; an older state needs them."""
+    """A run resumes from the rows in its state, even if the files are damaged; an older state needs the files."""
     folder = corpus / "runs" / "damaged_logs"
     shutil.copytree(undisturbed, folder)
     state = resume.load_last(folder)

@@ -1,4 +1,4 @@
-"""What ends a command ends it with the right code and one sentence; folders are held and replaced as one."""
+"""Commands end with the right exit code and one sentence; folders are locked and replaced as a whole."""
 
 import errno
 import multiprocessing
@@ -39,7 +39,7 @@ def code_of(main) -> int:
 @pytest.mark.parametrize("stop, code", [(KeyboardInterrupt(), 130), (SystemExit(75), 75)])
 @pytest.mark.parametrize("write", [1, 2, 3, 5])
 def test_a_signal_while_saving_is_no_full_disk(tmp_path, monkeypatch, stop, code, write):
-    """Python runs a signal's handler between the writes that torch asks for; here at the n-th."""
+    """Python runs a signal handler between torch's writes; here at the n-th."""
     writes = 0
     whole_open = open
 
@@ -90,7 +90,7 @@ def test_a_fault_of_ours_keeps_its_traceback():
 
 @pytest.mark.parametrize("redirect", [">&-", ">&- 2>&-", "<&- >/dev/null"])
 def test_closed_and_ascii_standard_streams(tmp_path, redirect):
-    """A file that is opened later must not get the number of a closed stream."""
+    """A file opened later must not get the descriptor of a closed stream."""
     code = (
         "import os\nfrom chexzero.common.errors import run_command\n"
         f"def main():\n    with open({str(tmp_path / 'file')!r}, 'w') as f:\n"
@@ -122,7 +122,7 @@ def test_a_folder_is_held_by_one_and_the_other_hears_by_whom(tmp_path, monkeypat
     first.kill()
     first.join()
     monkeypatch.undo()
-    with hold(tmp_path / "run"):  # what a kill left of the lock holds nobody
+    with hold(tmp_path / "run"):  # the lock file left by a kill blocks nobody
         pass
     assert not (tmp_path / "run" / folders.HOLDER).exists()
 
@@ -192,7 +192,7 @@ run_command(main)
 
 @pytest.mark.parametrize("room", [0, 100, 1000, 3000, 200_000, 5_120_000, 5_122_000])
 def test_a_full_disk_neither_crashes_hdf5_nor_touches_the_old_file(tmp_path, room):
-    """Through libhdf5's own files, five of the first six end in a segmentation fault."""
+    """With libhdf5's own file access, five of the first six sizes end in a segmentation fault."""
     path = tmp_path / "cxr.h5"
     path.write_bytes(b"old")
     done = subprocess.run([sys.executable, "-c", FULL, str(room), path], cwd=ROOT, capture_output=True, text=True)
@@ -202,7 +202,7 @@ def test_a_full_disk_neither_crashes_hdf5_nor_touches_the_old_file(tmp_path, roo
 
 
 def test_no_cell_is_a_formula(tmp_path):
-    """A spreadsheet runs text that begins with one of these; numbers and intervals stay as they are."""
+    """A spreadsheet runs text that starts with one of these; numbers and intervals stay unchanged."""
     for cell in ("=cmd|' /C calc'!A0", "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "-a"):
         assert no_formula(cell) == "'" + cell
     for cell in ("-0.5", "+0.012", "-0.01 to 0.3", "-1.2e-05", "-0.1–0.2", "edema", "", 3, None, -2.5, "−=1"):
@@ -315,7 +315,7 @@ def _deaf() -> None:
 
 
 def test_workers_that_ignore_sigterm_do_not_keep_a_command_from_ending():
-    """At its end Python sends them SIGTERM and waits, without limit."""
+    """At exit Python sends workers SIGTERM and waits without limit."""
 
     def main():
         worker = multiprocessing.get_context("fork").Process(target=_deaf, daemon=True)
@@ -332,7 +332,7 @@ def test_workers_that_ignore_sigterm_do_not_keep_a_command_from_ending():
 
 @pytest.mark.parametrize("said", [0, 1])
 def test_a_full_disk_under_the_standard_streams_is_exit_code_2(said):
-    """Output files in SLURM lie on the disk that fills up: there is no place for a sentence, the code must do."""
+    """SLURM's output files are on the full disk: no sentence can be written, so the exit code must be right."""
     program = f"""
 from chexzero.common.errors import UserError, run_command
 def main():
@@ -356,7 +356,7 @@ run_command(main)
     ],
 )
 def test_where_nothing_can_be_written_a_command_says_so(command, tmp_path):
-    """Libraries look for a temporary folder while they are imported; on a full disk they find none."""
+    """Libraries look for a temporary folder when imported; on a full disk they find none."""
 
     def nothing_can_be_written() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

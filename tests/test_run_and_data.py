@@ -1,4 +1,4 @@
-"""A run and the data it was trained on: another set in its place, files changed since the build, images of another size."""
+"""A run and its training data: another set in its place, files changed since the build, another image size."""
 
 import json
 import threading
@@ -34,7 +34,7 @@ def evaluated(tmp_path_factory):
 
 
 def record(run, data, **more):
-    """Make config.json say what `run_train.py` would have."""
+    """Write into config.json what `run_train.py` would record."""
     config = json.loads((run / "config.json").read_text())
     files = [data / name for name in ("valid.h5", "valid_labels.csv")]
     config["settings"] |= {"valid": str(files[0]), "valid_labels": str(files[1]), "cxr_filepath": str(data / "cxr.h5")}
@@ -44,7 +44,7 @@ def record(run, data, **more):
 
 @pytest.mark.parametrize("what", ["images", "labels"])
 def test_a_moved_run_that_finds_other_data_is_refused(evaluated, tmp_path, what, caplog):
-    """As a checkpoint folder copied beside another `data/`; the recorded hashes tell."""
+    """A checkpoint folder is copied beside another `data/`; the recorded hashes reveal it."""
     data, run = evaluated
     record(run, data)
     settings = EvaluationSettings(run=run)
@@ -53,7 +53,7 @@ def test_a_moved_run_that_finds_other_data_is_refused(evaluated, tmp_path, what,
     other.mkdir()
     for name in ("valid.h5", "valid_labels.csv"):
         (other / name).write_bytes((data / name).read_bytes())
-    check_the_runs_data(choose(settings), read_set(other, "valid"), named=False)  # the same files elsewhere
+    check_the_runs_data(choose(settings), read_set(other, "valid"), named=False)  # the same files in another folder
     if what == "images":
         with h5py.File(other / "valid.h5", "r+") as handle:
             handle["cxr"][3, 10:20, 10:20] = 7
@@ -75,7 +75,7 @@ def test_images_of_another_size_are_said(evaluated, caplog):
 
 @pytest.mark.parametrize("side", [320, 448])
 def test_a_users_images_get_the_size_of_the_runs(evaluated, tmp_path, side):
-    """By `--images`, the library and the page: the probabilities of the images as the build would store them."""
+    """`--images`, the library and the page give the probabilities of the images as the build would store them."""
     data, run = evaluated
     record(run, data, image_size={str(data / "cxr.h5"): side})
     assert read_run(run).image_size() == choose(EvaluationSettings(run=run)).image_size() == side
@@ -102,7 +102,7 @@ def test_a_run_without_a_size_on_record_has_cheXzeros(evaluated, sizes):
 
 
 def test_the_hashes_of_a_run_are_those_of_the_files(tmp_path, caplog):
-    """Not what build.json says of a file that was changed since; the change is said."""
+    """The hash in build.json is not used for a file changed since; the change is reported."""
     with h5py.File(tmp_path / "cxr.h5", "w") as handle:
         handle["cxr"] = np.zeros((2, 448, 448), np.uint8)
     pd.DataFrame({"impression": ["a", "b"]}).to_csv(tmp_path / "impressions.csv", index=False)
@@ -112,7 +112,7 @@ def test_the_hashes_of_a_run_are_those_of_the_files(tmp_path, caplog):
     found = describe_data(paths)
     assert not caplog.text and found["image_size"] == {str(paths[0]): 448} and found["drawn"] is True
     data = bytearray(paths[0].read_bytes())
-    data[-5] ^= 1  # the size stays
+    data[-5] ^= 1  # the file size is unchanged
     paths[0].write_bytes(data)
     found = describe_data(paths)
     assert found["files"][str(paths[0])]["sha256"] == sha256_of(paths[0]) != entries["cxr.h5"]["sha256"]
@@ -141,7 +141,7 @@ def test_a_file_of_just_the_size_that_is_hashed_keeps_its_own_hash(tmp_path, cap
 
 
 def test_the_page_decodes_one_image_at_a_time(evaluated, monkeypatch):
-    """A large picture takes gigabytes while it is decoded; four threads would take four times that."""
+    """Decoding a large picture takes gigabytes; four threads would take four times that."""
     at_once, most = 0, 0
 
     def decode(data):
@@ -168,7 +168,7 @@ def test_the_page_decodes_one_image_at_a_time(evaluated, monkeypatch):
 
 
 def test_the_page_shows_no_reports_that_lie_where_the_drawn_ones_were(evaluated, tmp_path, caplog):
-    """The run is recorded as of drawn data; its folder was moved to a machine with real reports at the same path."""
+    """The record says drawn data; the folder was moved to a machine with real reports at that path."""
     data, run = evaluated
     reports = tmp_path / "impressions.csv"
     reports.write_text("impression\nA drawn report.\n")

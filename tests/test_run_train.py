@@ -1,4 +1,4 @@
-"""`run_train.py` as a whole: upstream's interface and numbers, what a run writes, and what it refuses."""
+"""`run_train.py` as a whole: upstream's interface and numbers, the files of a run, and wrong inputs."""
 
 import csv
 import inspect
@@ -32,7 +32,7 @@ from chexzero.training.run import Progress, Run
 from chexzero.training.validation import labels_with_both_classes
 
 ROOT = Path(__file__).resolve().parents[1]
-CLOCKED = ["seconds", *SPEED_COLUMNS]  # columns that a clock fills
+CLOCKED = ["seconds", *SPEED_COLUMNS]  # columns of measured times
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,7 +131,7 @@ def test_upstreams_own_files_are_taken_where_they_alone_exist(tmp_path, monkeypa
 
 @pytest.fixture(scope="module")
 def golden(shared, tmp_path_factory):
-    """The recorded steps: losses, model, images and texts; the images also as a file of ours."""
+    """The recorded steps: losses, model, images and texts; the images also in our file format."""
     root = tmp_path_factory.mktemp("golden")
     record = json.loads((shared / "goldens/zero_shot.json").read_text())
     texts = json.loads((shared / "goldens/tokens.json").read_text())["texts"]
@@ -339,10 +339,10 @@ def test_the_sigmoid_loss_trains_its_bias_and_goes_on(corpus):
     one, other = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, halved))
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert torch.load(whole / "checkpoint_0.pt", weights_only=True)["logit_bias"] == -10
-    assert float(one["logit_bias"]) > -10  # it rises from where every pair is called a negative
+    assert float(one["logit_bias"]) > -10  # it rises from -10, at which every pair counts as negative
     assert float(load_model(whole / "checkpoint.pt").logit_bias) == float(one["logit_bias"])
     losses = pd.read_csv(whole / "metrics.csv")["val_loss"]
-    assert losses[0] > 8 and losses.iloc[-1] < losses[0]  # each pair begins ten away from matching
+    assert losses[0] > 8 and losses.iloc[-1] < losses[0]  # initially each matching pair is classified as negative
 
 
 # --- what goes wrong ---
@@ -574,7 +574,7 @@ def test_a_failed_batch_is_written_whole_and_named_in_part(tmp_path, count, more
     ],
 )
 def test_a_run_ends_with_its_steps_its_last_epoch_or_its_patience(at, config, finished):
-    """Here of two epochs of three batches each."""
+    """Two epochs of three batches each."""
     run = SimpleNamespace(progress=Progress(**at), config=TrainConfig(epochs=2, **config), plan=range(3))
     assert Run.finished.fget(run) is finished
 

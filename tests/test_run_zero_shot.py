@@ -1,4 +1,4 @@
-"""The evaluation command from a run's folder to its report, and what it refuses."""
+"""The evaluation command from a run's folder to its report, and its errors."""
 
 import html
 import json
@@ -65,7 +65,7 @@ def measure(root: Path, *more: str):
 
 @pytest.fixture
 def copy(place, tmp_path) -> Path:
-    """The same place to break, the cache of predictions with it."""
+    """A copy of `place`, with the cache of predictions, that a test may damage."""
     shutil.copytree(place, tmp_path / "copy")
     config = tmp_path / "copy" / "checkpoints" / "small" / "config.json"
     config.write_text(config.read_text().replace(str(place), str(tmp_path / "copy")))
@@ -112,7 +112,7 @@ def test_metrics_json_keeps_the_contract(place):
         assert one["mean_13_interval"][0] < one["mean_13"] < one["mean_13_interval"][1]
     assert found["valid"]["labels"]["Fracture"]["auroc"] is None
     assert "Fracture" not in found["valid"]["mean_13_labels"]
-    assert found["test"]["mean_13"] > 0.7  # the model was fitted to see the findings
+    assert found["test"]["mean_13"] > 0.7  # the model was fitted to the findings
     assert found["sections"]["prompts"]["sound_no_finding"]["test"]["mean_14"] is not None
 
 
@@ -170,7 +170,7 @@ def test_cache_is_keyed_by_content_not_by_name(copy):
     shutil.copy(run / "checkpoint_10.pt", run / "checkpoint_20.pt")
     cached = list((copy / "results" / ".cache").glob("*.npy"))
     for path in cached:
-        path.write_bytes(path.read_bytes()[:100])  # a damaged cache is made again
+        path.write_bytes(path.read_bytes()[:100])  # a damaged cache is recomputed
     assert not np.allclose(measure(copy).test.auroc, before)
 
 
@@ -253,7 +253,7 @@ def test_alarms_stand_at_the_top_everywhere(copy, capsys, monkeypatch):
     folder = copy / "results" / "small"
     evaluate(copy, "--n_bootstrap", "20")
     made_up = {"validation AUROC as training recorded it", "validation labels are as frequent as can be expected"}
-    assert set(metrics_of(folder)["alarms"]) == made_up  # the record and the missing Fracture of this drawn run
+    assert set(metrics_of(folder)["alarms"]) == made_up  # from this run's artificial record and missing Fracture
     capsys.readouterr()
     change_labels(copy / "data", "test", lambda table: table.assign(**{NO_FINDING: 1 - table[NO_FINDING]}))
     words = ["--run", str(copy / "checkpoints" / "small"), "--out", str(copy / "results"), "--n_bootstrap", "20"]

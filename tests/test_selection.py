@@ -75,7 +75,7 @@ def test_a_metric_that_is_not_defined_falls_back():
 
 
 def test_the_optimism_of_the_selection_is_taken_off():
-    """Twenty checkpoints of equal worth: the best of them is better by luck alone."""
+    """Of twenty equally good checkpoints, the best is better only by chance."""
     rng = np.random.default_rng(0)
     apart = []
     for _ in range(12):
@@ -86,7 +86,7 @@ def test_the_optimism_of_the_selection_is_taken_off():
             scores = rng.normal(size=labels.shape) + labels
             values.append(auroc(labels[:, :1], scores[:, :1])[0])
             bias.add(step, scores)
-        apart.append((max(values) - 0.7602, bias.corrected(range(20)) - 0.7602))  # the area of a shift by one
+        apart.append((max(values) - 0.7602, bias.corrected(range(20)) - 0.7602))  # the AUROC of a shift by one
     optimistic, corrected = np.mean(apart, axis=0)
     assert optimistic > 0.06 and abs(corrected) < 0.03
     assert bias.corrected([0]) is None and SelectionBias(labels, []).corrected([0, 1]) is None
@@ -126,7 +126,7 @@ def test_the_row_and_the_interval_agree_with_their_definitions():
 
 
 def _run(path, values, metric="mean_13", labels="a" * 64):
-    """A run's folder whose steps 10, 20, ... have these validations and a checkpoint each."""
+    """A run's folder with these validations at steps 10, 20, ..., each with a checkpoint."""
     path.mkdir()
     (path / "selection.json").write_text(json.dumps({"metric": metric}))
     files = {"data/valid_labels.csv": {"sha256": labels}}

@@ -1,4 +1,4 @@
-"""`run_zero_shot.py --sets` on drawn sets that lie on disk in the releases' own files."""
+"""`run_zero_shot.py --sets` on drawn sets in the releases' own file layouts."""
 
 import pandas as pd
 import pytest

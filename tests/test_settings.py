@@ -1,4 +1,4 @@
-"""Flags from a file and from the command line meet in one parser."""
+"""Flags from a settings file and from the command line, in one parser."""
 
 import argparse
 import importlib
@@ -53,7 +53,7 @@ def test_a_mistake_in_the_file_is_one_sentence(tmp_path, text, word):
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
 def test_every_settings_file_of_ours_is_understood(name, tmp_path, monkeypatch):
-    """The command gets as far as looking for the data, which are not there."""
+    """The command accepts the file and stops only at the missing data."""
     monkeypatch.chdir(tmp_path)
     argv = ["--config", str(ROOT / "configs" / name), "--cxr_filepath", str(tmp_path / "none.h5")]
     with pytest.raises(UserError, match="data_prep build"):

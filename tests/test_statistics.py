@@ -1,4 +1,4 @@
-"""Areas and intervals against scikit-learn, upstream's recorded numbers and the plain loop."""
+"""AUROCs and intervals against scikit-learn, upstream's recorded numbers and the plain loop."""
 
 import warnings
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_wrong_input_is_refused_with_the_place(truth, scores, message):
 
 
 def test_p_is_twice_the_share_of_resamples_on_the_rarer_side():
-    """Of nine resamples two are below 0 and one is 0, which counts on both sides; one is added to both counts."""
+    """Of nine resamples two are below 0 and one is 0, which counts on both sides; each count is increased by one."""
     apart = np.array([-2, -1, 0, 1, 2, 3, 4, 5, 6.0])
     above, nothing = np.arange(1, 10.0), np.full(9, np.nan)
     partly = np.where(apart < 4, nothing, apart)  # three are defined, all above 0

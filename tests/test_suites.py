@@ -1,4 +1,4 @@
-"""The suites on planted models: chance for a random one, 1 for one that knows; questions, findings, pairs."""
+"""The suites on artificial models: chance for a random one, 1 for a perfect one; questions, findings, pairs."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_a_random_model_lands_on_chance(corpus, suite):
 def test_a_model_that_knows_reaches_1(corpus, suite):
     section = SUITES[suite].run(corpus.knowing("--probe_seeds", "2"))
     values = {name: value for name, value, *_ in accuracy_pairs(section)}
-    if suite == "probe":  # few labels cannot tell what the features know
+    if suite == "probe":  # few labels cannot use all information in the features
         assert values["zero-shot"] == 1 and values["100% of the labels"] > 0.98
         assert values["1 shot"] < values["16 shots"] < 1
         return

@@ -1,4 +1,4 @@
-"""What a wrong input to a suite is answered with: one message that names the file and the place."""
+"""Wrong inputs to a suite: one message that names the file and the position."""
 
 import json
 
@@ -105,7 +105,7 @@ def test_ids_that_do_not_join_are_named(corpus, tmp_path):
         "test",
     )
     assert f"the id {table['id'][1]!r} twice" in said and str(path) in said
-    said = message(corpus, "cxr-lt", "--cxr_lt_labels", csv(path, table.drop(columns="id")))  # as many, but whose?
+    said = message(corpus, "cxr-lt", "--cxr_lt_labels", csv(path, table.drop(columns="id")))  # as many, but no ids
     assert "no column id" in said and "test.h5" in said
     twice = csv(path, pd.DataFrame({"id": [corpus.table["valid"].index[0]] * 2, "impression": ["a", "b"]}))
     assert "two reports of the image" in message(corpus, "retrieval", "--report_texts", twice)

@@ -1,4 +1,4 @@
-"""Gaps between groups of patients: found where they are planted, and seldom where there are none."""
+"""Gaps between groups of patients: found if planted, and rarely reported if there are none."""
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ def test_a_planted_gap_is_found_and_200_draws_without_one_give_few_alarms(groups
     assert all(result["auroc"] for result in found) and sum(result["f1"] for result in found) >= 9
     alarms = [planted(seed, False, 150 * groups, groups) for seed in range(200)]
     for metric in ("auroc", "f1"):
-        assert sum(result[metric] for result in alarms) <= 20  # 10 expected; 20 or more happen once in 500 times
+        assert sum(result[metric] for result in alarms) <= 20  # 10 expected; 20 or more occur once in 500 runs
 
 
 def test_a_gap_planted_in_one_sex_is_found_by_the_suite(corpus, tmp_path):

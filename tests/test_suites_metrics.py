@@ -61,7 +61,7 @@ def test_intervals_of_random_scores_hold_chance():
         scored = score(truth, scores, np.full(40, 0.5), np.arange(100), 200)
         lower, upper, chance = scored.intervals(np.arange(40))["mAP"]
         held += lower <= chance <= upper
-    assert held >= 27  # the bootstrap's plain percentiles hold it in 0.6 of the draws
+    assert held >= 27  # plain percentiles cover it in 0.6 of the draws
 
 
 def test_f1_and_misses_are_scikit_learns(drawn):
@@ -149,7 +149,7 @@ def test_interval_counts_each_cluster_once():
     assert np.isnan(clustered_interval([], [])).all()
     rng = np.random.default_rng(0)
     covered = 0
-    for _ in range(400):  # 40 patients, 1 to 9 questions each, the share of right answers varies between patients
+    for _ in range(400):  # 40 patients, 1 to 9 questions each; the share of right answers differs between patients
         size = rng.integers(1, 10, 40)
         clusters = np.repeat(np.arange(40), size)
         right = rng.random(len(clusters)) < rng.beta(2, 2, 40)[clusters]

@@ -1,4 +1,4 @@
-"""The linear probe: patients stay together, areas are scikit-learn's, more labels help, and the command writes it."""
+"""The linear probe: patients are not split, AUROCs equal scikit-learn's, more labels help, the command writes it."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from chexzero.suites import probe
 
 
 def drawn(n, salt, n_labels=2, dim=20):
-    """Features that hold the labels weakly; two images per patient; a tenth of the labels are not known."""
+    """Features that encode the labels weakly; two images per patient; a tenth of the labels are unknown."""
     random = np.random.default_rng(salt)
     truth = (random.random((n, n_labels)) < 0.3).astype(float)
     features = random.normal(size=(n, dim))

@@ -1,4 +1,4 @@
-"""`run_zero_shot.py --suite ...` from the drawn releases to the report, with a model that has learnt nothing."""
+"""`run_zero_shot.py --suite ...` from the drawn releases to the report, with an untrained model."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Sweeps: the grid, the SLURM script, the rule that gives runs up, and two tiny runs trained in turn."""
+"""Sweeps: the grid, the SLURM script, the rule that stops runs early, and two tiny runs trained in turn."""
 
 import json
 import shlex
@@ -107,8 +107,8 @@ OTHERS = [_run([0.5, 0.6, 0.7, 0.9]), _run([0.5, 0.62, 0.72, 0.8]), _run([0.5, 0
         ([0.5, 0.5, 0.6], sweep.StopRule(200, margin=0.11), False),
         ([0.5, 0.5, 0.6], sweep.StopRule(200, runs=4), False),  # too few others
         ([0.5, 0.75, 0.6], sweep.StopRule(200), False),  # its best counts, not its last
-        ([0.5, 0.5, 0.71], sweep.StopRule(200), False),  # what the others reach later does not count
-        ([0.5, 0.5, 0.6, 0.7, 0.7], sweep.StopRule(200), False),  # no other has come as far
+        ([0.5, 0.5, 0.71], sweep.StopRule(200), False),  # later values of the others do not count
+        ([0.5, 0.5, 0.6, 0.7, 0.7], sweep.StopRule(200), False),  # no other run has trained that long
         ([], sweep.StopRule(0), False),
     ],
 )
@@ -158,7 +158,7 @@ def test_runs_are_trained_in_turn_and_one_table_holds_their_validations(tmp_path
 
 
 def test_a_hopeless_run_is_told_to_save_and_never_begun_again(tmp_path, write, monkeypatch):
-    """The child is a stand-in that waits for the signal; the decision is read off the folders as always."""
+    """The child is a stand-in that waits for the signal; the decision is based on the folders as usual."""
     monkeypatch.setattr(sweep, "POLL", 0.05)
     path = write(
         "settings: {save_dir: %s}\ngrid: {lr: [0.1, 0.2, 0.3, 0.4]}\nstop: {after_samples: 10}\n" % (tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""Which part of a report is trained on in which epoch, and how much of it is cut."""
+"""Which part of a report is used in which epoch, and how much of it is cut."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_sections():
         read("impression"),
     ]
     assert read("alternate", epoch=1, texts=("Clear.", "")) == read("both", texts=("Clear.", "")) == "Clear."
-    assert read("both", texts=("Clear.", "Clear.")) == "Clear."  # a report without sections stands in both
+    assert read("both", texts=("Clear.", "Clear.")) == "Clear."  # a report without sections is in both columns
     assert read("findings", texts=("Clear.", "")) == read(texts=(" ",)) == " "
 
 

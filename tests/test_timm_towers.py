@@ -1,4 +1,4 @@
-"""`--vision timm:NAME`: any model of timm as the vision tower, trained, tuned, resumed, looked into."""
+"""`--vision timm:NAME`: any timm model as the vision tower: training, fine-tuning, resuming, heat maps."""
 
 import pandas as pd
 import pytest
@@ -49,7 +49,7 @@ def test_the_feature_of_a_place_is_pooled_as_the_image_is(name):
     patches = patch_features(whole, images())
     side = 64 // (32 if name == "test_convnext" else 16)
     assert patches.shape == (2, side, side, 512) and torch.allclose(patches.norm(dim=-1), torch.ones(2, side, side))
-    if name in ("test_vit2", "test_convnext"):  # an image of one place is that place: test_vit's token is none
+    if name in ("test_vit2", "test_convnext"):  # one patch is pooled to itself, unlike test_vit's token
         small = model_of(name, 64 // side).eval()
         one = torch.nn.functional.normalize(small.encode_image(images(64 // side)), dim=-1)
         assert torch.allclose(patch_features(small, images(64 // side))[:, 0, 0], one, atol=1e-5)
@@ -106,7 +106,7 @@ def test_layers_are_frozen_and_slowed_from_below(name):
 
 @pytest.mark.parametrize("name, last", [("test_convnext", True), ("test_resnet", True), ("test_vit", False)])
 def test_convolutions_lie_channels_last(name, last):
-    """They are faster so, and give the same; a vision transformer keeps the bits it had."""
+    """Convolutional towers are faster that way, with equal results; a vision transformer's bits do not change."""
     model = model_of(name)
     kernels = [value for value in model.visual.trunk.parameters() if value.ndim == 4 and min(value.shape[1:]) > 1]
     assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) == last for kernel in kernels)

@@ -1,4 +1,4 @@
-"""Tokens are upstream's, special tokens have OpenAI's spelling."""
+"""Tokens equal upstream's; special tokens have OpenAI's spelling."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_special_tokens_and_round_trip():
     tokenizer = SimpleTokenizer()
     assert len(tokenizer.encoder) == len(tokenizer.decoder) == 49408
     assert tokenizer.encoder["<|startoftext|>"] == 49406 and tokenizer.encoder["<|endoftext|>"] == 49407
-    # What upstream gives: only OpenAI's spelling is a special token.
+    # Upstream's result: only OpenAI's spelling is a special token.
     assert tokenizer.encode("a <|endoftext|> b") == [320, 49407, 321]
     assert tokenizer.encode("<end_of_text>") == [283, 806, 318, 539, 318, 4160, 285]
     assert tokenizer.decode(tokenizer.encode("Hello  World!")) == "hello world ! "

@@ -1,4 +1,4 @@
-"""Models put together by `create_model`: shapes, weights from each place, what is taken and what is not."""
+"""Models built by `create_model`: shapes, weights from each source, which tensors are loaded and which are not."""
 
 import logging
 from dataclasses import replace
@@ -20,7 +20,7 @@ TOKENS = torch.tensor([[49406, 320, 1929, 49407], [49406, 2242, 49407, 0]])
 
 @pytest.fixture(autouse=True)
 def small_text(monkeypatch):
-    """CheXzero's text encoder has 38 million parameters; the tests of weights use one of another width."""
+    """Use a narrower text encoder for the tests of weights: CheXzero's has 38 million parameters."""
     monkeypatch.setitem(TEXT_SIZES, "small", TextSize(width=64, heads=1, layers=2, weights=towers.OPENAI))
 
 
@@ -73,7 +73,7 @@ def test_one_state_dict_holds_all(vision, text, resolution, tmp_path):
 
 
 def test_dinov3_model_keys():
-    model = create_model("dinov3_tiny", text_encoder="tiny")  # nothing is published for these: random without a word
+    model = create_model("dinov3_tiny", text_encoder="tiny")  # no published weights: random without a warning
     keys = set(model.state_dict())
     assert {
         "visual.trunk.cls_token",
@@ -113,7 +113,7 @@ def test_text_side_alone_is_taken(name, tmp_path, caplog):
     assert "only the text side is taken" in caplog.text
     tolerance = 1e-2 if name == "half.pt" else 0
     assert torch.allclose(model.encode_text(TOKENS), source.encode_text(TOKENS), atol=tolerance)
-    assert model.logit_scale.item() == pytest.approx(2.659, abs=1e-3)  # ln(1 / 0.07): these towers have not met
+    assert model.logit_scale.item() == pytest.approx(2.659, abs=1e-3)  # ln(1 / 0.07): not trained together
 
 
 def test_both_towers_from_one_file_is_that_model(tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_both_towers_from_one_file_is_that_model(tmp_path, monkeypatch):
 
 
 def test_published_weights_are_those_of_openai(monkeypatch, tmp_path):
-    """Without a word about weights both towers are OpenAI's; upstream starts from there."""
+    """Without flags for weights both towers are OpenAI's, as upstream's."""
     monkeypatch.setitem(towers.CLIP_VISION, "vit_b_32", towers.ClipVision("ViT-B/32", 16, 64, layers=2, width=128))
     source, asked = small_clip().eval(), []
     torch.save(source.state_dict(), tmp_path / "ViT-B-32.pt")
@@ -211,7 +211,7 @@ def test_without_a_connection(monkeypatch):
         create_model()
     with pytest.raises(UserError, match="ViT-B-32.pt .* --text_weights FILE"):
         create_model("dinov3_tiny")
-    create_model("dinov3_tiny", vision_weights="random")  # asks for nothing that is published
+    create_model("dinov3_tiny", vision_weights="random")  # needs no published weights
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Upstream's training interface: the same batches, the same losses, files that upstream reads."""
+"""Upstream's training interface: the same batches, the same losses, files that upstream can read."""
 
 import json
 import types

@@ -1,4 +1,4 @@
-"""What takes minutes: over-fitting, the models at full size, the benchmark. `make test-long` runs it."""
+"""Tests that take minutes: over-fitting, the models at full size, the benchmark. `make test-long` runs them."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def test_over_fitting_is_caught(tmp_path):
-    """Few images, two reports in five exchanged: what can be learnt is learnt first, then the wrong ones by heart."""
+    """Few images, two reports in five swapped: findings are learnt first, then the wrong reports are memorised."""
     write_corpus(tmp_path, train=256, valid=150, seed=1, share=0.1, valid_share=0.15)
     path = tmp_path / "data/impressions.csv"
     with open(path, newline="") as handle:
@@ -66,7 +66,7 @@ def test_over_fitting_is_caught(tmp_path):
     assert curve[peak] == curve.max() == selection["value"]
     assert 100 <= peak <= 600
     assert curve[peak] > curve[0] + 0.12 and curve[peak] > curve.iloc[-4:].mean() + 0.05
-    assert metrics["train_loss"].iloc[-1] < metrics["train_loss"][peak] - 0.2  # the training loss knows nothing of it
+    assert metrics["train_loss"].iloc[-1] < metrics["train_loss"][peak] - 0.2  # the training loss does not show it
     assert [one.name for one in folder.glob("checkpoint_*.pt")] == [f"checkpoint_{peak}.pt"]
 
 
@@ -151,7 +151,7 @@ def test_torchrun_passes_a_signal_on_and_the_run_goes_on(tmp_path):
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("parts", ["1", "3"])
 def test_compiled_towers_train_as_the_others_do(tmp_path, parts):
-    """Also in parts, validated, and gone on with after a stop; the checkpoints carry the same names."""
+    """Also with `--grad_accum`, validation and resuming; the checkpoints have the same names."""
     write_corpus(tmp_path, train=40)
     for name, steps, more in (("plain", 12, []), ("compiled", 6, ["--compile"]), ("compiled", 12, ["--compile"])):
         argv = flags(

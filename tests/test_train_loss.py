@@ -1,4 +1,4 @@
-"""What a step computes: the loss, its gradient, precision, schedule."""
+"""The training step: the loss, its gradient, precision, schedule."""
 
 import math
 from dataclasses import replace
@@ -50,7 +50,7 @@ def gradients(model, loss) -> dict[str, torch.Tensor]:
 
 
 def by_definition(clip, images, texts) -> torch.Tensor:
-    """The loss as its formula is written, each pair alone through the towers."""
+    """The loss by its formula, with each pair encoded on its own."""
     image_features = torch.cat([clip.encode_image(prepare(one[None], 32)) for one in images])
     text_features = torch.cat([clip.encode_text(one[None]) for one in texts])
     image_features = image_features / image_features.norm(dim=1, keepdim=True)
@@ -153,7 +153,7 @@ def test_the_sigmoid_loss_is_open_clips_in_any_number_of_parts(clip, batch):
     trained = nn.Parameter(torch.tensor(-3.0))
     clip.logit_bias = trained
     begin_logits(clip, replace(DEFAULTS, loss="siglip"))
-    assert clip.logit_bias is trained  # weights that were trained with this loss keep theirs
+    assert clip.logit_bias is trained  # weights trained with this loss keep their bias
 
 
 def test_equal_texts_are_positives_of_the_sigmoid_loss():
@@ -256,7 +256,7 @@ def test_label_smoothing_is_torchs_with_and_without_equal_texts(smoothing):
 
 
 def test_only_whole_parts_that_are_trained_on_run_compiled(clip, batch, monkeypatch):
-    """The compiler takes a minute for every shape that it meets; `test_train_long` lets it compile for real."""
+    """The compiler, which takes a minute per shape, is replaced here; `test_train_long` really compiles."""
     met: list[tuple[int, ...]] = []
 
     def compile_(encode, dynamic):

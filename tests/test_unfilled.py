@@ -1,4 +1,4 @@
-"""Models that are read from a file are not filled with random weights first, and are the models that drawing would have given."""
+"""Models read from a file skip random initialisation and equal those built with it."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from dinov3_adapter.unfilled import Unfilled
 def test_a_model_that_is_read_is_the_one_that_was_written(vision):
     written = create_model(vision, text_encoder="tiny", vision_weights="random", text_weights="random").eval()
     read = build_model(written.state_dict())
-    for kind in ("named_parameters", "named_buffers"):  # buffers that no state dict holds are computed as always
+    for kind in ("named_parameters", "named_buffers"):  # buffers absent from state dicts are computed as usual
         found, wanted = dict(getattr(read, kind)()), dict(getattr(written, kind)())
         assert list(found) == list(wanted)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)

@@ -1,4 +1,4 @@
-"""What is recorded of the code: its commit, or None; never another project's."""
+"""The recorded code revision: this project's commit or None, never another project's."""
 
 import errno
 import subprocess
@@ -10,7 +10,7 @@ from chexzero.common import versions
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A project of one commit, taken for ours; in it `installed`, where packages could lie."""
+    """A project with one commit that stands for ours; in it `installed`, a folder for packages."""
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     (tmp_path / "installed").mkdir()
     (tmp_path / "code.py").write_text("a = 1\n")

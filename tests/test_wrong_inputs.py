@@ -1,4 +1,4 @@
-"""Inputs that were read wrong or ended in a traceback: each is read right now, or refused in one sentence."""
+"""Inputs that were once misread or ended in a traceback: each is read correctly or refused in one sentence."""
 
 import fcntl
 from pathlib import Path

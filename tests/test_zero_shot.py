@@ -147,7 +147,7 @@ def test_a_cache_of_upstreams_is_taken_when_its_shape_fits(files, tmp_path):
 
 
 def _run(folder, tmp_path, labels=LABELS, table=None, images=None, template=PAIR, model="small.pt", **options):
-    """run_zero_shot with one thing changed."""
+    """Run `run_zero_shot` with one argument changed."""
     if table is not None:
         table.to_csv(tmp_path / "labels.csv", index=False)
     if images is not None:

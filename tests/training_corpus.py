@@ -1,4 +1,4 @@
-"""A small training set, whose findings can be seen and whose reports name them, and a model small enough for it."""
+"""A small training set with visible findings that the reports name, and a model small enough for it."""
 
 import csv
 import multiprocessing
@@ -23,7 +23,7 @@ PATIENTS_IMAGES = 3
 def write_corpus(
     root: Path, train: int, valid: int = 24, seed: int = 0, share: float = 0.3, valid_share: float = 0.4
 ) -> Path:
-    """Write `root/data` as `data_prep build` would; each label is a bright square at a place of its own."""
+    """Write `root/data` as `data_prep build` would; each label is a bright square at its own place."""
     data = root / "data"
     data.mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def _write_images(path: Path, labels: np.ndarray, ids: list[str], rng: np.random
 
 
 def flags(root: Path, name: str, *more: str) -> list[str]:
-    """Arguments of a run of the tiny model on a corpus, in the folder `root/runs/<name>`."""
+    """Arguments for a run of the tiny model on a corpus, in the folder `root/runs/<name>`."""
     return [
         "--cxr_filepath",
         str(root / "data/cxr.h5"),
@@ -112,7 +112,7 @@ def _run_train(argv: list[str], environment: dict[str, str]) -> None:
     import run_train
     from chexzero.common.errors import run_command
 
-    os.setpgrp()  # a group of its own, as torchrun and SLURM start it
+    os.setpgrp()  # a separate process group, as under torchrun and SLURM
     os.environ.update(environment)
     shrink(dict.__setitem__)
     sys.argv = ["run_train.py", *argv]
@@ -120,7 +120,7 @@ def _run_train(argv: list[str], environment: dict[str, str]) -> None:
 
 
 def shrink(set_item: Callable[[dict, str, object], None]) -> None:
-    """One vision block and a narrow text encoder: 0.8 instead of 3.7 million weights to write at each save."""
+    """Use one vision block and a narrow text encoder: 0.8 instead of 3.7 million weights per save."""
     import dinov3_adapter
     from chexzero.models import towers
 
@@ -130,7 +130,7 @@ def shrink(set_item: Callable[[dict, str, object], None]) -> None:
 
 
 def ranks(count: int) -> list[dict[str, str]]:
-    """The environment of each rank, as torchrun sets it on one machine."""
+    """The environment of each rank, as set by torchrun on one machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -139,7 +139,7 @@ def ranks(count: int) -> list[dict[str, str]]:
 
 
 def run_to_end(processes: list[multiprocessing.Process]) -> list[int]:
-    """Start, wait, return the exit codes; a test that pytest-timeout ends takes its processes with it."""
+    """Start the processes, wait and return the exit codes; if pytest-timeout ends the test, they are ended too."""
     for one in processes:
         one.start()
     try:

@@ -1,4 +1,4 @@
-"""`python -m tests.parity CHECKOUT`: all that differs from upstream, for whoever has its repository.
+"""`python -m tests.parity CHECKOUT`: list every difference from upstream, given a checkout of its repository.
 
 Lists upstream's functions as kept, changed, left out or new, with reasons; then runs both implementations on the same
 generated inputs in separate processes and prints one table. Exit code 1 if a verdict is bad.
@@ -21,7 +21,7 @@ from chexzero.common.errors import UserError, run_command
 from chexzero.common.files import atomic_path, write_text
 from tests.parity import child, inputs, interface
 
-#: Array of `child` -> what it is, and the largest difference allowed (0: equal). Of losses it is relative.
+#: Array of `child` -> its description, and the largest difference allowed (0: equal; relative for losses).
 LIMITS = {
     "preprocessing/cxr": ("prepared images, grey levels", 0),
     "tokens/tokens": ("tokens of 120 texts", 0),
@@ -53,7 +53,7 @@ LIMITS = {
     "thresholds/f1": ("thresholds of best F1", 1e-12),
 }
 
-#: Array of `child.differences` -> what it is, and how ours and upstream's take it, as docs/UPSTREAM.md says.
+#: Array of `child.differences` -> its description, and how ours and upstream's handle it by docs/UPSTREAM.md.
 DIFFERENT = {
     "differences/long_prompt": ("a prompt of more than 77 tokens", "works", "stops"),
     "differences/alternatives": ("alternative names without the bootstrap", "own label", "in order"),
@@ -75,7 +75,7 @@ class Verdict:
 def compare_results(
     ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], errors: Mapping[str, Mapping[str, str]]
 ) -> list[Verdict]:
-    """A verdict for every array of `LIMITS`. errors: side -> check -> traceback, of checks that could not run."""
+    """Return a verdict per array of `LIMITS`. errors: side -> check -> traceback, of checks that could not run."""
     verdicts = []
     for key, (what, limit) in LIMITS.items():
         failed = [side for side in errors if key.split("/")[0] in errors[side]]
@@ -90,7 +90,7 @@ def compare_results(
 
 
 def compare_differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> list[Verdict]:
-    """A verdict for every listed difference: whether each side takes the input as docs/UPSTREAM.md says."""
+    """Return a verdict per listed difference: whether each side handles the input as docs/UPSTREAM.md says."""
     verdicts = []
     for key, (what, here, there) in DIFFERENT.items():
         found = str(ours.get(key, "could not run")), str(theirs.get(key, "could not run"))
@@ -99,7 +99,7 @@ def compare_differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, relative: bool = False) -> float:
-    """Largest difference of numbers, or how many texts differ; infinite for other shapes, or NaN on one side."""
+    """Largest difference of numbers, or number of different texts; infinite for unequal shapes or a NaN on one side."""
     if ours.shape != theirs.shape:
         return float("inf")
     if ours.dtype.kind == "U" or theirs.dtype.kind == "U":
@@ -112,7 +112,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray, relative: bool = False) -> 
 
 
 def run_both(checkout: Path, folder: Path) -> tuple[dict, dict, dict]:
-    """Write the inputs and run both sides in processes of their own: `(ours, upstream's, errors)`."""
+    """Write the inputs and run both sides in separate processes; return `(ours, upstream's, errors)`."""
     inputs.write(folder)
     results, errors = {}, {}
     for side in ("ours", "upstream"):  # in this order: upstream reads the checkpoint that ours writes

@@ -1,9 +1,9 @@
-"""Run the compared functions of one implementation and write what they give; a script, one process an implementation.
+"""Run the compared functions of one implementation and write their results; a script, one process per implementation.
 
     python child.py ours|upstream FOLDER [CHECKOUT]
 
-Upstream's modules have names such as `eval` and `model` and expect libraries of 2021, so it runs apart, with
-these bent where it needs that (`bend`). Both sides call the same functions with the same arguments.
+Upstream's modules have names such as `eval` and `model` and expect libraries of 2021, so it runs in a separate process,
+in which `bend` adapts today's libraries. Both sides call the same functions with the same arguments.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What is bent in upstream's process, said in the comparison's output.
+#: The adaptations in upstream's process, printed by the comparison.
 BENT = [
     "PIL.Image.ANTIALIAS (removed in Pillow 10) is Image.LANCZOS, the same filter under its new name",
     "torchvision's Resize gets antialias=False, as torchvision 0.11 treated tensors; today's default is True",
@@ -47,7 +47,7 @@ def bend() -> None:
 
 
 class _EmptyPackages:
-    """Finds, as the last finder, a package that is not installed: a module whose every attribute is None."""
+    """The last import finder: gives an empty module, whose every attribute is None, for a package not installed."""
 
     def find_spec(self, name: str, path: object, target: object = None) -> object:
         from importlib.machinery import ModuleSpec
@@ -71,7 +71,7 @@ class _EmptyPackages:
 
 
 def import_side(side: str, checkout: str | None) -> types.SimpleNamespace:
-    """The modules of one implementation under upstream's names."""
+    """Import the modules of one implementation under upstream's names."""
     import importlib
 
     names = ["model", "clip", "simple_tokenizer", "train", "zero_shot", "eval", "metrics", "data_process"]
@@ -155,7 +155,7 @@ def logits(code: types.SimpleNamespace, folder: Path) -> dict:
 
 
 def checkpoint(code: types.SimpleNamespace, folder: Path) -> dict:
-    """What our `save` writes, read back: by upstream's CLIP on its side, by ours on ours."""
+    """Read a file that our `save` wrote: with upstream's CLIP on its side, with ours on ours."""
     import torch
 
     path = folder / "ours_checkpoint.pt"
@@ -284,7 +284,7 @@ def thresholds(code: types.SimpleNamespace, folder: Path) -> dict:
 
 
 def _outcome(call: Callable, *, name: bool = False) -> str:
-    """`works`, or `stops`, or with `name` the name of the error's class."""
+    """Return `works`, or `stops`, or with `name` the name of the error's class."""
     try:
         call()
     except Exception as error:
@@ -293,7 +293,7 @@ def _outcome(call: Callable, *, name: bool = False) -> str:
 
 
 def differences(code: types.SimpleNamespace, folder: Path) -> dict:
-    """How each side takes inputs that docs/UPSTREAM.md says are taken differently: one word each."""
+    """One word per input of docs/UPSTREAM.md's list of different behaviour: how this side handles it."""
     import numpy as np
     from sklearn.metrics import roc_auc_score
 
@@ -355,7 +355,7 @@ def run(side: str, folder: Path, checkout: str | None = None) -> tuple[dict, dic
     import numpy as np
     import torch
 
-    torch.set_num_threads(1)  # so that sums are taken in one order
+    torch.set_num_threads(1)  # so that sums have one order
     code = import_side(side, checkout)
     results, errors = {}, {}
     for name, check in CHECKS.items():

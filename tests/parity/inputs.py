@@ -79,7 +79,7 @@ def images() -> dict[str, np.ndarray]:
 
 
 def radiographs() -> np.ndarray:
-    """uint8 (8, 320, 320): smooth blots."""
+    """uint8 (8, 320, 320): smooth random blobs."""
     random = np.random.RandomState(4)
     coarse = random.randint(0, 256, (N_IMAGES, 20, 20)).astype(np.float32)
     smooth = [cv2.resize(one, (320, 320), interpolation=cv2.INTER_CUBIC) for one in coarse]
@@ -87,7 +87,7 @@ def radiographs() -> np.ndarray:
 
 
 def weights() -> dict[str, np.ndarray]:
-    """Weights of `SMALL_MODEL` under upstream's keys, float32 numbers that float16 holds exactly."""
+    """Weights of `SMALL_MODEL` under upstream's keys, float32 numbers that float16 represents exactly."""
     random = np.random.RandomState(5)
     vision, text, embed = SMALL_MODEL["vision_width"], SMALL_MODEL["transformer_width"], SMALL_MODEL["embed_dim"]
     patch = SMALL_MODEL["vision_patch_size"]

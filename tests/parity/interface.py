@@ -1,4 +1,4 @@
-"""Upstream's functions beside ours: kept, changed, left out or new, and why. `docs/UPSTREAM.md` is made from this."""
+"""Upstream's functions against ours: kept, changed, left out or new, and why: the source of `docs/UPSTREAM.md`."""
 
 import ast
 import importlib
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Upstream's file -> our module; None where the whole file has another form here.
+#: Upstream's file -> our module; None if the file has no counterpart.
 MODULES = {
     "run_train.py": "run_train",
     "train.py": "chexzero.train",
@@ -30,28 +30,27 @@ _PADCHEST = "`python -m data_prep evaluation-set padchest` does the steps one af
 #: (upstream's file, name) -> why a function is changed or left out.
 REASONS = {
     ("run_train.py", "parse_args"): "`argv` can be given, and settings also come from `--config`",
-    ("run_train.py", "train_log"): "the rest of the line of progress",
+    ("run_train.py", "train_log"): "`progress` is the rest of the printed line",
     ("train.py", "CXRDataset"): "the training command cuts its tokens at `context_length`",
-    ("train.py", "load_data"): "`plan` gives the batches of the training command, read by `num_workers`",
-    ("train.py", "load_clip"): "`vision` and further options choose another pair of towers",
-    ("model.py", "CLIP"): "`visual` puts another image tower, such as DINOv3, in the place of OpenAI's; `logit_bias` "
-    "is SigLIP's",
+    ("train.py", "load_data"): "`plan` gives the training command's batches, which `num_workers` processes read",
+    ("train.py", "load_clip"): "`vision` and further options choose other towers",
+    ("model.py", "CLIP"): "`visual` replaces OpenAI's image tower, for instance with DINOv3; `logit_bias` is SigLIP's",
     ("clip.py", "tokenize"): "`truncate`, as in OpenAI's later CLIP; without it a long text still raises",
     ("eval.py", "compute_mean"): "the five labels, fixed in upstream, are a default",
     ("metrics.py", "compute_f1"): "the number of resamples, fixed in upstream, is a default",
     ("metrics.py", "compute_mcc"): "the number of resamples, fixed in upstream, is a default",
-    ("zero_shot.py", "make"): "images are encoded in batches; upstream's loader gives one at a time",
+    ("zero_shot.py", "make"): "images are encoded in batches; upstream's loader yields one at a time",
     ("zero_shot.py", "run_cxr_zero_shot"): "the files and labels, fixed in upstream, are defaults",
-    ("data_process.py", "load_data"): "reads a CSV with pandas; `get_cxr_paths_list` gives its column",
+    ("data_process.py", "load_data"): "reads a CSV with pandas; `get_cxr_paths_list` returns its column",
     ("data_process.py", "get_files"): "`get_cxr_path_csv` lists the same files",
     ("data_process.py", "section_start"): "one function, `extract_impression`, finds the section",
     ("data_process.py", "section_end"): "one function, `extract_impression`, finds the section",
     ("data_process.py", "getIndexOfLast"): "one function, `extract_impression`, finds the section",
     ("eval.py", "accuracy"): "top-k accuracy has no meaning for 14 labels that are independent",
     ("metrics.py", "evaluate_model"): "`zero_shot.run_zero_shot` does the same with every file as an argument",
-    ("metrics.py", "compute_f1_mcc"): "`run_zero_shot.py` takes thresholds from validation to the test set",
+    ("metrics.py", "compute_f1_mcc"): "`run_zero_shot.py` applies thresholds from the validation set to the test set",
     ("zero_shot.py", "validation_zero_shot"): "stops with a NameError in upstream",
-    ("model.py", "convert_weights"): "models stay float32; autocast lowers the precision where it is asked for",
+    ("model.py", "convert_weights"): "models stay float32; autocast lowers the precision on request",
     ("model.py", "CLIP.initialize_parameters"): "done when a tower is built, with the same distributions",
     ("model.py", "CLIP.build_attention_mask"): "part of open_clip's text tower",
     **{
@@ -73,20 +72,20 @@ REASONS = {
     },
     ("run_preprocess.py", "parse_args"): "`python -m data_prep mimic` and `chexpert-test` have its flags",
     ("preprocess_padchest.py", "preprocess_data"): _PADCHEST,
-    ("preprocess_padchest.py", "write_h5"): "`img_to_h5` writes to the path that it is given",
+    ("preprocess_padchest.py", "write_h5"): "`img_to_h5` writes to the given path",
 }
 
-#: What behaves otherwise under the same name: (where, upstream, here and why).
+#: Functions with the same name and other behaviour: (where, upstream, here and why).
 BEHAVIOUR = [
     (
         "preprocess_padchest.extract_filenames",
-        "Two lines are taken off each end of the listing.",
-        "Lines that name a file (size, date, time, name) are taken, whatever stands around them.",
+        "The first and last two lines of the listing are dropped.",
+        "Lines that name a file (size, date, time, name) are used, wherever they are.",
     ),
     (
         "preprocess_padchest.img_to_h5",
         "The number of images is fixed; float32.",
-        "As many as can be read; uint8. A file that cannot be read is named in a warning.",
+        "All readable images; uint8. A warning names each unreadable file.",
     ),
     (
         "data_process.img_to_hdf5",
@@ -111,17 +110,17 @@ BEHAVIOUR = [
     (
         "model.build_model",
         "The weights become float16.",
-        "The weights become float32; `--precision` of the commands lowers it by autocast where that is safe.",
+        "The weights become float32; the commands' `--precision` lowers the precision by autocast where that is safe.",
     ),
     (
         "clip.load",
         "`jit=True` runs the code of the archive.",
-        "Only tensors are read, whatever `jit` is: no code from a weight file is run.",
+        "Only tensors are read, with either value of `jit`: no code from a weight file is run.",
     ),
     (
         "clip.load",
         "The returned transform is for photographs.",
-        "The same; `chexzero.imaging.normalise.prepare` is what radiographs need.",
+        "The same; use `chexzero.imaging.normalise.prepare` for radiographs.",
     ),
     (
         "clip.tokenize",
@@ -131,28 +130,29 @@ BEHAVIOUR = [
     (
         "train.load_clip, zero_shot.load_clip",
         "`pretrained` says which architecture the file must have.",
-        "The shapes in the file say it; a file that does not fit is named, with the keys that differ.",
+        "The shapes in the file determine it; the error for a file that does not fit names the file and the keys "
+        "that differ.",
     ),
     (
         "train.CXRDataset",
-        "Rows are paired by position whatever their number; a text that reads NA, None or null becomes a space.",
-        "Rows must match the images, by id where both carry one; only an empty cell is a missing text.",
+        "Rows are paired by position even if their numbers differ; a text that reads NA, None or null becomes a space.",
+        "Rows must match the images, by id if both have ids; only an empty cell is a missing text.",
     ),
     ("train.train_main", "Stops with a NameError before the first step.", "Trains with SGD and writes the state dict."),
     (
         "run_train.py --seed",
         "Parsed and not used.",
-        "Seeds the new weights and the order of the pairs: same seed, same numbers.",
+        "The random seed for weights and batch order: the same seed gives the same numbers.",
     ),
     (
         "run_train.py --txt_filepath",
         "Default data/mimic_impressions.csv.",
-        "Default data/impressions.csv, which `data_prep` writes; upstream's file is taken where it alone exists.",
+        "Default data/impressions.csv, which `data_prep` writes; upstream's file is used if only it exists.",
     ),
     (
         "run_preprocess.py",
         "Folders of one cluster are the defaults; chexpert-test writes to data/cxr.h5 like mimic.",
-        "The folders must be named; chexpert-test writes to data/test_cxr.h5, so that it replaces no training set.",
+        "The folders must be named; chexpert-test writes to data/test_cxr.h5, so that it overwrites no training set.",
     ),
     (
         "zero_shot.predict and all that use it",
@@ -166,13 +166,14 @@ BEHAVIOUR = [
     ),
     (
         "zero_shot.ensemble_models",
-        "Cached predictions are taken whatever made them.",
-        "A note beside the cache says what made it; they are made again when the model, images or prompts changed.",
+        "Cached predictions are always used, even if another model made them.",
+        "A file beside the cache records the model, images, labels and prompts; if one of them changed, predictions "
+        "are recomputed.",
     ),
     (
         "eval.evaluate",
         "Columns of labels and predictions are paired by position, extra ones ignored.",
-        "One column a label on both sides, or `label_idx_map`; labels must be 0 or 1 and predictions finite.",
+        "One column per label on both sides, or `label_idx_map`; labels must be 0 or 1 and predictions finite.",
     ),
     (
         "eval.compute_cis",
@@ -189,16 +190,16 @@ BEHAVIOUR = [
         "metrics.compute_f1, metrics.compute_mcc",
         "The row `mean` is the average of the resamples; without all five competition labels: KeyError.",
         "The row `mean` is the value on the set itself, which the paper reports (the radiologists' MCC is 0.530, the "
-        "average of its resamples 0.528); `Mean` is over those of the five labels that are there.",
+        "average of its resamples 0.528); `Mean` is over those of the five labels that are present.",
     ),
     (
         "zero_shot.zeroshot_classifier and all prompts",
         "A prompt of more than 77 tokens stops with an error.",
-        "It is cut to 77 tokens, and a warning names the first that is.",
+        "It is cut to 77 tokens, and a warning names the first such prompt.",
     ),
     (
         "zero_shot.run_experiment",
-        "Alternative names with `use_bootstrap=False` are scored against the columns of the labels in order.",
+        "With `use_bootstrap=False`, alternative names are scored against the label columns in order.",
         "Each name is scored against its own label's column, with and without the bootstrap.",
     ),
     (
@@ -213,9 +214,9 @@ BEHAVIOUR = [
     ),
     (
         "errors of all functions",
-        "KeyError, IndexError, FileNotFoundError and others, from wherever the mistake shows.",
+        "KeyError, IndexError, FileNotFoundError and others, raised wherever the mistake has its effect.",
         "`common.errors.UserError`, a ValueError, whose one sentence names the file, the row and the remedy; "
-        "`clip.ClipError` is a RuntimeError, too.",
+        "`clip.ClipError` is also a RuntimeError.",
     ),
 ]
 
@@ -269,7 +270,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def our_signature(module: Any, name: str) -> Signature | None:
-    """The signature of `name` (or `Class.method`) where the module has it from our own code, else None."""
+    """Return the signature of `name` (or `Class.method`) if it is defined in our own code, else None."""
     found = module
     origin = getattr(getattr(module, name.split(".")[0], None), "__module__", None) or ""
     if origin != module.__name__ and not origin.startswith("chexzero."):
@@ -289,7 +290,7 @@ def our_signature(module: Any, name: str) -> Signature | None:
 
 
 def compare(upstream: dict[str, dict[str, Signature]]) -> list[Difference]:
-    """Every public function of upstream's modules, then ours that are new, module by module."""
+    """Compare every public function of upstream's modules, then list our new ones, module by module."""
     found = []
     for file, module_name in MODULES.items():
         module = importlib.import_module(module_name) if module_name else None
@@ -318,7 +319,7 @@ def _new(file: str, module: Any, upstream: dict[str, Signature]) -> Iterator[Dif
 
 
 def _same(theirs: Signature, ours: Signature) -> bool:
-    """The same names in the same order, with equal defaults; one that upstream computes only has to be there."""
+    """Whether names, order and defaults are equal; for a default that upstream computes, ours only has to exist."""
     if [one[0] for one in theirs] != [one[0] for one in ours]:
         return False
     return all(
@@ -328,7 +329,7 @@ def _same(theirs: Signature, ours: Signature) -> bool:
 
 
 def text(signature: Signature) -> str:
-    """A signature as it is written."""
+    """Return a signature as source text."""
     return "(" + ", ".join(one[0] if len(one) == 1 else f"{one[0]}={_default(one[1])}" for one in signature) + ")"
 
 
@@ -351,7 +352,7 @@ def markdown(differences: list[Difference]) -> str:
     lines = [
         "# What differs from CheXzero",
         "",
-        "Made by `python -m tests.parity CHECKOUT --docs docs/UPSTREAM.md`; a test checks that it "
+        "Written by `python -m tests.parity CHECKOUT --docs docs/UPSTREAM.md`; a test checks that it "
         "is up to date. The same command runs both implementations on the same inputs and prints the largest "
         "difference of each result.",
         "",
@@ -373,6 +374,6 @@ def markdown(differences: list[Difference]) -> str:
     ]
     lines += ["", "## Left out", "", "| function | why |", "|---|---|"]
     lines += [f"| `{one.file}` `{one.name}` | {one.reason} |" for one in differences if one.status == "left out"]
-    lines += ["", "## Same name, other behaviour", "", "| where | upstream | here, and why |", "|---|---|---|"]
+    lines += ["", "## Same name, different behaviour", "", "| where | upstream | here, and why |", "|---|---|---|"]
     lines += [f"| `{where}` | {theirs} | {ours} |" for where, theirs, ours in BEHAVIOUR]
     return "\n".join(lines) + "\n"
