@@ -17,6 +17,7 @@ FORBIDDEN = [
     *(("chexzero.training", f"chexzero.{room}") for room in ("evaluation", "report", "suites")),
     *(("chexzero.evaluation", f"chexzero.{room}") for room in ("report", "training")),
     ("chexzero.report", "chexzero.training"),
+    ("chexzero.models", "chexzero.clip"),
     ("dinov3_adapter", "chexzero"),
     ("data_prep", "torch"),
     ("data_prep", "dinov3_adapter"),
