@@ -274,7 +274,7 @@ def test_mimic_without_its_reports_says_where_they_are_named(drawn, tmp_path):
     for path in root.rglob("*.txt"):
         path.unlink()
     (root / "mimic-cxr-reports.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match="mimic-cxr-reports.zip lies there and is not unpacked; unpack it: .*unzip"):
+    with pytest.raises(UserError, match="mimic-cxr-reports.zip is there, not unpacked; unpack it: .*unzip"):
         located("mimic", root, ["train"])
     assert len(evaluation_set("mimic", root, tmp_path / "out")[0]) == 2, "scored without reports"
 
@@ -296,7 +296,7 @@ def test_own_table_as_csv_and_parquet(drawn, tmp_path):
     [
         (["--columns", "image=nowhere"], "no column 'nowhere', which --columns names as image"),
         (["--columns", "picture=file"], "--columns picture=file: not like image=NAME"),
-        (["--columns", "image=file"], "no column that is the patient .*--columns patient=NAME"),
+        (["--columns", "image=file"], "no column for the patient .*--columns patient=NAME"),
         (["--label_columns", "Odd"], "no column 'Odd', which --label_columns names"),
     ],
 )
