@@ -1,7 +1,7 @@
 """`python -m data_prep evaluation-set`: an evaluation set, the images and labels of a dataset.
 
-Writes `<NAME>.h5` (`cxr`, uint8, N x 320 x 320, and `id`), `<NAME>_labels.csv` (`id, patient_id, study_id, view`, then one
-column per finding: 0, 1, or empty where it is unknown), and `<NAME>.json`, the record of what was used and left out.
+Writes `<NAME>.h5` (`cxr`, uint8, N x size x size, and `id`), `<NAME>_labels.csv` (`id, patient_id, study_id, view`, then
+one column per finding: 0, 1, or empty where it is unknown), and `<NAME>.json`, the record of what was used and left out.
 """
 
 import argparse

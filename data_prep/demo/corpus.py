@@ -177,8 +177,7 @@ def write_corpus(out: Path, train: int, valid: int, test: int, seed: int, *, wor
 
     train: images, `train - train // 2` in CheXpert-Plus's train, the rest in ReXGradient's train, valid and test
         (90, 5 and 5 %); valid: images of CheXpert-Plus's valid; test: studies of CheXpert's test set.
-    Drawn in `out`/.unfinished and moved into place when complete. `UserError` where `out` holds anything else under
-        these names.
+    Drawn in `out`/.unfinished, moved into place when complete. `UserError` where `out` holds other folders so named.
     """
     out = Path(out)
     settings = {"version": VERSION, "train": train, "valid": valid, "test": test, "seed": seed}

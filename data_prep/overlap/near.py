@@ -147,7 +147,7 @@ def planted_copies(search: Search, n: int, seed: int, workers: int) -> list[Copy
 
 
 def plant(search: Search, query: int, copy: np.ndarray) -> tuple[bool, float, bool]:
-    """Send a copy of an evaluation image through both stages: whether it is nominated, its score, and if found."""
+    """Send a copy of an evaluation image through both stages: whether nominated, its score, and whether found."""
     mark = nominate.signature(copy, search.vocabulary)[None]
     views, floors = search.views[query], search.nominations[query]
     shared = nominate.shared_weights(mark, nominate.query_matrix([views], search.weights), len(views.words))[0, 0]

@@ -44,7 +44,7 @@ def sentences(text: str) -> list[str]:
 
 
 def shingles(text: str) -> set[str]:
-    """The set of three words in a row, without numbers, punctuation and masked words; all words if there are fewer."""
+    """The set of three-word sequences, without numbers, punctuation and masked words; one of all words if fewer."""
     words = re.findall(r"[^\W\d_]+", MASK.sub(" ", text))
     return {" ".join(words[k : k + WORDS]) for k in range(max(1, len(words) - WORDS + 1))} if words else set()
 

@@ -162,9 +162,7 @@ def _done(left_out: dict[str, Any], on_overlap: str, finished: bool) -> str:
         return "Nothing had to be left out of the training set."
     rest = left_out["images"] - left_out["matching"]
     which = f"{left_out['matching']:,} match, {rest:,} are of the same patients" if rest else "all of which match"
-    whose = (
-        f" of {_count(left_out['patients'], 'patient')}" if left_out["patients"] else ""
-    )  # an audit of images alone knows no patients
+    whose = f" of {_count(left_out['patients'], 'patient')}" if left_out["patients"] else ""  # none known: images alone
     what = f"{_count(left_out['images'], 'training image')}{whose} ({which})"
     if finished:
         return (

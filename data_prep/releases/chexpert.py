@@ -215,9 +215,7 @@ def read_table(path: Path, split: str) -> dict[str, str]:
     if split == "train":
         cells = ((record[column], bits(record[label] for label in LABELS)) for _, record in _label_records(path))
     else:
-        from chexzero.common.formats import (
-            read_labels,
-        )  # here, so that processes that prepare images do not import pandas
+        from chexzero.common.formats import read_labels  # here: processes that prepare images do not need pandas
 
         table, values = read_labels(path)
         if column not in table:

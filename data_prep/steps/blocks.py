@@ -27,7 +27,7 @@ DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 @dataclass
 class Block:
     """`images` uint8 (n, size, size), `bits` uint8 (n,) per sample in the file, `file_sha256` and `pixel_sha256` uint8
-    (n, 32), `errors` (n,) text, "" where the image is good; otherwise the row is zero in the rest. `notes` (n,) text:
+    (n, 32), `errors` (n,) text, "" where the image is good; otherwise its other values are zero. `notes` (n,) text:
     what is unusual about a good image's range, else ""."""
 
     images: np.ndarray
