@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up everything they need in .venv; a second call sets nothing up again.
+# `make demo` and `make test` set up everything they need in .venv; later calls reuse it.
 PYTHON ?= python3
 VENV   := .venv
 CONSTRAINTS ?= constraints.txt
@@ -16,8 +16,8 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 		-r requirements.txt -r requirements-dev.txt -c $(CONSTRAINTS)
 	@touch $@
 
-# Everything of the demo lies under demo/; data/, checkpoints/ and results/ are never touched. Each step goes on where an
-# earlier call was stopped, and does nothing where it was finished.
+# The demo writes only to demo/; data/, checkpoints/ and results/ are never touched. Each step resumes an interrupted
+# call and skips what is finished.
 DEMO := demo
 demo: $(READY)
 	@echo '[1/4] drawing a corpus in the layouts of the releases'
@@ -25,16 +25,16 @@ demo: $(READY)
 	@echo '[2/4] building the training, validation and test sets from it'
 	@$(PY) -m data_prep build --data_root $(DEMO)/releases --out $(DEMO)/data --splits $(DEMO)/splits \
 		--audit_copies 90 --audit_unrelated 200
-	@echo '[3/4] training a small DINOv3 and a small text encoder from nothing'
+	@echo '[3/4] training a small DINOv3 and a small text encoder from scratch'
 	@$(PY) run_train.py --config configs/demo.yaml --cxr_filepath $(DEMO)/data/cxr.h5 \
 		--txt_filepath $(DEMO)/data/impressions.csv --save_dir $(DEMO)/checkpoints --resume auto
 	@echo '[4/4] evaluating the selected checkpoint'
 	@$(PY) run_zero_shot.py --run $(DEMO)/checkpoints/demo --data $(DEMO)/data --splits $(DEMO)/splits --out $(DEMO)/results
-	@echo 'The report, of a drawn corpus and no clinical result: $(abspath $(DEMO)/results/demo/report.html)'
+	@echo 'The report (drawn corpus, not a clinical result): $(abspath $(DEMO)/results/demo/report.html)'
 
-# Real radiographs without credentials: Open-i from NLM (1.4 GB; `make real YES=--yes` does not ask, FROM="--from FOLDER" takes
-# files that are there; BUILD, TRAIN and EVALUATE add flags to these steps). On a GPU a ViT-B is trained, else a ViT-S whose
-# tower is locked, else, without weights, the demo's.
+# Real radiographs without credentials: Open-i from NLM (1.4 GB; `make real YES=--yes` does not ask,
+# FROM="--from FOLDER" uses local files; BUILD, TRAIN and EVALUATE add flags to their steps). Trains a ViT-B on a GPU, else a ViT-S whose
+# tower is frozen, or the demo's model if no weights can be downloaded.
 REAL := real
 DINOV3_S := timm/vit_small_patch16_dinov3.lvd1689m
 real: $(READY)
@@ -47,10 +47,10 @@ real: $(READY)
 	@config=small; \
 	if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then config=gpu; \
 	elif $(VENV)/bin/hf download $(DINOV3_S) model.safetensors > /dev/null 2>&1; then config=cpu; \
-	else echo 'no weights can be had, so the small model of the demo is trained'; fi; \
+	else echo 'no weights can be downloaded, so the small model of the demo is trained'; fi; \
 	$(PY) run_train.py --config configs/real_$$config.yaml --cxr_filepath $(REAL)/data/cxr.h5 \
 		--txt_filepath $(REAL)/data/impressions.csv --save_dir $(REAL)/checkpoints --resume auto $(TRAIN)
-	@echo '[4/4] evaluating the selected checkpoint, by studies: NLM does not say which view an image is'
+	@echo '[4/4] evaluating the selected checkpoint, by study: the view of an image is not known'
 	@$(PY) run_zero_shot.py --run $(REAL)/checkpoints/real --data $(REAL)/data --splits $(REAL)/splits --out $(REAL)/results \
 		--level study_mean $(EVALUATE)
 	@echo 'The report: $(abspath $(REAL)/results/real/report.html)'
@@ -76,15 +76,15 @@ types: $(READY)
 coverage: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not long and not gpu" --cov --cov-report=term --cov-report=html
 
-# Changes one operator at a time in core modules and counts which changes some test notices (about an hour).
+# Changes one operator at a time in core modules and counts how many changes the tests detect (about an hour).
 mutants: $(READY)
 	$(PY) -m tests.mutants --changes 100
 
-# Damaged files of every format that is read: a table of counts, and exit code 1 for a traceback, a crash or a silent change.
+# Reads damaged files of every format and prints counts; exit code 1 for a traceback, a crash or a silent change.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m tests.fuzz --files 10000 --seed 1
 
-# Kills, interrupts and starves every command some 1,500 times (hours; a second call goes on where the first stopped).
+# Kills, interrupts and starves every command about 1,500 times (hours; a second call resumes where the first stopped).
 campaign: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m tests.campaign
 

@@ -1,1 +1,1 @@
-"""From the releases on disk to the training set and the evaluation sets: `python -m data_prep --help`."""
+"""Build the training set and the evaluation sets from the releases on disk: `python -m data_prep --help`."""

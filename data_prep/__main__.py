@@ -1,6 +1,6 @@
 """`python -m data_prep <step>`: the table of steps; a step's module is imported only when it is chosen."""
 
-import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+import chexzero.common.interrupts  # noqa: F401  (the imports below take seconds)
 
 import argparse
 import importlib
@@ -20,13 +20,13 @@ STEPS = {
     "download": ("data_prep.download", "fetch a dataset that needs no agreement"),
     "audit": ("data_prep.overlap.audit", "look for patients, reports and images that are in two sets"),
     "demo": ("data_prep.demo.corpus", "draw a small corpus in the releases' layouts"),
-    "mimic": ("data_prep.mimic", "CheXzero's own training set, from MIMIC-CXR"),
-    "chexpert-test": ("data_prep.chexpert_test", "CheXzero's own test set file"),
+    "mimic": ("data_prep.mimic", "make CheXzero's own training set from MIMIC-CXR"),
+    "chexpert-test": ("data_prep.chexpert_test", "make CheXzero's own test set file from CheXpert"),
 }
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one."""
+    """Help that shows a default only where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
@@ -57,7 +57,7 @@ def _overview() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_program(), description="Prepare the data. `<step> --help` shows a step's flags.", epilog=EXIT_CODES
     )
-    shtab.add_argument_to(parser, "--print-completion", help="print a completion script for a shell, and leave")
+    shtab.add_argument_to(parser, "--print-completion", help="print a completion script for a shell, and exit")
     steps = parser.add_subparsers(title="steps", dest="step", metavar="step", required=True)
     for name, (module_name, purpose) in STEPS.items():
         step = steps.add_parser(name, help=purpose)

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--data_root", metavar="DIR", help="one folder that holds all releases")
     for dataset in DATASETS.values():
         dataset.add_arguments(where)
-    files = parser.add_argument_group("what is written, and by which roles")
+    files = parser.add_argument_group("output and roles")
     files.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where the sets go")
     files.add_argument(
         "--splits", type=Path, metavar="DIR", help="where the manifests go (default: `splits` beside --out)"
@@ -36,25 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--roles",
         default=ROLES_FILE,
         metavar="FILE",
-        help="which release's split plays which role: a file, or a dataset's name",
+        help="which role each release's splits play: a file, or a dataset's name",
     )
-    choices = parser.add_argument_group("what is taken")
-    choices.add_argument("--views", choices=VIEWS, default="all", help="training images by view")
-    choices.add_argument("--valid_views", choices=EVALUATION_VIEWS, default="all", help="validation images by view")
-    choices.add_argument("--test_views", choices=EVALUATION_VIEWS, default="first_frontal", help="test images by view")
-    choices.add_argument("--section", choices=SECTIONS, default="impression", help="the part of the report")
+    choices = parser.add_argument_group("what is selected")
+    choices.add_argument("--views", choices=VIEWS, default="all", help="views in the training set")
+    choices.add_argument("--valid_views", choices=EVALUATION_VIEWS, default="all", help="views in the validation set")
+    choices.add_argument(
+        "--test_views", choices=EVALUATION_VIEWS, default="first_frontal", help="views in the test set"
+    )
+    choices.add_argument(
+        "--section", choices=SECTIONS, default="impression", help="the section of the report to train with"
+    )
     choices.add_argument(
         "--findings",
         action="store_true",
-        help="write the findings into a column of their own beside the impression, for run_train's --text_section "
+        help="also write the findings, in a separate column beside the impression, for run_train's --text_section "
         "findings, both and alternate",
     )
     choices.add_argument(
         "--empty_report",
         choices=EMPTY_REPORTS,
         default="space",
-        help="an image without that part: train it with a space as upstream does, leave it out, or "
-        "take the findings (then a space)",
+        help="images without that section: train with a space as upstream does, leave the image out, or "
+        "use the findings (then a space)",
     )
     choices.add_argument(
         "--clean_reports",
@@ -65,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unknown_labels",
         choices=("empty", "negative"),
         default="empty",
-        help="labels of an evaluation set that its release leaves blank or uncertain; a label that is blank for some "
-        "images only cannot be scored",
+        help="how to write evaluation labels that the release leaves blank or uncertain; a label that is blank for "
+        "only some images cannot be scored",
     )
     choices.add_argument(
         "--image_size", type=int, choices=IMAGE_SIZES, default=RESOLUTION, help="side of the stored images in pixels"
@@ -82,42 +86,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=share,
         default=0.001,
         metavar="SHARE",
-        help="share of the training images that may be unreadable; evaluation sets tolerate none",
+        help="share of the training images that may be unreadable; evaluation sets may have none",
     )
     choices.add_argument(
         "--keep_out",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="lists of patients, studies or images that are left out of training, for instance another test set's",
+        help="lists of patients, studies or images to leave out of training, for instance another test set's",
     )
     choices.add_argument(
         "--max_bad_records",
         type=int,
         default=100,
         metavar="N",
-        help="entries of the training tables that cannot be used and are left out and listed; more stop the build",
+        help="how many unusable entries of the training tables may be left out (and listed); more stop the build",
     )
     audit = parser.add_argument_group("the overlap audit")
     audit.add_argument(
         "--on_overlap",
         choices=("drop", "stop", "keep"),
         default="drop",
-        help="training images that match an evaluation image or patient",
+        help="what to do with training images that match an evaluation image or patient",
     )
     audit.add_argument(
-        "--audit_copies",
-        type=positive,
-        default=450,
-        metavar="N",
-        help="disguised copies that it plants to measure what it finds",
+        "--audit_copies", type=positive, default=450, metavar="N", help="disguised copies planted to measure the recall"
     )
     audit.add_argument(
         "--audit_unrelated",
         type=positive,
         default=1000,
         metavar="N",
-        help="unrelated pairs of images that it compares to measure its false alarms",
+        help="unrelated pairs of images compared to measure the false alarms",
     )
     how = parser.add_argument_group("how it runs")
     how.add_argument("--workers", type=positive, default=cpu_count(), metavar="N", help="processes that prepare images")
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"{work.out} already holds this build; nothing to do")
             return
         _protect(work)
-        require_writable(args.splits, "--splits")  # not after hours of work
+        require_writable(args.splits, "--splits")  # fail now, not after hours of work
         with work.planning():
             plan = make_plan(args, releases, plan, work)
         log.info("%s", ", ".join(f"{role}: {rows} images" for role, rows in plan.rows.items()))
@@ -154,9 +154,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _protect(work: Work) -> None:
-    """Refuse to replace sets that no build of ours was making here."""
+    """Raise `UserError` rather than replace sets that no unfinished build here was making."""
     if not work.plan_path.is_file() and (strangers := [name for name in SETS if (work.out / name).exists()]):
-        raise UserError(f"{work.out / strangers[0]} is there already and belongs to no build; {REDO}")
+        raise UserError(f"{work.out / strangers[0]} already exists and belongs to no build; {REDO}")
 
 
 def _overwrite(work: Work, label: str | None) -> None:

@@ -14,15 +14,13 @@ N_STUDIES = 500
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--csv_out_path", default="data/test_cxr_paths.csv", metavar="FILE", help="CSV of the images' paths, written"
+        "--csv_out_path", default="data/test_cxr_paths.csv", metavar="FILE", help="CSV of the image paths to write"
     )
     parser.add_argument(
-        "--cxr_out_path", default="data/test_cxr.h5", metavar="FILE", help="HDF5 of the prepared images, written"
+        "--cxr_out_path", default="data/test_cxr.h5", metavar="FILE", help="HDF5 of the prepared images to write"
     )
     parser.add_argument("--chest_x_ray_path", required=True, metavar="DIR", help="`test` folder of CheXpert")
-    parser.add_argument(
-        "--n_images", type=int, default=N_STUDIES, metavar="N", help="how many first views there must be"
-    )
+    parser.add_argument("--n_images", type=int, default=N_STUDIES, metavar="N", help="expected number of first views")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     if len(paths) != args.n_images:
         raise UserError(
             f"{args.chest_x_ray_path} has {len(paths)} images with {FIRST_VIEW} in their path instead of "
-            f"{args.n_images}; name the test folder alone, or say with --n_images how many there must be"
+            f"{args.n_images}; name only the test folder, or give the expected number with --n_images"
         )
     with atomic_path(args.csv_out_path) as temporary:
         pd.DataFrame({"Path": paths}).to_csv(temporary, index=False)

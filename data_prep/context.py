@@ -1,4 +1,4 @@
-"""How many reports are longer than CLIP's context, counted without torch."""
+"""Count the reports that are longer than CLIP's context, without torch."""
 
 import gzip
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from data_prep.releases.rows import read_records
 
-CONTEXT = 75  # of the 77 tokens that CLIP reads, one begins and one ends the text
+CONTEXT = 75  # CLIP's 77 tokens without the start and end tokens
 MERGES = 48_894
 PIECE = 4096
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def count_longer(path: Path) -> int:
-    """How many texts of the column `impression` lose their end to the context."""
+    """Count the texts of the column `impression` that CLIP's context cuts off."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     vocabulary, merges = _vocabulary()
@@ -38,7 +38,7 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """CLIP's tokens and merge rules, from the file that open_clip ships."""
     from tokenizers import pre_tokenizers
 
-    package = find_spec("open_clip")  # the place alone: importing it would import torch
+    package = find_spec("open_clip")  # only its location: importing it would import torch
     assert package is not None and package.submodule_search_locations is not None
     file = Path(package.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(file.read_bytes()).decode().split("\n")[1 : MERGES + 1]

@@ -14,12 +14,12 @@ from data_prep.steps.work import require_space, require_writable
 
 log = logging.getLogger(__name__)
 
-ASK_FROM = 1 << 30  # bytes, from which on the command asks before it fetches
+ASK_FROM = 1 << 30  # bytes; the command asks before it fetches more
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive of a dataset: its name, its size in bytes, what it unpacks to (folder, ending) and how many."""
+    """An archive of a dataset: its name, size in bytes, and what it unpacks to (folder, ending, number of files)."""
 
     name: str
     size: int
@@ -30,7 +30,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset is handed out, and its terms."""
+    """Where a dataset is published, and its terms."""
 
     url: str
     terms: str
@@ -56,10 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="source",
         metavar="FOLDER_OR_URL",
-        help="take the archives, or what is unpacked, from this folder or address",
+        help="take the archives from this folder or URL, or the unpacked files from this folder",
     )
-    parser.add_argument("--yes", action="store_true", help="fetch gigabytes without asking")
-    parser.add_argument("--any_count", action="store_true", help="take a part of the dataset too")
+    parser.add_argument("--yes", action="store_true", help="fetch large archives without asking")
+    parser.add_argument("--any_count", action="store_true", help="accept an incomplete dataset")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         if there != archive.files and not args.any_count:
             raise UserError(
                 f"{out / archive.folder} has {there:,} {archive.ending} files where the dataset has {archive.files:,}; "
-                f"remove that folder and run the command again, or take what is there with --any_count"
+                f"remove that folder and run the command again, or accept what is there with --any_count"
             )
     counts = ", ".join(f"{_count(out, archive):,} {archive.ending}" for archive in source.archives)
     print(f"{args.name} in {out}: {counts} ({source.terms})")
@@ -91,7 +91,7 @@ def _count(out: Path, archive: Archive) -> int:
 
 
 def _allow(archive: Archive, place: str, args: argparse.Namespace) -> None:
-    """Ask before gigabytes are fetched; where nobody can answer, `--yes` must have."""
+    """Ask before a large archive is fetched; without a terminal, require `--yes`."""
     if args.yes or archive.size < ASK_FROM:
         return
     question = f"fetch {archive.name}, {archive.size / 1e9:.1f} GB, from {place}?"
@@ -102,7 +102,7 @@ def _allow(archive: Archive, place: str, args: argparse.Namespace) -> None:
 
 
 def _fetch(place: str, archive: Archive, folder: Path) -> Path:
-    """The archive, fetched to `folder`; what an earlier attempt left is gone on with."""
+    """Fetch the archive to `folder`, resuming an earlier attempt."""
     import pooch
 
     def resume(url: str, output: str, pooch_: object) -> None:
@@ -118,11 +118,11 @@ def _fetch(place: str, archive: Archive, folder: Path) -> Path:
     log.info("fetching %s", url)
     try:
         return Path(pooch.retrieve(url, None, archive.name, folder, downloader=resume))
-    except (OSError, ValueError) as error:  # what requests raises is an OSError
+    except (OSError, ValueError) as error:  # exceptions of requests are OSErrors
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{url} cannot be fetched ({reason}); run the command again, it goes on where it stopped, or fetch it "
-            f"otherwise and name its folder with --from"
+            f"{url} cannot be fetched ({reason}); run the command again, which resumes the download, or fetch "
+            f"it by other means and name its folder with --from"
         ) from error
 
 
@@ -136,7 +136,7 @@ def _from_folder(place: Path, out: Path, archive: Archive) -> None:
 
 
 def _unpack(path: Path, out: Path, archive: Archive) -> None:
-    """Unpack the files with the archive's ending into its folder; the folder is whole or not there."""
+    """Unpack the files with the archive's ending into its folder, which appears only when complete."""
     temporary = out / f".{archive.folder}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -145,7 +145,7 @@ def _unpack(path: Path, out: Path, archive: Archive) -> None:
             for member in tar:
                 name = os.path.basename(member.name)
                 if member.isfile() and name.endswith(archive.ending) and not name.startswith("."):
-                    member.name = name  # no folders: nothing is written elsewhere
+                    member.name = name  # the file name alone, so nothing is written elsewhere
                     tar.extract(member, temporary, filter="data")
     except (tarfile.TarError, EOFError, OSError) as error:
         shutil.rmtree(temporary, ignore_errors=True)

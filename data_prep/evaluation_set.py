@@ -1,7 +1,7 @@
-"""`python -m data_prep evaluation-set`: the images and labels of a dataset, to score a model on.
+"""`python -m data_prep evaluation-set`: an evaluation set, the images and labels of a dataset.
 
-Writes `<NAME>.h5` (`cxr`, uint8, N x 320 x 320, and `id`), `<NAME>_labels.csv` (`id, patient_id, study_id, view`, then one
-column per finding: 0, 1, or empty where it is not known), and `<NAME>.json`, the record of what was taken and left out.
+Writes `<NAME>.h5` (`cxr`, uint8, N x size x size, and `id`), `<NAME>_labels.csv` (`id, patient_id, study_id, view`, then
+one column per finding: 0, 1, or empty where it is unknown), and `<NAME>.json`, the record of what was used and left out.
 """
 
 import argparse
@@ -42,22 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labelled = [name for name, dataset in DATASETS.items() if dataset.labels]
     parser.add_argument("name", choices=labelled, metavar="NAME", help=f"the dataset: {', '.join(labelled)}")
     where = parser.add_argument_group("where it is")
-    where.add_argument("--root", metavar="DIR", help="the set as it lies on disk")
-    where.add_argument("--data_root", metavar="DIR", help="one folder that holds several sets, instead of --root")
+    where.add_argument("--root", metavar="DIR", help="the dataset's folder on disk")
+    where.add_argument("--data_root", metavar="DIR", help="one folder that holds several datasets, instead of --root")
     for dataset in DATASETS.values():
         dataset.add_arguments(where)
-    what = parser.add_argument_group("what is taken")
+    what = parser.add_argument_group("what is selected")
     what.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: the dataset's usual evaluation split")
     what.add_argument("--views", choices=VIEWS, help="default: the dataset's usual views")
-    what.add_argument("--only", nargs="+", metavar="FILE", help="take only the images, studies or patients listed")
-    what.add_argument("--depth16", choices=DEPTH16, default="stretch", help="how 16-bit images become 8 bits")
+    what.add_argument("--only", nargs="+", metavar="FILE", help="use only the listed images, studies or patients")
+    what.add_argument("--depth16", choices=DEPTH16, default="stretch", help="how 16-bit images are converted to 8 bits")
     what.add_argument(
         "--image_size", type=int, choices=IMAGE_SIZES, default=RESOLUTION, help="side of the stored images"
     )
     what.add_argument(
         "--max_failures", type=share, default=0.01, metavar="SHARE", help="share of the images that may be unreadable"
     )
-    how = parser.add_argument_group("what is written, and how")
+    how = parser.add_argument_group("output, and how it runs")
     how.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where the files go")
     how.add_argument("--workers", type=positive, default=cpu_count(), metavar="N", help="processes that prepare images")
 
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
 def _chosen(
     release: Release, splits: list[str], views: str, only: Lists | None, left_out: Counter[str], in_tables: Counter[str]
 ) -> Iterator[Row]:
-    """The rows to prepare, found on disk; the others are counted by the reason."""
+    """Yield the rows to prepare, found on disk; count the others by reason."""
     seen: set[str] = set()
     with ThreadPoolExecutor(THREADS) as threads:
         for split in splits:
@@ -145,7 +145,7 @@ def _reason_against(row: Row, views: str, only: Lists | None, seen: set[str]) ->
 
 
 def _prepare(work: Path, rows: list[Row], args: argparse.Namespace) -> tuple[list[int], dict[str, str]]:
-    """Prepare the images in blocks; returns the rows that are good, and the others' paths with the reason."""
+    """Prepare the images in blocks; returns the indices of the good rows, and the other rows' path -> reason."""
     tasks = []
     for index in range(blocks.count(len(rows))):
         part = rows[index * blocks.SIZE : (index + 1) * blocks.SIZE]

@@ -39,21 +39,21 @@ AUDIT_COLUMNS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, default=Path("data"), metavar="DIR", help="the folder that `build --shard` was given"
+        "--out", type=Path, default=Path("data"), metavar="DIR", help="the folder given to `build --shard` with --out"
     )
     parser.add_argument(
-        "--workers", type=positive, default=cpu_count(), metavar="N", help="processes of the overlap audit"
+        "--workers", type=positive, default=cpu_count(), metavar="N", help="threads of the overlap audit"
     )
 
 
 def run(args: argparse.Namespace) -> None:
     work = Work(args.out)
     if not args.out.is_dir():
-        raise UserError(f"{args.out} is no folder; name the one that `build` was given with --out")
+        raise UserError(f"{args.out} is not a folder; name the folder given to `build` with --out")
     with work.lock():
         if (args.out / "build.json").is_file():
             work.discard()
-            print(f"{args.out} is finished already; nothing to do")
+            print(f"{args.out} is already finished; nothing to do")
         elif (plan := work.read_plan()) is not None:
             finish(work, plan, args.workers)
         else:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def finish(work: Work, plan: Plan, workers: int) -> None:
-    """Make the files that DESIGN.md names from the blocks of all roles; `build.json` is the last of them."""
+    """Write the files that docs/DESIGN.md names from the blocks of all roles, `build.json` last."""
     remove_remains(work.out, OUTPUTS)
     remove_remains(Path(plan.finishing["splits"]), MANIFESTS.values())
     log.info("checking what was prepared")
@@ -90,9 +90,9 @@ def finish(work: Work, plan: Plan, workers: int) -> None:
 
 
 def _of_kept_out_patients(work: Work, plan: Plan) -> dict[str, str]:
-    """Training images of patients of whom `--keep_out` named another one: id -> why they go, as `--on_overlap` has it.
+    """Training images to drop because `--keep_out` lists another image of their patient: id -> reason.
 
-    The lists are another evaluation's sets, so that what holds for an overlap with our own holds for them.
+    The lists are another evaluation's sets, so `--on_overlap` applies to them as to our own: drop, stop or keep.
     """
     kept = plan.counts.get("kept_patients") or {}
     rows = read_rows(work.rows_path("train")) if kept else ()
@@ -100,16 +100,16 @@ def _of_kept_out_patients(work: Work, plan: Plan) -> dict[str, str]:
     on_overlap, first = plan.finishing["on_overlap"], next(iter(found), None)
     if first and on_overlap == "stop":
         raise UserError(
-            f"{len(found)} training images are of patients of whom {found[first]} names another image, the first is "
+            f"{len(found)} training images are of patients with another image listed in {found[first]}, the first is "
             f"{first}; leave them out with --on_overlap drop, or keep them with --on_overlap keep"
         )
     if found and on_overlap == "keep":
-        log.warning("%d training images are of patients of whom a list of --keep_out names another image", len(found))
+        log.warning("%d training images are of patients with another image in a list of --keep_out", len(found))
     return {name: f"patient of {file}" for name, file in found.items()} if on_overlap == "drop" else {}
 
 
 def _check_blocks(work: Work, plan: Plan) -> None:
-    """Every block must be there, and no more images may have failed than the settings allow."""
+    """Raise `UserError` unless all blocks exist and no more images have failed than the settings allow."""
     tally, missing = Tally(work, plan), 0
     for role in plan.rows:
         for index in range(blocks.count(plan.rows[role])):
@@ -127,7 +127,7 @@ def _check_blocks(work: Work, plan: Plan) -> None:
 
 
 def _audit(work: Work, plan: Plan, workers: int) -> Audit:
-    from data_prep.overlap.audit import AuditOptions, run_audit  # heavy; a shard does without it
+    from data_prep.overlap.audit import AuditOptions, run_audit  # slow to import; a shard does not need it
 
     roles = {
         role: Role(

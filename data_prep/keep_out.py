@@ -1,4 +1,4 @@
-"""Lists of patients, studies or images, in the forms in which groups hand them on."""
+"""Lists of patients, studies or images, in the formats that research groups publish."""
 
 import os
 from collections import Counter
@@ -9,7 +9,7 @@ from chexzero.common.errors import UserError
 from data_prep.releases.locate import SUFFIXES, split_ending
 from data_prep.releases.rows import Row, column_names, read_records
 
-#: Columns that name an image, a study or a patient; the first that a list has is taken.
+#: Columns that name an image, a study or a patient; the first that a list has is used.
 COLUMNS = (
     "id",
     "Path",
@@ -35,8 +35,8 @@ REMEDY = "name a list with one id or path per line, or a CSV with a column of th
 
 
 class Lists:
-    """What the files list. A row matches if a list has its patient, its study, or its image: as the id or path that
-    the build writes, or as the release spells it, with anything in front and with any ending."""
+    """The entries of the files. A row matches if a list has its patient, its study or its image: as the id or path that
+    the build writes, or as the release spells it, with any prefix and any ending."""
 
     def __init__(self, files: Sequence[str | os.PathLike]):
         self.entries: dict[str, tuple[str, str]] = {}  # what an entry may be called -> (file, entry)
@@ -54,7 +54,7 @@ class Lists:
                     self.entries.setdefault("/".join(parts[start:]), (str(file), entry))
 
     def match(self, row: Row) -> str | None:
-        """The file that lists the row, and counts the entry as found; None if none does."""
+        """Return the file that lists the row, or None; counts the entry as found."""
         for name in _names(row):
             if name in self.entries:
                 file, entry = self.entries[name]
@@ -89,12 +89,12 @@ def _without_ending(entry: str) -> str:
 
 
 def _names(row: Row) -> list[str]:
-    """Every way in which a list may call the row's image, study or patient."""
+    """Every name by which a list may call the row's image, study or patient."""
     image = row.id.removeprefix(f"{row.source}/")
     study = row.study_id.removeprefix(f"{row.source}/")
     patients = [patient.removeprefix(f"{row.source}/") for patient in (row.patient_id, row.patient_id_column)]
     names = [row.id, image, _without_ending(row.path), study, row.study_id, *patients]
     last = image.rsplit("/", 1)[-1]
-    if row.source not in ("chexpert", "chexpert_plus") and len(last) >= 8:  # `view1_frontal` names no image
+    if row.source not in ("chexpert", "chexpert_plus") and len(last) >= 8:  # `view1_frontal` does not identify an image
         names.append(last)
     return [name for name in names if name]

@@ -1,13 +1,13 @@
-"""The report text that an image trains with: which sections, what counts as no report, and what may be cleaned away."""
+"""The report text that an image trains with: which sections, what counts as no report, and what cleaning removes."""
 
 import re
 
 from data_prep.releases.rows import Row
 
-#: Texts that say that there is no text: `None.`, `nan`, `N/A`, `___`, `[]`, or punctuation alone.
+#: Texts that mean there is no text: `None.`, `nan`, `N/A`, `___`, `[]`, or punctuation alone.
 NO_TEXT = re.compile(r"[\W_]*(none|nan|n/?a|null|nil|not available|no impression)?[\W_]*", re.IGNORECASE)
 
-#: What `clean_report` removes: de-identification marks, the number in front of a sentence, signatures and their like.
+#: What `clean_report` removes: de-identification marks, the number in front of a sentence, signatures and similar.
 MARKS = re.compile(r"_{2,}|\[\*\*.*?\*\*\]|\bX{3,}\b(?:-\w+)?")
 NUMBERING = re.compile(r"(?:(?<=^)|(?<=[.:;]\s))\(?\d{1,2}[.)]\s+(?=\D)")
 SIGNATURES = re.compile(
@@ -22,7 +22,7 @@ def choose_report(row: Row, section: str, clean: bool = False) -> str:
     chosen = {
         "impression": (row.impression,),
         "findings": (row.findings,),
-        "both": dict.fromkeys((row.findings, row.impression)),  # a report without sections stands in both
+        "both": dict.fromkeys((row.findings, row.impression)),  # a report without sections is in both
     }[section]
     texts = (" ".join(text.replace("\0", " ").split()) for text in chosen if not NO_TEXT.fullmatch(text))
     report = " ".join(texts)

@@ -7,7 +7,7 @@ from chexzero.common.files import read_yaml
 from data_prep.releases import DATASETS, LABELLED_ROLES
 
 ROLES = ("train", *LABELLED_ROLES)
-#: What `--keep_out` lists and the releases hold: no set is written of it, but the audit compares training with it.
+#: The role of images that `--keep_out` lists: no set is written of them, but the audit compares training with them.
 KEPT_OUT = "kept_out"
 ROLES_FILE = Path(__file__).with_name("roles.yaml")
 
@@ -15,7 +15,7 @@ ROLES_FILE = Path(__file__).with_name("roles.yaml")
 def read_roles(path: str | Path = ROLES_FILE) -> dict[str, dict[str, list[str]]]:
     """Read the definition of the roles: role -> release -> its splits. No split may play two roles.
 
-    The name of a dataset instead of a file stands for that dataset's own splits in their roles.
+    A dataset's name instead of a file gives that dataset's own splits their roles.
     """
     if str(path) in DATASETS:
         return _roles_of(str(path))

@@ -127,7 +127,7 @@ def test_each_kind_of_overlap_is_found_and_nothing_else(planted, tmp_path):
     near_pairs = [(m["a_id"], m["b_id"]) for c in report["checks"] if c["kind"] == "near" for m in c["matches"]]
     assert near_pairs == [(ids[2], planted["test"].rows["id"][0]), (ids[3], planted["test"].rows["id"][1])]
     remarks = [c["note"] for c in report["checks"] if c["kind"] == "report"]
-    assert "6 more pairs" in remarks[0] and "the test set carries none" in remarks[1]
+    assert "6 more pairs" in remarks[0] and "none in the test set" in remarks[1]
     assert report["roles"]["train"]["ids_disagree"] == 1
     assert not list(tmp_path.glob(".audit-*"))
 
@@ -364,7 +364,7 @@ def test_the_command_audits_finished_files_and_leaves_them(planted, tmp_path, ca
     (data / "build.json").write_text('{"drawn": true, "overlap": {"sentence": "Dropped 3 images."}}')
     before = {path.name: path.read_bytes() for path in data.glob("*.[hc]*") if path.suffix != ".html"}
     assert data_prep(["audit", "--data", str(data), "--splits", str(splits), "--workers", "1", "--copies", "0"]) is None
-    assert "still in the training set: 7 training images of 6 patients" in capsys.readouterr().out
+    assert "Still in the training set: 7 training images of 6 patients" in capsys.readouterr().out
     assert all((data / name).read_bytes() == content for name, content in before.items())
     assert "of the build" in (data / "overlap_report_build.json").read_text()
     text = (data / "overlap_report.md").read_text()

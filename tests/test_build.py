@@ -294,7 +294,7 @@ def test_a_finished_build_is_left_alone(releases, built, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     with open(out / "cxr.h5", "ab") as handle:
         handle.write(b"x")
-    with pytest.raises(UserError, match="cxr.h5 is not as .*build.json says"):
+    with pytest.raises(UserError, match="cxr.h5 does not match .*build.json"):
         releases.build(out)
     (out / "build.json").write_text('{"settings": 3}')
     with pytest.raises(UserError, match="not the record of a build"):
@@ -306,7 +306,7 @@ def test_a_finished_build_is_left_alone(releases, built, tmp_path, capsys):
 def test_files_of_others_are_not_replaced(releases, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cxr.h5").write_text("ten years of work")
-    with pytest.raises(UserError, match="cxr.h5 is there already"):
+    with pytest.raises(UserError, match="cxr.h5 already exists"):
         releases.build(tmp_path / "data")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["cxr.h5"]
     (tmp_path / "mine" / "work" / "train").mkdir(parents=True)
@@ -315,7 +315,7 @@ def test_files_of_others_are_not_replaced(releases, tmp_path):
         lambda out: releases.build(out, "--overwrite"),
         lambda out: main(["finish", "--out", str(out)]),
     ):
-        with pytest.raises(UserError, match="work is there already and belongs to no build"):
+        with pytest.raises(UserError, match="work already exists and belongs to no build"):
             command(tmp_path / "mine")
     assert (tmp_path / "mine" / "work" / "train").is_dir()
 

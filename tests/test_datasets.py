@@ -285,7 +285,7 @@ def test_mimic_without_its_reports_says_where_they_are_named(drawn, tmp_path):
     for path in root.rglob("*.txt"):
         path.unlink()
     (root / "mimic-cxr-reports.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match="mimic-cxr-reports.zip lies there and is not unpacked; unpack it: .*unzip"):
+    with pytest.raises(UserError, match="mimic-cxr-reports.zip is there, not unpacked; unpack it: .*unzip"):
         located("mimic", root, ["train"])
     assert len(evaluation_set("mimic", root, tmp_path / "out")[0]) == 2, "scored without reports"
 
@@ -321,7 +321,7 @@ def test_an_absolute_path_of_an_own_table_is_taken_inside_the_folder_alone(drawn
     [
         (["--columns", "image=nowhere"], "no column 'nowhere', which --columns names as image"),
         (["--columns", "picture=file"], "--columns picture=file: not like image=NAME"),
-        (["--columns", "image=file"], "no column that is the patient .*--columns patient=NAME"),
+        (["--columns", "image=file"], "no column for the patient .*--columns patient=NAME"),
         (["--label_columns", "Odd"], "no column 'Odd', which --label_columns names"),
     ],
 )

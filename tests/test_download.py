@@ -92,7 +92,7 @@ def test_it_asks_before_gigabytes_resumes_and_checks_counts(nlm, tmp_path, capsy
     with pytest.raises(UserError, match=r"fetch NLMCXR_png.tgz, 1.4 GB, from .*\? Say --yes"):
         download(out, "--from", address)
     RangeHandler.break_off = True
-    with pytest.raises(UserError, match="NLMCXR_png.tgz cannot be fetched .* goes on where it stopped"):
+    with pytest.raises(UserError, match="NLMCXR_png.tgz cannot be fetched .* resumes the download"):
         download(out, "--from", address, "--yes")
     with pytest.raises(UserError, match="has 80 .xml files where the dataset has 3,955; .*--any_count"):
         download(out, "--from", address, "--yes")
@@ -164,7 +164,7 @@ def make_real(tmp_path: Path, address: str) -> None:
         assert done.returncode == 0, done.stderr
         report = tmp_path / "real/results/real/report.html"
         assert done.stdout.splitlines()[-1] == f"The report: {report}" and report.is_file()
-    assert "no weights can be had, so the small model of the demo is trained" in done.stdout
+    assert "no weights can be downloaded, so the small model of the demo is trained" in done.stdout
     assert "already holds this build" in done.stdout
     metrics = pd.read_csv(tmp_path / "real/checkpoints/real/metrics.csv")
     assert metrics["step"].tolist() == [0, 2, 4]

@@ -102,7 +102,7 @@ def test_the_plan_holds_the_listed_images_that_are_at_hand(tmp_path, monkeypatch
     monkeypatch.setattr(plan, "MOST_KEPT_OUT", 1)
     plan_rows(releases.flags("--keep_out", str(listed)), tmp_path / "fewer")
     assert len(list(read_rows(tmp_path / "fewer" / "work" / "kept_out.csv"))) == 1
-    assert f"leaves out {len(kept)} images; the overlap audit looks for copies of the first 1 alone" in caplog.text
+    assert f"leaves out {len(kept)} images; the overlap audit looks for copies of only the first 1" in caplog.text
 
 
 def test_the_patients_of_a_list_go_beside_what_overlaps(tmp_path, monkeypatch):

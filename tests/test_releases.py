@@ -246,7 +246,7 @@ def test_layouts_under_one_data_root(layout, corpus, usual, tmp_path):
 def test_an_archive_that_is_not_unpacked_is_named_with_its_command(lost, archive, command, corpus, tmp_path):
     move(corpus.root / lost, tmp_path / "lost")
     (corpus.root / lost).parent.joinpath(archive).write_bytes(b"x")
-    with pytest.raises(UserError, match=f"{archive} lies there and is not unpacked; unpack it: .*{command}"):
+    with pytest.raises(UserError, match=f"{archive} is there, not unpacked; unpack it: .*{command}"):
         plan_rows(corpus.flags(), tmp_path / "data")
 
 
@@ -493,7 +493,7 @@ DAMAGES = {
     "climbing path": (first("path_to_image", "train/../../../etc/passwd"), "row 1.*leads out"),
     "absolute path": (first("path_to_image", "/etc/train/patient1/study1/view1_frontal.jpg"), "row 1.*leads out"),
     "short path": (first("path_to_image", "train/patient00001.jpg"), "row 1.*not like train/patient00001/study1"),
-    "odd path": (first("path_to_image", "train/pat\tient/study1/view1_frontal.jpg"), "row 1.*odd part"),
+    "odd path": (first("path_to_image", "train/pat\tient/study1/view1_frontal.jpg"), "row 1.*invalid part"),
     "ragged row": (lambda c: c.plus_csv.write_text(c.plus_csv.read_text() + "a,b\n"), "row 19: 2 cells"),
     "cut in quotes": (lambda c: c.plus_csv.write_text(c.plus_csv.read_text() + 'train,"cut'), "after row 18.*CSV"),
     "latin-1": (
@@ -540,7 +540,7 @@ DAMAGES = {
     ),
     "no study": (
         lambda c: [c.rex_json(split).write_text(" {} ") for split in ("train", "valid", "test")],
-        "no row is of the split train or valid or test; name the right table",
+        "no row belongs to the split train or valid or test; name the right table",
     ),
     "split spelled otherwise": (
         lambda c: c.edit_plus(lambda t: t.replace({"split": {"train": "Train"}})),
@@ -548,21 +548,21 @@ DAMAGES = {
     ),
     "odd file name": (
         lambda c: (c.chexpert / "test/patient64742/study1/view1 (1).jpg").touch(),
-        "study1: a file's name has the odd part",
+        "study1: a file's name has the invalid part",
     ),
     "latin-1 JSON": (lambda c: c.rex_json("train").write_bytes(b'{"\xfc": 1}'), "UTF-8.*iconv"),
     "study twice": (
         lambda c: c.rex_json("train").write_text(
             '{"a": %s, "a": %s}' % (2 * (json.dumps(next(iter(json.loads(c.rex_json("train").read_text()).values()))),))
         ),
-        "study a is there twice",
+        "study a occurs twice",
     ),
     "two tables": (
         lambda c: (
             shutil.copy(c.plus_csv, c.plus / "df_chexpert_plus_other.csv")
             and c.plus_csv.rename(c.plus / "df_chexpert_plus_third.csv")
         ),
-        "could be meant.*--chexpert_plus_csv",
+        "both .* match; name one with --chexpert_plus_csv",
     ),
 }
 
@@ -748,7 +748,7 @@ def test_keep_out_lists_patients_studies_or_images(text, kept_out, found, releas
         str(tmp_path / "list.csv")
     ]
     assert (counts["found"], counts["images"]) == (found, kept_out)
-    assert ("name nothing in the training releases" in caplog.text) == (counts["entries"] > found)
+    assert ("match nothing in the training releases" in caplog.text) == (counts["entries"] > found)
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n"])

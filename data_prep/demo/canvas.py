@@ -1,8 +1,8 @@
-"""What the phantoms are drawn on: a density image and the pose that carries thorax coordinates to its pixels.
+"""The canvas of the phantoms: a density image and the pose that maps thorax coordinates to its pixels.
 
-Coordinates are the thorax's own: x from -1 (the patient's right, left in the picture) to 1, y from -1 (above the
-shoulders) to 1 (below the diaphragms). The affine pose carries them to pixels, so that every size, rotation and shift
-is drawn sharply instead of being resampled.
+Thorax coordinates: x from -1 (the patient's right, left in the picture) to 1, y from -1 (above the shoulders) to 1
+(below the diaphragms). The affine pose maps them to pixels, so that every size, rotation and shift is drawn sharply
+instead of being resampled.
 """
 
 import functools
@@ -18,7 +18,7 @@ SUBPIXEL = 4  # fractional bits of OpenCV's drawing coordinates
 
 @dataclass
 class Canvas:
-    """A density image (height, width), float32, and the pose that carries thorax coordinates to its pixels."""
+    """A density image (height, width), float32, and the pose that maps thorax coordinates to its pixels."""
 
     density: np.ndarray
     pose: np.ndarray  # 2 x 3
@@ -31,7 +31,7 @@ class Canvas:
         return np.round(((xy + 0.5) / shrink - 0.5) * (1 << SUBPIXEL)).astype(np.int32)[:, None]
 
     def area(self, points: np.ndarray, soft: float) -> np.ndarray:
-        """A filled outline, 0..1, float32, its edge blurred by `soft` thorax units. Soft ones are drawn small."""
+        """A filled outline, 0..1, float32, its edge blurred by `soft` thorax units; soft ones at low resolution."""
         sigma = soft * self.unit
         shrink = 1 if sigma < 1.2 else 2 if sigma < 3 else 4
         mask: np.ndarray = np.zeros(self._shape(shrink), np.uint8)
@@ -41,7 +41,7 @@ class Canvas:
         return self._enlarge(mask.astype(np.float32) * (1 / 255), shrink)
 
     def strokes(self, lines: list[tuple[np.ndarray, float, float]], soft: float = 0.0) -> np.ndarray:
-        """Open lines (points, width in thorax units, strength 0..1) on one layer, the later over the earlier."""
+        """Open lines (points, width in thorax units, strength 0..1) on one layer, later ones over earlier ones."""
         sigma = soft * self.unit
         shrink = 1 if sigma < 0.6 else 2
         layer: np.ndarray = np.zeros(self._shape(shrink), np.uint8)
@@ -96,7 +96,7 @@ class Canvas:
 
 
 def curve(points: ArrayLike, n: int = 24, closed: bool = False) -> np.ndarray:
-    """A smooth line through the points (Catmull-Rom), `n` samples a piece: (pieces * n, 2)."""
+    """A smooth line through the points (Catmull-Rom), `n` samples per piece: (pieces * n, 2)."""
     p = np.asarray(points, np.float64)
     last = len(p) if closed else len(p) - 1
     around = np.vstack([p[-1:], p, p[:2]] if closed else [p[:1], p, p[-1:]])
@@ -119,7 +119,7 @@ def blob(
     rough: float = 0.0,
     angle: float = 0.0,
 ) -> np.ndarray:
-    """A closed outline about (x, y); `rough` is how far its radius wanders."""
+    """A closed outline about (x, y); `rough` scales the random changes of its radius."""
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     r = np.ones_like(t)
     if rng is not None and rough:

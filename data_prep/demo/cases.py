@@ -1,7 +1,7 @@
 """What the demo corpus decides before it draws or writes: patients, their studies, findings and labels.
 
 The labels follow CheXpert's hierarchy: Cardiomegaly widens the cardiomediastinum; Edema, Consolidation, Pneumonia,
-Atelectasis and Lung Lesion are lung opacities; `No Finding` stands when nothing else does, devices apart.
+Atelectasis and Lung Lesion are lung opacities; `No Finding` is set when no other label is, devices aside.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ import numpy as np
 
 from chexzero.common.labels import LABELS, NO_FINDING
 
-#: Finding -> how often a study has it of its own accord; companions and parents come on top.
+#: Finding -> share of studies that sample it; companions and parents are added.
 PREVALENCE = {
     "Atelectasis": 0.10,
     "Cardiomegaly": 0.09,
@@ -27,7 +27,7 @@ PREVALENCE = {
     "Support Devices": 0.14,
 }
 
-#: Finding -> (companion, how often the companion comes along).
+#: Finding -> (companion, how often the companion is added).
 COMPANIONS = {
     "Edema": [("Pleural Effusion", 0.30), ("Cardiomegaly", 0.30)],
     "Pleural Effusion": [("Atelectasis", 0.15)],
@@ -45,7 +45,7 @@ PARENTS = {
     "Lung Lesion": ["Lung Opacity"],
 }
 
-NORMAL_SHARE = 0.05  # studies that are normal by decision, on top of those where chance finds nothing
+NORMAL_SHARE = 0.05  # of studies that are set to be normal, besides those for which no finding is sampled
 DEVICES = ["endotracheal tube", "central line", "picc line", "enteric tube", "pacemaker", "chest tube", "sternal wires"]
 MEN_SHARE = 0.55
 
@@ -63,7 +63,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Patient:
-    """Who is drawn. `build` seeds the anatomy, so that one patient looks alike in every study."""
+    """A patient to draw. `build` seeds the anatomy, so that it is the same in every study."""
 
     sex: str  # "Male" or "Female"
     age: int
@@ -94,7 +94,7 @@ def labels_of(findings: tuple[Finding, ...]) -> dict[str, int]:
 
 
 def sample_patient(rng: np.random.Generator) -> Patient:
-    """A patient with the demographics the releases carry."""
+    """Sample a patient with the demographics that the releases record."""
     return Patient(
         sex="Male" if rng.random() < MEN_SHARE else "Female",
         age=int(np.clip(rng.normal(60, 17), 18, 90)),
@@ -106,9 +106,9 @@ def sample_patient(rng: np.random.Generator) -> Patient:
 def sample_study(
     rng: np.random.Generator, patient: Patient, earlier: Study | None = None, wanted: str | None = None
 ) -> Study:
-    """A study; with an `earlier` one of the same patient, about half its findings are still there, changed.
+    """Sample a study; about half the findings of an `earlier` study of the same patient persist, with changed severity.
 
-    A `wanted` label is 1 whatever chance says, so that a small evaluation set has both classes of every one.
+    A `wanted` label is always 1, so that a small evaluation set has both classes of every label.
     """
     findings = {} if rng.random() < NORMAL_SHARE else _sample_findings(rng)
     if wanted == NO_FINDING:

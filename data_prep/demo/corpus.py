@@ -1,7 +1,7 @@
 """The demo corpus: drawn chest radiographs with composed reports, written in the three releases' layouts.
 
-Nothing in it comes from a patient, and no number computed from it is a clinical result. Every image has a random
-generator of its own, seeded by (seed, part, patient, study, view): the same settings give the same bytes on any
+Nothing in it comes from a patient, and no number computed from it is a clinical result. Every image has its own
+random generator, seeded by (seed, part, patient, study, view): the same settings give the same bytes on any
 number of processes.
 """
 
@@ -34,8 +34,8 @@ from data_prep.demo.reports import Report, write_report
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of the drawing; another one is another corpus
-WORDS = 100  # keeps the wording's random numbers apart from the pictures': another wording, the same pictures
+VERSION = 2  # of the drawing code; another version draws another corpus
+WORDS = 100  # separates the wording's random numbers from the pictures', so that new wording keeps the pictures
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 FEW = 100  # pictures for which starting processes would take longer than drawing them
 WHOLE, UNFINISHED = "demo.json", ".unfinished"
@@ -153,16 +153,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--valid", type=int, default=200, metavar="N", help="images of CheXpert-Plus's valid, some of them lateral"
     )
     sizes.add_argument("--test", type=int, default=200, metavar="N", help="studies of CheXpert's test set")
-    sizes.add_argument("--seed", type=int, default=1234, help="the same seed gives the same bytes")
+    sizes.add_argument("--seed", type=int, default=1234, help="random seed; the same seed gives the same bytes")
     where = parser.add_argument_group("where and how")
     where.add_argument(
         "--out", required=True, metavar="DIR", help="folder for chexpert_plus/, chexpert/ and rexgradient/"
     )
-    where.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    where.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """`python -m data_prep demo`."""
+    """Run `python -m data_prep demo`."""
     if write_corpus(Path(args.out), args.train, args.valid, args.test, args.seed, workers=args.workers):
         print(
             f"Drawn, not real: {args.train} training images, {args.valid} validation images and {args.test} test "
@@ -177,7 +177,7 @@ def write_corpus(out: Path, train: int, valid: int, test: int, seed: int, *, wor
 
     train: images, `train - train // 2` in CheXpert-Plus's train, the rest in ReXGradient's train, valid and test
         (90, 5 and 5 %); valid: images of CheXpert-Plus's valid; test: studies of CheXpert's test set.
-    Drawn in a folder beside, moved in when whole. `UserError` where `out` holds anything else under these names.
+    Drawn in `out`/.unfinished, moved into place when complete. `UserError` where `out` holds other folders so named.
     """
     out = Path(out)
     settings = {"version": VERSION, "train": train, "valid": valid, "test": test, "seed": seed}
@@ -211,7 +211,7 @@ def _draw(folder: Path, settings: dict[str, int], workers: int) -> None:
 
 
 def _move_in(out: Path) -> None:
-    """Move the drawn releases into place, then the record that says so; a kill in between leaves a move to go on with."""
+    """Move the drawn releases into place, then the record; a killed move is completed by the next call."""
     for release in RELEASES:
         if (out / UNFINISHED / release).exists():
             (out / UNFINISHED / release).rename(out / release)
@@ -230,9 +230,9 @@ def _is_there(out: Path, settings: dict[str, int]) -> bool:
         raise UserError(
             f"{out} holds a demo corpus with other settings ({out / WHOLE}); remove the folder or give another --out"
         )
-    if there and not _is_of(out / UNFINISHED, settings):  # else a kill came while it was moved in: the move goes on
+    if there and not _is_of(out / UNFINISHED, settings):  # else a kill interrupted the move, which goes on
         raise UserError(
-            f"{out} holds {', '.join(there)} already, not (or not wholly) drawn by this command; give another "
+            f"{out} holds {', '.join(there)} already, not (or not completely) drawn by this command; give another "
             f"--out, or remove what is left of an interrupted drawing"
         )
     return False
@@ -275,10 +275,10 @@ def _draw_all(pictures: list[Picture], workers: int) -> None:
 
 
 def _begin_worker() -> None:
-    """One thread; freed memory stays with the process, which draws its next picture in it.
+    """Set up a worker: one thread; the process keeps freed memory for its next picture.
 
-    Else glibc gives every large array back to the system and gets the next one page by page: the system's share of the
-    processor time was a fifth, and is a twentieth.
+    By default glibc returns every large array to the system and gets the next one page by page; keeping it lowered the
+    system's share of processor time from a fifth to a twentieth.
     """
     cv2.setNumThreads(1)
     if os.name == "posix" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
@@ -301,9 +301,9 @@ def draw_picture(picture: Picture) -> None:
 
 
 def plan(part: str, count: int, seed: int) -> Iterator[Case]:
-    """The studies of one part: exactly `count` images, or for the test set `count` studies, one a patient.
+    """The studies of one part: exactly `count` images, or for the test set `count` studies, one per patient.
 
-    The first studies of the evaluation parts show one label after another, so that small sets have both classes.
+    The first studies of the evaluation parts go through the labels in turn, so that small sets have both classes.
     """
     evaluation = part in ("plus_valid", "chexpert_test")
     planned = 0

@@ -1,4 +1,4 @@
-"""From a study to the pixels of one view: the phantom, its findings, the exposure and the machine's frame."""
+"""Draw one view of a study: the frame, the phantom, its findings and the exposure."""
 
 import cv2
 import numpy as np
@@ -66,10 +66,10 @@ def _draw_frontal_study(canvas: Canvas, study: Study, projection: str) -> None:
 
 
 def to_uint8(picture: np.ndarray) -> np.ndarray:
-    """0..1 as 8 bits."""
+    """Convert 0..1 to 8 bits."""
     return cv2.convertScaleAbs(picture, alpha=255)
 
 
 def to_uint16(picture: np.ndarray, bits: int) -> np.ndarray:
-    """0..1 as 12 bits, which lie at the bottom of the 16 (`bits` 12) or at the top (`bits` 16)."""
+    """Convert 0..1 to 12 bits, in the low bits of the 16 (`bits` 12) or the high ones (`bits` 16)."""
     return np.round(picture * 4095).astype(np.uint16) << (bits - 12)

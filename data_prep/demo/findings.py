@@ -1,4 +1,4 @@
-"""How each finding looks on a frontal phantom: one function a finding, from barely visible to gross."""
+"""How each finding looks on a frontal phantom: one function per finding, from barely visible to gross."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ ZONES = {"upper": -0.48, "mid": -0.15, "lower": 0.16}
 
 
 def alter_anatomy(a: Anatomy, findings: tuple[Finding, ...], rng: np.random.Generator) -> None:
-    """Findings that change where things lie: a wide heart or mediastinum, lost or gained volume of one side."""
+    """Apply findings that change the anatomy: a wide heart or mediastinum, lost or gained volume of one side."""
     for finding in findings:
         s = finding.severity
         if finding.label == "Cardiomegaly":
@@ -141,7 +141,7 @@ def lung_lesion(chest: Chest, finding: Finding) -> None:
 
 
 def lung_opacity(chest: Chest, finding: Finding) -> None:
-    """An opacity that says no more: faint ground-glass haze or a fine net of lines."""
+    """An unspecific opacity: faint ground-glass haze or a fine net of lines."""
     canvas, rng, s = chest.canvas, chest.canvas.rng, finding.severity
     for side in SIDES[finding.side]:
         mask, centre = _patch(chest, side, finding.zone, 0.20 + 0.12 * s, 0.15)
@@ -229,7 +229,7 @@ def pneumothorax(chest: Chest, finding: Finding) -> None:
 
 
 def broken_bones(a: Anatomy, findings: tuple[Finding, ...], rng: np.random.Generator) -> tuple[dict, dict, list]:
-    """Pieces of every posterior rib and clavicle, and the centres of callus: what `demo_phantom.bones` draws."""
+    """Pieces of every posterior rib and clavicle, for `phantom.bones`, and the centres of callus."""
     ribs = {(side, n): [rib(a, side, n)] for side in (-1, 1) for n in range(9)}
     collars = {side: [clavicle(a, side)] for side in (-1, 1)}
     callus = []
@@ -260,7 +260,7 @@ def _tube(points: list[tuple[float, float]], width: float, strength: float) -> l
 
 
 def support_devices(chest: Chest, finding: Finding) -> None:
-    """Tubes, lines, a pacemaker or sternal wires, where they lie in patients and about as wide: 0.005 is 1 mm."""
+    """Tubes, lines, a pacemaker or sternal wires, at realistic places and widths: 0.005 is 1 mm."""
     canvas, a, rng = chest.canvas, chest.anatomy, chest.canvas.rng
     side = SIDES[finding.side][0]
     shift, lines = a.shift, []

@@ -1,4 +1,4 @@
-"""The lateral phantom: the patient faces left, and left and right lungs lie over each other."""
+"""The lateral phantom: the patient faces left, and the left and right lungs overlap."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ HEIGHTS = {"upper": -0.45, "mid": -0.12, "lower": 0.2}
 
 @dataclass
 class Profile:
-    """A lateral drawing under way; `own` makes what is this patient's, `air` is the lungs' mask 0..1."""
+    """A lateral drawing in progress; `own` is the patient's random generator, `air` the lungs' mask 0..1."""
 
     canvas: Canvas
     own: np.random.Generator
@@ -194,7 +194,7 @@ def _devices(p: Profile, finding: Finding) -> None:
     p.canvas.density += 0.42 * p.canvas.strokes(lines, 0.002)
 
 
-#: A fracture is not drawn: on a lateral view the ribs of both sides lie over each other, and it is missed there.
+#: Fractures are not drawn: on a lateral view the ribs of both sides overlap and hide them.
 DRAW = {
     "Edema": _haze,
     "Lung Opacity": _patches,

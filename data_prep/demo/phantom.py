@@ -1,7 +1,7 @@
 """Chest phantoms: thorax, lungs, vessels, ribs, spine, heart and diaphragms, drawn by code.
 
 Everything is drawn as radiographic density, where 0 is air around the patient and about 1 is the dense abdomen, and
-turned into pixel values at the end by an exposure, scatter and noise that vary.
+converted to pixel values at the end, with varying exposure, scatter and noise.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SIDES = {"right": (-1,), "left": (1,), "bilateral": (-1, 1)}
 
 @dataclass
 class Anatomy:
-    """The lengths of one thorax, in thorax units; what the findings change is changed here before drawing."""
+    """The dimensions of one thorax, in thorax units; findings change them before drawing."""
 
     half_width: float  # of the lungs, at their widest
     apex: float  # y of the lung apices
@@ -31,7 +31,7 @@ class Anatomy:
     ribs: np.ndarray  # (5,): first rib's height, spacing, slope, width, bend
     rib_steps: dict[int, np.ndarray]  # (9,) how far each rib of a side lies off the regular spacing
     vertebrae: tuple[float, float]  # their height and where they begin
-    wobble: dict[str, np.ndarray]  # what is this patient's own in every outline, (n, 2)
+    wobble: dict[str, np.ndarray]  # this patient's offsets of the control points of every outline, (n, 2)
     female: bool
     age: int
 
@@ -62,7 +62,7 @@ class Anatomy:
         return side * float(outline[near, 0].max()) if near.any() else side * self.half_width * 0.9
 
 
-#: What is outlined, its control points, and how far patients differ there.
+#: Outline, number of control points, and how far they differ between patients.
 OUTLINES = (
     ("right lung", 13, 0.012),
     ("left lung", 13, 0.012),
@@ -76,7 +76,7 @@ OUTLINES = (
 
 
 def sample_anatomy(patient: Patient, projection: str, rng: np.random.Generator) -> Anatomy:
-    """The patient's thorax as this projection and breath show it. Supine (AP) lungs are lower and hearts wider."""
+    """The patient's thorax in this projection and breath. Supine (AP) lungs are shorter and hearts wider."""
     own = np.random.default_rng(patient.build)
     breath = rng.normal(0, 0.025)
     supine = projection == "AP"
@@ -105,7 +105,7 @@ def sample_anatomy(patient: Patient, projection: str, rng: np.random.Generator) 
 
 @dataclass
 class Chest:
-    """A drawing under way: the canvas, the anatomy, and the masks that findings refer to."""
+    """A drawing in progress: the canvas, the anatomy, and the masks that findings refer to."""
 
     canvas: Canvas
     anatomy: Anatomy
@@ -328,7 +328,7 @@ def bones(
 
 
 def _hollow(canvas: Canvas, axes: list[np.ndarray], width: float, strength: float, marrow: float) -> np.ndarray:
-    """Long bones: a dense cortex, and marrow that weakens the beam less."""
+    """Long bones: a dense cortex, and marrow that attenuates the beam less."""
     whole = canvas.strokes([(axis, width, strength) for axis in axes], 0.004)
     inside = canvas.strokes([(axis, 0.57 * width, 1 - strength + marrow) for axis in axes], 0.004)
     return np.minimum(whole, 1 - inside)

@@ -6,7 +6,7 @@ import numpy as np
 
 from data_prep.demo.cases import Finding, Study
 
-#: Finding -> how it is said to be there. {grade}, {side}, {zone} are filled in and may be empty.
+#: Finding -> phrases that say it is there. {grade}, {side}, {zone} are filled in and may be empty.
 PRESENT = {
     "Atelectasis": [
         "{grade} {side} basilar atelectasis",
@@ -103,7 +103,7 @@ PRESENT = {
     ],
 }
 
-#: (finding, kind of it) -> sayings that fit this kind alone.
+#: (finding, kind of it) -> phrases for this kind only.
 PRESENT_KIND = {
     ("Fracture", "clavicle"): [
         "{side} clavicle fracture",
@@ -127,7 +127,7 @@ PRESENT_KIND = {
     ],
 }
 
-#: Finding -> how it is said to be absent, after "no" or "without".
+#: Finding -> phrases that say it is absent, after "no" or "without".
 ABSENT = {
     "Atelectasis": ["atelectasis"],
     "Cardiomegaly": ["cardiomegaly"],
@@ -144,7 +144,7 @@ ABSENT = {
     "Support Devices": ["support devices"],
 }
 
-#: How often radiologists trouble to deny each finding, relative to the others.
+#: How often reports deny a finding, relative to the others; 1 where it is not listed.
 DENIED = {"Pneumothorax": 3, "Pleural Effusion": 3, "Consolidation": 2, "Pneumonia": 2, "Edema": 2}
 
 DOUBT = ["possible {}", "questionable {}", "{} cannot be excluded", "findings may represent {}", "suspected {}"]
@@ -199,7 +199,7 @@ GRADES = [
 ]
 ZONE_WORDS = {"upper": ["upper"], "mid": ["mid", "middle"], "lower": ["lower"]}
 CHECKLIST_SHARE = 0.1
-#: Projections -> how an impression that begins with them calls them; without it no text would tell the views apart.
+#: Projections -> the opening that names them in some impressions; without it no text would distinguish the views.
 VIEWS = {
     ("PA",): "PA view of the chest.",
     ("AP",): "Portable AP view of the chest.",
@@ -228,7 +228,7 @@ def write_report(rng: np.random.Generator, study: Study) -> Report:
     impression = _impression(rng, study)
     if rng.random() < VIEWS_SHARE and study.views in VIEWS:
         impression = f"{VIEWS[study.views]} {impression}"
-    if findings and rng.random() < 0.02:  # a few reports end with their findings
+    if findings and rng.random() < 0.02:  # a few reports have no impression
         impression = ""
     return Report(_pick(rng, REASONS), comparison, technique, findings, impression)
 
@@ -253,7 +253,7 @@ def _paragraph(rng: np.random.Generator, study: Study, thorough: bool) -> str:
     absent = [label for label in ABSENT if not study.labels[label]]
     if thorough:
         sentences += _some(rng, CLEAR, int(rng.integers(0, 2))) if not said else []
-    least, most = (3, 5) if thorough else (0, 1) if said else (1, 4)  # who found something denies little else
+    least, most = (3, 5) if thorough else (0, 1) if said else (1, 4)  # a report with findings denies little else
     sentences += _denials(rng, absent, int(rng.integers(least, most + 1)))
     if absent and rng.random() < 0.03:
         sentences.append(_sentence(_doubt(rng, _pick(rng, ABSENT[_pick(rng, absent)]))))
@@ -263,7 +263,7 @@ def _paragraph(rng: np.random.Generator, study: Study, thorough: bool) -> str:
 
 
 def _checklist(rng: np.random.Generator, study: Study) -> str:
-    """The form that some sites report in: a few of the findings by name, each there or not."""
+    """A checklist, as some sites report: a few of the findings by name, each present or absent."""
     labels = [label for label in ABSENT if study.labels[label]]
     absent = [label for label in ABSENT if not study.labels[label]]
     labels += _some(rng, absent, min(len(absent), int(rng.integers(2, 5))))

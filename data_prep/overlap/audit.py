@@ -1,8 +1,8 @@
-"""The overlap audit: does any evaluation patient, study, report or image also stand in the training set?
+"""The overlap audit: does any evaluation patient, study, report or image also appear in the training set?
 
-`python -m data_prep build` runs it on what it has prepared, before the training set is joined; `python -m data_prep
-audit` runs the same over finished files and changes none of them. Both write `overlap_report.json`, `.md` and
-`.html`. How it works and what it cannot see: docs/AUDIT.md.
+`python -m data_prep build` runs it on the prepared images, before it writes the training set; `python -m data_prep
+audit` runs it over finished files and does not change them. Both write `overlap_report.json`, `.md` and `.html`.
+Method and limitations: docs/AUDIT.md.
 """
 
 import argparse
@@ -29,8 +29,8 @@ class AuditOptions:
 
     `copies` disguised copies are planted to measure the recall, and `unrelated` pairs are compared for the rate of
     false alarms. `finished`: the sets are complete and are not changed, whatever `on_overlap` says. `earlier`:
-    sentences on what was left out before. `drawn`: the corpus is drawn, no patient is in it. `on_disagreement`: what
-    follows where path and table name different patients, `list` or `stop`. `files`: SHA-256 of the audited files.
+    what the build's audit said. `drawn`: the corpus is drawn, no patient is in it. `on_disagreement`: what to do
+    where path and table name different patients, `list` or `stop`. `files`: SHA-256 of the audited files.
     """
 
     on_overlap: str = "drop"
@@ -46,9 +46,9 @@ class AuditOptions:
 
 
 def run_audit(roles: dict[str, Role], out_dir: str | Path, options: AuditOptions | None = None) -> Audit:
-    """Compare the roles with each other, write the report under `out_dir`, and say what is to be left out.
+    """Compare the roles with each other, write the report under `out_dir`, and return what to leave out.
 
-    Training images of a patient of whom anything matches an evaluation set go into `drop_ids` (`on_overlap="drop"`).
+    With `on_overlap="drop"`, all training images of a patient with any match in an evaluation set go into `drop_ids`.
     With `"stop"` any match raises `UserError` after the report is written; with `"keep"` it is only reported. A match
     between validation and test is reported and never dropped: both sets are fixed by their releases.
     With `on_disagreement="stop"` a row whose path and table name different patients raises `UserError` as well.
@@ -130,26 +130,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--splits",
         default="splits",
         metavar="DIR",
-        help="folder with the manifests: file hashes, patients of the table",
+        help="folder with the manifests (file hashes, the table's patient ids)",
     )
-    files.add_argument("--out", metavar="DIR", help="where the report goes; default: the --data folder")
-    files.add_argument("--images_only", action="store_true", help="compare the images of --train and --test alone")
+    files.add_argument(
+        "--out", metavar="DIR", help="where the report goes; default: the --data folder, or . with --images_only"
+    )
+    files.add_argument("--images_only", action="store_true", help="compare only the images of --train and --test")
     files.add_argument("--train", metavar="PATH", help="with --images_only: folder of images, or HDF5 file")
     files.add_argument("--test", metavar="PATH", help="with --images_only: folder of images, or HDF5 file")
-    how = parser.add_argument_group("what follows, and how it runs")
+    how = parser.add_argument_group("what to do, and how it runs")
     how.add_argument(
         "--on_overlap",
         choices=ACTIONS,
         default="drop",
-        help="finished files are never changed: stop ends with exit code 2, drop and keep report",
+        help="finished files are never changed: stop ends with exit code 2, drop and keep only report",
     )
     how.add_argument(
         "--on_disagreement",
         choices=("list", "stop"),
         default="list",
-        help="where an image's path and the release's table name different patients",
+        help="what to do where an image's path and the release's table name different patients",
     )
-    how.add_argument("--copies", type=int, default=450, metavar="N", help="disguised copies to measure the recall with")
+    how.add_argument(
+        "--copies", type=int, default=450, metavar="N", help="disguised copies planted to measure the recall"
+    )
     how.add_argument("--seed", type=int, default=1234, help="random seed of the planted copies")
     how.add_argument("--workers", type=int, default=workers_available(), metavar="N", help="threads")
 

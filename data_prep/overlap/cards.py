@@ -21,7 +21,7 @@ MAX_REJECTED = 8
 
 @dataclass
 class Card:
-    """Two pictures as data URLs: `b` (evaluation), `a` moved onto it, and the difference; with what was measured."""
+    """Two pictures as data URLs: `b` (evaluation), `a` aligned with it, and the difference; with the measurements."""
 
     a_role: str
     a_id: str
@@ -34,9 +34,9 @@ class Card:
 
 
 def read_key(folder: Path) -> bytes:
-    """Read the secret that ids are hashed with in the report to be shared; made once, it stays with the data.
+    """Read the secret key of the ids' hashes in the shared report, created on first use; it stays with the data.
 
-    Ids are few and their form is known, so anyone could try them all against a hash without a secret.
+    Ids are few and have a known form, so without a key anyone could try all of them against a hash.
     """
     path = folder / KEY_FILE
     if not path.is_file():
@@ -46,12 +46,12 @@ def read_key(folder: Path) -> bytes:
 
 
 def short_hash(image_id: str, key: bytes) -> str:
-    """Twelve hexadecimal digits (HMAC-SHA-256) that name an id to whoever holds the key, and to no one else."""
+    """Twelve hexadecimal digits (HMAC-SHA-256); only a holder of the key can match them to an id."""
     return hmac.new(key, image_id.encode(), "sha256").hexdigest()[:12]
 
 
 def found(roles: dict[str, Role], checks: list[Check], images: ImageResults) -> list[Card]:
-    """A card for each pair whose images were called equal in any way; the first `MAX_FOUND`."""
+    """A card for each pair of images that any check called equal; the first `MAX_FOUND`."""
     kinds: dict[tuple[str, str, str, str], list[str]] = {}
     for check in checks:
         for match in check.matches if check.kind in IMAGE_KINDS else ():
@@ -87,7 +87,7 @@ def _card(
     scale = np.sqrt(abs(np.linalg.det(comparison.matrix[:, :2])))
     angle = np.degrees(np.arctan2(comparison.matrix[1, 0], comparison.matrix[0, 0]))
     text = (
-        f"size × {scale:.3f}, turned {abs(angle):.1f}°, stretched {comparison.stretch - 1:.1%}, overlap "
+        f"size × {scale:.3f}, rotated {abs(angle):.1f}°, stretched {comparison.stretch - 1:.1%}, overlap "
         + (f"{comparison.overlap:.0%}")
         + (", mirrored" if comparison.mirrored else "")
         + (", inverted" if comparison.inverted else "")
@@ -103,7 +103,7 @@ def _card(
         text,
         [
             (NAMES[b_role], _url(b)),
-            (f"{NAMES[a_role]}, moved", _url(moved)),
+            (f"{NAMES[a_role]}, aligned", _url(moved)),
             ("difference", _url(_difference(b, moved))),
         ],
     )
@@ -115,7 +115,7 @@ def _image(role: Role, image_id: str) -> np.ndarray:
 
 
 def _difference(b: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """What differs once mean and contrast are levelled where both have content; 0 is mid-grey."""
+    """The difference after mean and contrast are matched where both have content; 0 is mid-grey."""
     common = (b > 0) & (moved > 0)
     if common.sum() < 100:
         return np.full_like(b, 128)
@@ -136,7 +136,7 @@ def shared_texts(roles: dict[str, Role], checks: list[Check]) -> list[dict[str, 
         for match in check.matches if check.kind == "report" else ():
             rows = roles[match.a_role].rows
             text = str(rows["report"].iloc[int(np.flatnonzero(rows["id"].to_numpy() == match.a_id)[0])])
-            text = "".join(c if c.isprintable() else " " for c in text)  # no marks that turn the writing around
+            text = "".join(c if c.isprintable() else " " for c in text)  # no marks that change the writing direction
             texts.append(
                 {
                     "a_role": match.a_role,

@@ -1,4 +1,4 @@
-"""The comparisons of two roles, each with what it looked at and what it found."""
+"""The comparisons between roles: what each compared and what it found."""
 
 import hashlib
 import logging
@@ -39,7 +39,7 @@ EVALUATED = tuple(name for name in NAMES if name != "train")
 
 @dataclass
 class Check:
-    """One comparison: `a` and `b` say how many values of each role were compared; `note` what could not be."""
+    """One comparison: `a` and `b` say how many values of each role were compared; `note` is a remark for the report."""
 
     kind: str
     a_role: str
@@ -59,9 +59,9 @@ KEYS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
 
 
 def compare_records(roles: dict[str, Role]) -> list[Check]:
-    """All comparisons that need no pixels: ids, hashes and reports, each role with each later one."""
+    """Compare ids, hashes and reports, which need no pixels, of each role with each later one."""
     checks = []
-    for kind, keys_of in KEYS.items():  # one kind after the other: the keys of half a million rows are held once
+    for kind, keys_of in KEYS.items():  # one kind at a time holds only one set of keys for half a million rows
         keys = {name: keys_of(role.rows) for name, role in roles.items()}
         for a, b in compared_pairs(roles):
             check = Check(kind, a, b, keys[a]["key"].nunique(), keys[b]["key"].nunique())
@@ -76,7 +76,7 @@ def compare_records(roles: dict[str, Role]) -> list[Check]:
 
 
 def compared_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Each role with each later one; what is kept out of training, with training alone."""
+    """Pairs of roles to compare: each role with each later one, but kept-out images only with training."""
     return [(a, b) for a, b in combinations(names, 2) if b != KEPT_OUT or a == "train"]
 
 
@@ -85,18 +85,18 @@ def _compare_reports(a: str, a_rows: pd.DataFrame, n_a: int, b: str, b_rows: pd.
     check.note = _missing(check)
     if not check.note:
         check.matches, common = near_reports.near_reports(a, a_rows, b, b_rows)
-        check.note = f"{common:,} more pairs of studies share a report that tells nothing"
+        check.note = f"{common:,} more pairs of studies share only a generic report"
     return check
 
 
 def _missing(check: Check) -> str:
     without = [NAMES[role] for role, count in ((check.a_role, check.a), (check.b_role, check.b)) if not count]
-    return f"not compared: the {' and the '.join(without)} set carries none" if without else ""
+    return f"not compared: there are none in the {' and the '.join(without)} set" if without else ""
 
 
 @dataclass
 class ImageResults:
-    """What the two stages gave: checks, the pairs looked at (`pairs` by ids), how many, and the measurements."""
+    """Results of the two stages: checks, second-stage pairs by ids, number of pairs covered, and measurements."""
 
     checks: list[Check] = field(default_factory=list)
     pairs: dict[tuple[str, str], near.Pair] = field(default_factory=dict)
@@ -109,15 +109,15 @@ class ImageResults:
 def compare_images(
     roles: dict[str, Role], work_dir: Path, *, copies: int, unrelated: int, seed: int, workers: int
 ) -> ImageResults:
-    """Every training image against every evaluation image, validation against test, and the measurements.
+    """Compare all training images with all evaluation images and validation with test; measure recall and false alarms.
 
-    In memory: the evaluation images, and blocks of the training images; their signatures lie under `work_dir`.
+    In memory: the evaluation images, and blocks of the training images, whose signatures are in a file in `work_dir`.
     """
     results = ImageResults()
     sides: list[str] = [name for name in EVALUATED if name in roles]
     if not sides:
         return results
-    cv2.setNumThreads(1)  # the threads are ours
+    cv2.setNumThreads(1)  # images are processed in parallel instead
     images = np.stack([verify.at_size(image) for name in sides for image in np.asarray(roles[name].images[:])])
     ids = np.concatenate([roles[name].rows["id"].to_numpy() for name in sides])
     role_of = np.repeat(sides, [len(roles[name].rows) for name in sides])
@@ -139,11 +139,11 @@ def compare_images(
 
 
 def _against_training(train: Role, search: near.Search, work_dir: Path, workers: int) -> list[near.Pair]:
-    """Compare training images with all evaluation images; `search` keeps what a row had to reach."""
+    """Compare training images with all evaluation images; stores word weights and nominations in `search`."""
     with (
         tempfile.TemporaryFile(dir=work_dir) as file,
         progress(len(train.rows), "audit: signatures") as bar,
-    ):  # a file without a name: a kill leaves nothing
+    ):  # a file without a name: a killed run leaves nothing behind
         signatures = nominate.write_signatures(train.images, search.vocabulary, file, workers, bar.update)
         bar.close()
         started = time.monotonic()
@@ -169,7 +169,7 @@ def _progress(total: int) -> Callable[[int], None]:
 
 
 def _between(search: near.Search, role_of: np.ndarray, workers: int) -> list[near.Pair]:
-    """Compare test images with validation images; rows and queries count over both sets."""
+    """Compare test images with validation images; rows and queries index all evaluation images."""
     valid, test = np.flatnonzero(role_of == "valid"), np.flatnonzero(role_of == "test")
     signatures = search.signatures[valid]
     weights = nominate.rarity(signatures, search.vocabulary.size)
@@ -203,7 +203,7 @@ def _collect(
 
 
 def _related(roles: dict[str, Role], sides: list[str], role_of: np.ndarray) -> Callable[[int, int], bool]:
-    """Whether two evaluation images may be of one patient: an id in common, none at all, or not of one set."""
+    """Return a test of whether two evaluation images may show one patient: shared id, missing id or different sets."""
     rows = pd.concat([roles[name].rows for name in sides], ignore_index=True)
     claims = patient_keys(rows).groupby("row")["key"].agg(set).to_dict()
     nobody: set[str] = set()
@@ -216,9 +216,9 @@ def _related(roles: dict[str, Role], sides: list[str], role_of: np.ndarray) -> C
 
 
 def reasons_to_leave_out(train: pd.DataFrame, checks: list[Check]) -> dict[str, str]:
-    """Training image id -> why: it matches an evaluation image, or it is of a patient of whom something matches.
+    """Training image id -> why to leave it out: it matches an evaluation image, or another image of its patient does.
 
-    One matching image means that the evaluation patient is this training patient: all images of theirs go.
+    A match means that the evaluation patient is this training patient, so all images of the patient are left out.
     """
     direct: dict[str, str] = {}
     claims = patient_keys(train)
@@ -240,7 +240,7 @@ def reasons_to_leave_out(train: pd.DataFrame, checks: list[Check]) -> dict[str, 
 
 
 def known(ids: pd.Series) -> int:
-    """How many different ids there are; an audit of images alone has none."""
+    """The number of distinct ids; an audit of images alone has none."""
     return int(ids[ids != ""].nunique())
 
 
@@ -248,7 +248,7 @@ NOBODY = {"images": 0, "patients": 0, "matching": 0, "by_source": {}}
 
 
 def concerned(train: pd.DataFrame, reasons: dict[str, str]) -> dict[str, Any]:
-    """The training images of matching patients, counted: all, those that match themselves, patients, by source."""
+    """Count the training images of matching patients: all, those that match themselves, patients, by source."""
     rows = train[train["id"].isin(list(reasons))]
     return {
         "images": len(reasons),
@@ -259,7 +259,7 @@ def concerned(train: pd.DataFrame, reasons: dict[str, str]) -> dict[str, Any]:
 
 
 def in_both_splits(rows: pd.DataFrame) -> dict[str, int]:
-    """Source -> patients who occur in more than one of its own splits within this role (they do no harm there)."""
+    """Source -> number of patients in more than one of its splits within this role, which is harmless."""
     splits = rows.groupby(["source", "patient_id"])["split"].nunique()
     return {str(source): int((group > 1).sum()) for source, group in splits.groupby(level="source")}
 
@@ -270,7 +270,7 @@ def hashes_of(rows: pd.DataFrame) -> pd.Series:
 
 
 def facts(role: Role) -> dict[str, Any]:
-    """What the audit was given of a role, counted."""
+    """Count what the audit was given of a role."""
     rows = role.rows
     hashes = hashes_of(rows)
     return {

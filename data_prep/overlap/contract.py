@@ -1,4 +1,4 @@
-"""What the overlap audit is given and gives back."""
+"""The overlap audit's input and output."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 class Role:
     """The images of one role as the audit sees them.
 
-    `images[a:b]` gives uint8 (b - a, 320, 320); `rows` has one row an image, in the same order, with the columns
+    `images[a:b]` gives uint8 (b - a, side, side); `rows` has one row per image, in the same order, with the columns
     `id, source, split, patient_id, patient_id_column, study_id, view, report, file_sha256, pixel_sha256`.
     `patient_id` comes from the image's path, `patient_id_column` from the release's table, both spelled as in
-    the ids; `report` is the text that is trained with, or in an evaluation set that would be ("" if unknown).
+    the ids; `report` is the training text, or in an evaluation set the text that would be ("" if unknown).
     """
 
     images: Any

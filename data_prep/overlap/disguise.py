@@ -69,39 +69,39 @@ def _noise(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarr
 
 
 def _pixels(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarray:
-    """The longer side has `value` pixels."""
+    """Resize the longer side to `value` pixels."""
     scale = value / max(c.shape)
     return cv2.resize(c, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def _rotated(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarray:
-    """Turned by `value` degrees to either side; corners leave the frame, black enters."""
+    """Rotate by `value` degrees to either side; corners are cut off, and gaps are black."""
     h, w = c.shape
     matrix = cv2.getRotationMatrix2D((w / 2, h / 2), float(value * rng.choice([-1, 1])), 1)
     return cv2.warpAffine(c, matrix, (w, h), flags=cv2.INTER_CUBIC)
 
 
 def _cropped(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarray:
-    """`value` percent off each side."""
+    """Crop `value` percent off each side."""
     y, x = (round(side * value / 100) for side in c.shape)
     return c[y : c.shape[0] - y, x : c.shape[1] - x]
 
 
 def _one_side(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarray:
-    """`value` percent off one side, drawn."""
+    """Crop `value` percent off one random side."""
     turns = int(rng.integers(4))
     turned = np.rot90(c, turns)
     return np.rot90(turned[round(turned.shape[0] * value / 100) :], -turns)
 
 
 def _bordered(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarray:
-    """A black frame of `value` percent of the longer side."""
+    """Add a black frame of `value` percent of the longer side."""
     width = round(max(c.shape) * value / 100)
     return cv2.copyMakeBorder(c, width, width, width, width, cv2.BORDER_CONSTANT, value=0)
 
 
 def _pasted(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarray:
-    """At a drawn place on a canvas of one drawn grey, whose sides are `value` times as long."""
+    """Paste at a random place into a canvas of one random grey, whose sides are `value` times as long."""
     h, w = c.shape
     canvas = np.full((round(h * value), round(w * value)), rng.integers(0, 256), np.uint8)
     y, x = (int(rng.integers(0, canvas.shape[axis] - side + 1)) for axis, side in enumerate((h, w)))
@@ -110,7 +110,7 @@ def _pasted(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndar
 
 
 def _stretched(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarray:
-    """`value` percent longer in one direction, drawn."""
+    """Stretch by `value` percent in one random direction."""
     factor = 1 + value / 100
     fx, fy = (factor, 1.0) if rng.random() < 0.5 else (1.0, factor)
     return cv2.resize(c, None, fx=fx, fy=fy, interpolation=cv2.INTER_CUBIC)
@@ -125,14 +125,14 @@ def _turned(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndar
 
 
 def _beside(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarray:
-    """Beside another picture of the same height."""
+    """Place beside another picture of the same height."""
     width = max(1, round(other.shape[1] * c.shape[0] / other.shape[0]))
     pair = [c, cv2.resize(other, (width, c.shape[0]), interpolation=cv2.INTER_AREA)]
     return np.hstack(pair if rng.random() < 0.5 else pair[::-1])
 
 
 def _text(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarray:
-    """`value` lines of large white letters at a drawn place."""
+    """Write `value` lines of large white letters at a random place."""
     c = c.copy()
     y = int(rng.integers(30, max(31, c.shape[0] - 35 * int(value))))
     for line in range(int(value)):
@@ -142,7 +142,7 @@ def _text(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarra
 
 
 def _box(c: np.ndarray, value: float, rng: Rng, other: np.ndarray) -> np.ndarray:
-    """A grey box over `value` percent of the picture at a drawn place."""
+    """Cover `value` percent of the picture with a grey box at a random place."""
     c, side = c.copy(), (value / 100) ** 0.5
     h, w = round(c.shape[0] * side), round(c.shape[1] * side)
     y, x = int(rng.integers(0, c.shape[0] - h + 1)), int(rng.integers(0, c.shape[1] - w + 1))
@@ -214,7 +214,7 @@ DISGUISES: tuple[Disguise, ...] = (
 def disguised(image: np.ndarray, disguise: Disguise, rng: Rng, other: np.ndarray) -> np.ndarray:
     """Return a disguised copy of a preprocessed image, preprocessed again: uint8 (320, 320), black padding.
 
-    `other` is another preprocessed image, of which some disguises need one.
+    `other` is another preprocessed image, which some disguises need.
     """
     picture, neighbour = _content(image), _content(other)
     for name, value in disguise.steps:

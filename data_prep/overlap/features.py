@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 CELLS = 5  # the picture is divided into CELLS x CELLS cells, so that no corner or label takes all features
-PER_ROUND = 3  # features that a cell may give before the others have given theirs
-FLAT = 10  # grey levels; a border line that spans less is no picture
+PER_ROUND = 3  # features taken from each cell in turn
+FLAT = 10  # grey levels; a border line that spans less is not content
 
 
 @dataclass
@@ -39,8 +39,8 @@ def workers_available() -> int:
 def content_box(image: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of a uint8 (H, W) image without flat lines at its border (padding, frames, canvas).
 
-    A line is flat if its grey values, the 3 % lowest and highest apart, span less than 10. All of an image that
-    is flat everywhere.
+    A line is flat if its grey values, without the lowest and highest 3 %, span less than 10. An image that is flat
+    everywhere is kept whole.
     """
     rows = _span(image)
     return rows, _span(np.ascontiguousarray(image[rows].T))
@@ -54,7 +54,7 @@ def _span(lines: np.ndarray) -> slice:
 
 
 def without_specks(image: np.ndarray) -> np.ndarray:
-    """Take out what is thinner than three pixels: noise of single pixels, lines of a grid. uint8 (H, W)."""
+    """Remove details thinner than three pixels, such as single-pixel noise and grid lines: uint8 (H, W)."""
     return cv2.medianBlur(image, 5)
 
 
@@ -75,7 +75,7 @@ def extract(image: np.ndarray, side: int, n: int) -> Features:
         return Features(np.empty((0, 2), np.float32), np.empty((0, 128), np.uint8))
     points = np.array([point.pt for point in found], np.float32)
     chosen = _spread(points, np.array([point.response for point in found]), (width, height))[:n]
-    histograms = sift.compute(picture, [found[i] for i in chosen])[1]  # of these alone: the others would take time too
+    histograms = sift.compute(picture, [found[i] for i in chosen])[1]  # only for these, as descriptors take time
     offset = np.array([columns.start, rows.start], np.float32)
     return Features(points[chosen] / np.float32(scale) + offset, histograms.astype(np.uint8))
 
@@ -97,7 +97,7 @@ def stretch(matrix: np.ndarray) -> float:
     return (squares + math.sqrt(max(squares**2 - 4 * area**2, 0))) / (2 * area) if area else math.inf
 
 
-#: what is done to an evaluation image before it is compared: mirrored, inverted; turns need nothing (SIFT)
+#: (mirrored, inverted) variants of an evaluation image to compare; SIFT needs none for rotation
 POSES = ((False, False), (True, False), (False, True), (True, True))
 
 
@@ -111,10 +111,10 @@ def posed(image: np.ndarray, mirrored: bool, inverted: bool) -> np.ndarray:
 
 
 def posed_features(found: Features, width: int, mirrored: bool, inverted: bool) -> Features:
-    """Turn the features of an image `width` pixels wide into those of the image mirrored and inverted, without SIFT.
+    """Convert the features of an image `width` pixels wide to those of the mirrored and inverted image, without SIFT.
 
-    A descriptor is 4 rows x 4 columns x 8 directions relative to its own. A mirror turns its rows and directions round;
-    an inversion turns its own direction by half a circle, so rows and columns.
+    A descriptor is 4 rows x 4 columns x 8 directions, relative to its orientation. Mirroring reverses rows and
+    directions; inversion rotates the orientation by 180 degrees, which reverses rows and columns.
     """
     points, cells = found.points, found.histograms.reshape(-1, 4, 4, 8)
     if mirrored:

@@ -26,8 +26,8 @@ FROM_MANIFEST = ("source", "split", "patient_id_column", "file_sha256", "pixel_s
 
 @dataclass
 class Opened:
-    """Roles that are open to be read, the SHA-256 of their files, whether the corpus is drawn, and sentences on what
-    was left out before."""
+    """Roles open for reading, the SHA-256 of their files, whether the corpus is drawn, and what the build's audit
+    said."""
 
     roles: dict[str, Role]
     files: dict[str, str]
@@ -39,8 +39,8 @@ class Opened:
 def open_roles(data: Path, splits: Path) -> Iterator[Opened]:
     """Yield the roles of a data folder.
 
-    A role whose two files are both missing is left out, but there must be two; what a manifest would add and does not
-    (file hashes, the table's patients) is not compared, and pixel hashes are computed.
+    A role whose two files are both missing is left out, but at least two roles must remain. Without a manifest, file
+    hashes and the table's patients are not compared, and pixel hashes are computed.
     """
     build = _read_build(data / "build.json")
     with ExitStack() as stack:
@@ -65,7 +65,7 @@ def open_roles(data: Path, splits: Path) -> Iterator[Opened]:
 
 @contextmanager
 def open_sets(sets: dict[str, Path]) -> Iterator[Opened]:
-    """Yield roles of images alone, each from a folder of images or an HDF5 file; nothing else is known of them."""
+    """Yield roles that have only images and ids, each from a folder of images or an HDF5 file."""
     with ExitStack() as stack:
         roles: dict[str, Role] = {}
         files: dict[str, str] = {}
@@ -126,7 +126,7 @@ def _rows(table_path: Path, manifest_path: Path, images: Any) -> pd.DataFrame:
             if name in known and name not in rows:
                 rows[name] = known[name].to_numpy()
     else:
-        log.warning("%s is not there: file hashes and the table's patient ids cannot be compared", manifest_path)
+        log.warning("%s is missing: file hashes and the table's patient ids cannot be compared", manifest_path)
     parts = rows["id"].str.split("/")
     if "source" not in rows:
         rows["source"] = parts.str[0]
@@ -145,11 +145,11 @@ def _read_build(path: Path) -> dict[str, Any]:
 
 
 def _check_manifest(build: dict[str, Any], data: Path, manifest: Path) -> None:
-    """The manifest must be the one that the build wrote: its hashes stand for the images."""
+    """Raise `UserError` if the manifest is not the one that the build wrote: its hashes are not recomputed."""
     expected = build.get("manifests", {}).get(manifest.name)
     if expected and manifest.is_file() and sha256_of(manifest) != expected:
         raise UserError(
-            f"{manifest} is not the manifest of {data / 'build.json'} (its SHA-256 is another); name the "
+            f"{manifest} is not the manifest of {data / 'build.json'} (its SHA-256 differs); name the "
             f"folder of this build's manifests with --splits, or build again"
         )
 

@@ -12,7 +12,7 @@ import pandas as pd
 class Match:
     """Something that two roles share.
 
-    `a_id` and `b_id` are image ids; for the kinds `patient` and `study` one image of each side stands for all
+    `a_id` and `b_id` are image ids; for the kinds `patient` and `study` one image of each side represents all
     (`key` is what is shared). `score` is the texture correlation of near-equal images or the Jaccard index of near-equal
     reports, else None.
     """
@@ -26,15 +26,15 @@ class Match:
     score: float | None = None
 
 
-#: sources whose patients CheXpert numbers
+#: sources that use CheXpert's patient numbers
 CHEXPERT_NUMBERED = ("chexpert", "chexpert_plus")
 NUMBER = re.compile(r"(?:(patient|pat|pt|p|subject|id)[\s_:#.-]*)?0*(\d+)(?:\.0*)?")
 
 
 def patient_keys(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every patient that a row claims, from its path and from the release's table: columns `row` and `key`.
+    """The patients of each row, from its path and from the release's table: columns `row` and `key`.
 
-    Spellings of one number are levelled (`level`); a missing value matches no one.
+    Spellings of one number are unified (`level`); a missing value matches no one.
     """
     claims = [pd.DataFrame({"row": np.arange(len(rows)), "key": _levelled(rows, "patient_id")})]
     if "patient_id_column" in rows:
@@ -45,10 +45,10 @@ def patient_keys(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def level(value: str, source: str) -> str:
-    """One spelling of a patient's id: case, width of letters, white space, leading zeros and decimals levelled.
+    """Normalise a patient's id: case, width of letters, white space, leading zeros and decimals.
 
     In CheXpert's numbering `64742`, `p64742`, `Patient 064742` and `patient64742.0` become `patient64742`; in other
-    sources a number must carry the word `patient` to be one of CheXpert's. ReXGradient's ids carry their source.
+    sources only a number with the word `patient` counts as CheXpert's. ReXGradient's ids get their source as prefix.
     """
     text = unicodedata.normalize("NFKC", value).strip().casefold()
     number = NUMBER.fullmatch(text)
@@ -58,13 +58,13 @@ def level(value: str, source: str) -> str:
 
 
 def _levelled(rows: pd.DataFrame, column: str) -> np.ndarray:
-    """Level a column of ids; equal values share one string."""
+    """Normalise a column of ids; equal values share one string."""
     codes, distinct = pd.MultiIndex.from_frame(rows[[column, "source"]].fillna("").astype(str)).factorize()
     return np.array([*(level(value, source) for value, source in distinct), ""], dtype=object)[codes]
 
 
 def disagreeing(rows: pd.DataFrame) -> pd.Series:
-    """True where the path and the table both name a patient, and not the same."""
+    """True where the path and the table name different patients."""
     if "patient_id_column" not in rows:
         return pd.Series(False, index=rows.index)
     path, column = (_levelled(rows, name) for name in ("patient_id", "patient_id_column"))
@@ -72,9 +72,9 @@ def disagreeing(rows: pd.DataFrame) -> pd.Series:
 
 
 def study_keys(rows: pd.DataFrame) -> pd.DataFrame:
-    """The studies that a row claims: `patient/study` in CheXpert's numbering, the accession number in ReXGradient.
+    """The studies of each row: `patient/study` in CheXpert's numbering, the accession number in ReXGradient.
 
-    A CheXpert study belongs to a patient, so it is claimed once by the path's patient and once by the table's.
+    CheXpert numbers studies per patient, so a row has one key for the path's patient and one for the table's.
     """
     study = rows["study_id"].fillna("").astype(str).str.casefold().str.rsplit("/", n=1).str[-1]
     claims = patient_keys(rows)
@@ -85,7 +85,7 @@ def study_keys(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def hash_keys(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The hashes in `column`; a missing one is no key."""
+    """The hashes in `column`; missing ones are left out."""
     if column not in rows:
         return pd.DataFrame({"row": [], "key": []})
     claims = pd.DataFrame({"row": np.arange(len(rows)), "key": rows[column].fillna("").to_numpy(dtype=object)})
@@ -101,7 +101,7 @@ def shared(
     b_rows: pd.DataFrame,
     b_keys: pd.DataFrame,
 ) -> list[Match]:
-    """One match for each key that both sides have and, for images, for each pair that shares it."""
+    """One match for each shared key or, for images, for each pair that shares it."""
     both = a_keys.merge(b_keys, on="key", suffixes=("_a", "_b"))
     if kind in ("patient", "study"):
         both = both.drop_duplicates("key")

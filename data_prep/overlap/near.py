@@ -1,4 +1,4 @@
-"""Near-equal images: both stages over whole roles, and what they find of copies planted on purpose."""
+"""Near-equal images: both stages over whole roles, and their recall and false alarms, measured."""
 
 import math
 import threading
@@ -16,7 +16,7 @@ from data_prep.overlap import disguise, nominate, verify
 from data_prep.overlap.disguise import DISGUISES, Disguise
 from data_prep.overlap.features import Features
 
-PREPARED = 200  # nominated images that are kept ready to be compared; each takes 0.8 MB
+PREPARED = 200  # nominated images kept prepared for comparison; each takes 0.8 MB
 
 
 @dataclass
@@ -57,9 +57,9 @@ class Copy:
 
 @dataclass
 class Search:
-    """Both stages made ready for one set of evaluation images uint8 (Q, 320, 320): words, weights, floors, features.
+    """Both stages prepared for evaluation images uint8 (Q, 320, 320): words, weights, nominations, features.
 
-    `signatures` are theirs, as if they were training images: they are searched for among each other.
+    `signatures` are the evaluation images' own, so that they can be searched for among each other.
     """
 
     images: np.ndarray
@@ -87,7 +87,7 @@ class Search:
 
 
 def reader(images: Any) -> Callable[[int], verify.Prepared]:
-    """Return a function that reads and prepares one image by row, one reader at a time (HDF5 is read under a lock)."""
+    """Return a function that reads, under a lock for HDF5, and prepares one image by row."""
     lock = threading.Lock()
 
     def prepared(row: int) -> verify.Prepared:
@@ -125,14 +125,14 @@ def second_stage(
 
 
 def planted_copies(search: Search, n: int, seed: int, workers: int) -> list[Copy]:
-    """Disguise evaluation images `n` times and send each copy through both stages, as one more training image.
+    """Make `n` disguised copies of evaluation images and send each through both stages as an additional training image.
 
-    A copy is nominated if it reaches what the training images had to reach: the least number, and a place among the
-    best of its evaluation image. Disguises take turns, and so do the evaluation images, in random order.
+    A copy is nominated if it meets the conditions for training images: the minimum of consistent words, and a place
+    among the best of its evaluation image. Disguises take turns, and so do the evaluation images, in random order.
     """
     order = np.random.default_rng(seed).permutation(len(search.images))
     n = min(n, len(DISGUISES) * len(order))
-    cycle = math.lcm(len(DISGUISES), len(order))  # after it the pairs of a disguise and an image would repeat
+    cycle = math.lcm(len(DISGUISES), len(order))  # after so many copies, pairs of disguise and image would repeat
 
     def run(number: int) -> Copy:
         kind = DISGUISES[number % len(DISGUISES)]
@@ -147,7 +147,7 @@ def planted_copies(search: Search, n: int, seed: int, workers: int) -> list[Copy
 
 
 def plant(search: Search, query: int, copy: np.ndarray) -> tuple[bool, float, bool]:
-    """Send a copy of an evaluation image through both stages: whether it is nominated, its score, and found."""
+    """Send a copy of an evaluation image through both stages: whether nominated, its score, and whether found."""
     mark = nominate.signature(copy, search.vocabulary)[None]
     views, floors = search.views[query], search.nominations[query]
     shared = nominate.shared_weights(mark, nominate.query_matrix([views], search.weights), len(views.words))[0, 0]
@@ -159,9 +159,9 @@ def plant(search: Search, query: int, copy: np.ndarray) -> tuple[bool, float, bo
 
 
 def unrelated_pairs(search: Search, related: Callable[[int, int], bool], n: int, workers: int) -> list[Pair]:
-    """Compare the `n` pairs of evaluation images of different patients that the first stage finds most alike.
+    """Compare the `n` pairs of evaluation images of different patients that the first stage ranks most similar.
 
-    The first stage's least number is left out, so that the second is tried on more than it would be given.
+    The first stage's minimum is not applied, so the second stage is tested on more pairs than it would receive.
     """
     weights, few = nominate.rarity(search.signatures, search.vocabulary.size), nominate.KEEP_SHARED // 4
     found = nominate.nominate(search.views, weights, search.signatures, workers, keep_shared=few, keep=few, least=0)
@@ -196,7 +196,7 @@ def rate(hits: int, total: int) -> dict[str, Any]:
 
 
 def measured_recall(copies: list[Copy]) -> dict[str, Any]:
-    """Summarise planted copies: recall over all, of the first stage alone, and by disguise; which it fails at."""
+    """Summarise planted copies: recall over all, of the first stage alone, and by disguise; weak and untried ones."""
     by_disguise = {}
     for kind in DISGUISES:
         group = [copy for copy in copies if copy.disguise == kind]
@@ -213,7 +213,7 @@ def measured_recall(copies: list[Copy]) -> dict[str, Any]:
     }
 
 
-WEAK = 0.9  # a disguise of which fewer copies are found is named beside the recall
+WEAK = 0.9  # a disguise with a smaller share of its copies found is named beside the recall
 
 
 def measured_false_alarms(pairs: list[Pair]) -> dict[str, Any]:

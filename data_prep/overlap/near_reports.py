@@ -1,8 +1,8 @@
-"""Near-equal reports across the roles, and which of them tell something.
+"""Near-equal reports across the roles, and which of them are telling.
 
 Two reports are near-equal if their sets of three-word shingles have a Jaccard index of `NEAR` or more: exact, by one
-sparse product per block. "No acute cardiopulmonary disease." under two names proves nothing, so a near-equal report
-is telling only if enough of the shared shingles are rare and stand outside normal phrases.
+sparse product per block. "No acute cardiopulmonary disease." in two studies proves nothing, so a near-equal report
+is telling only if enough of the shared shingles are rare and outside normal phrases.
 """
 
 import re
@@ -21,7 +21,7 @@ NEAR = 0.5  # Jaccard index from which two reports are near-equal
 TELLING_SHINGLES = 6  # rare shingles that must be shared: eight words in a row
 COMMON_STUDIES = 5  # a shingle in so many training studies is common ...
 COMMON_SHARE = 0.0005  # ... or in this share of them, whichever is more
-MAX_STUDIES = 3  # a report that more training studies come near to is a template
+MAX_STUDIES = 3  # a report that is near-equal to more training studies is a template
 BLOCK = 20_000  # reports per sparse product
 
 NORMAL = re.compile(
@@ -33,7 +33,7 @@ MASK = re.compile(r"\bx{2,}\b|_+|\[[^\]]*\]")
 
 
 def normalise(text: object) -> str:
-    """White space to single spaces, case levelled; a missing text is empty."""
+    """Collapse white space and fold case; a missing text becomes empty."""
     return " ".join(text.split()).casefold() if isinstance(text, str) else ""
 
 
@@ -44,7 +44,7 @@ def sentences(text: str) -> list[str]:
 
 
 def shingles(text: str) -> set[str]:
-    """Sets of three words in a row, without numbers, punctuation and masked words; one of all words if fewer."""
+    """The set of three-word sequences, without numbers, punctuation and masked words; one of all words if fewer."""
     words = re.findall(r"[^\W\d_]+", MASK.sub(" ", text))
     return {" ".join(words[k : k + WORDS]) for k in range(max(1, len(words) - WORDS + 1))} if words else set()
 
@@ -57,7 +57,7 @@ def is_normal(sentence: str) -> bool:
 def near_reports(a_role: str, a_rows: pd.DataFrame, b_role: str, b_rows: pd.DataFrame) -> tuple[list[Match], int]:
     """Compare the reports of `a` with those of `b`.
 
-    Returns the telling matches (one per pair of studies) and how many pairs of studies share an untelling report only.
+    Returns the telling matches (one per pair of studies) and how many pairs of studies share only an untelling report.
     """
     evaluation = list(_one_per_study(b_rows))
     sets = [shingles(text) for _, _, text in evaluation]

@@ -1,11 +1,11 @@
-"""First stage: which training images may be the same picture as an evaluation image.
+"""First stage: nominate training images that may be the same picture as an evaluation image.
 
-A bag of visual words (Sivic and Zisserman 2003). Each training image keeps 64 local features as words of a vocabulary
-of about a million (a product quantiser with two codebooks, Babenko and Lempitsky 2012) and their places: 384 bytes.
-Crops, borders, turns and other pictures beside it take some of the words away and leave the others. What would change
-all of them (mirror, inversion, strong local contrast, another scale) is done to the evaluation image instead, of
-which there are few. Two steps: shared words, weighted by their rarity, for every training image (one sparse product
-per block); then, for the best of each evaluation image, how many of the shared words lie as one affine map has them.
+A bag of visual words (Sivic and Zisserman 2003). Each training image is stored as 64 local features, 384 bytes: words
+of a vocabulary of about a million (a product quantiser with two codebooks, Babenko and Lempitsky 2012) and their
+positions. Crops, borders, rotations and adjacent pictures remove some of the words and keep the others. Changes that
+affect all words (mirroring, inversion, strong local contrast, another scale) are applied to the evaluation images
+instead, which are few. Two steps: shared words, weighted by their rarity, for every training image (one sparse product
+per block); then, for the best of each evaluation image, how many shared words are consistent with one affine map.
 """
 
 import itertools
@@ -25,18 +25,18 @@ from chexzero.common.errors import UserError
 from data_prep.overlap import features
 from data_prep.overlap.features import Features
 
-SIDE = 144  # pixels of the shorter side at which words are made
+SIDE = 144  # pixels of the shorter side at which features are found
 WORDS = 64  # per training image
 QUERY_WORDS = 96  # per view of an evaluation image
 CODES = 1024  # of each of the two codebooks
-DIMENSIONS = 32  # kept of a descriptor's 128, half for each codebook
-PROBES = 12  # nearest words that a feature of an evaluation image stands for
-ZOOM = 0.12  # taken off each side in the view that finds crops
-KEEP_SHARED = 64  # training images per evaluation image whose geometry is looked at
+DIMENSIONS = 32  # kept of a descriptor's 128, half per codebook
+PROBES = 12  # nearest words assigned to each feature of an evaluation image
+ZOOM = 0.12  # share cut off each side in the view that finds crops
+KEEP_SHARED = 64  # training images per evaluation image whose geometry is checked
 KEEP = 4  # of those, how many are nominated
-MIN_CONSISTENT = 6  # words that must agree with one affine map: strangers of a small set reach 4 or 5, copies 8
-TOLERANCE = 0.03  # of that map, in sides of the image
-MAX_STRETCH = 1.6  # of that map, in one direction against another
+MIN_CONSISTENT = 6  # words that must agree with one affine map: unrelated images of a small set reach 4 or 5, copies 8
+TOLERANCE = 0.03  # of that map, as a share of the image's side
+MAX_STRETCH = 1.6  # of that map: ratio of magnifications between directions
 ROWS = 1024  # training images per sparse product
 READ = 512  # images read at once
 
@@ -48,7 +48,7 @@ class Nominations:
     """What the first stage found for one evaluation image.
 
     `rows` are training rows, best first; `scores` the numbers of consistent words. `shared_floor` and
-    `consistent_floor` are what a row had to reach to be looked at and to be nominated.
+    `consistent_floor` are the minimum values for a row to be checked and to be nominated.
     """
 
     rows: np.ndarray
@@ -57,7 +57,7 @@ class Nominations:
     consistent_floor: float
 
 
-#: for an evaluation image that was compared with no training image: only the least number stands
+#: for an evaluation image that was compared with no training image: only `MIN_CONSISTENT` applies
 NOTHING = Nominations(np.empty(0, int), np.empty(0, int), 0.0, MIN_CONSISTENT)
 
 
@@ -123,14 +123,14 @@ def _nearest_first(distances: np.ndarray, n: int) -> np.ndarray:
 
 @dataclass
 class Views:
-    """One evaluation image as it is searched for: of each view the words (n, PROBES) and the points (n, 2)."""
+    """What is searched for of one evaluation image: per view, the words (n, PROBES) and the points (n, 2)."""
 
     words: list[np.ndarray]
     points: list[np.ndarray]
 
 
 def view_features(image: np.ndarray) -> list[Features]:
-    """Features of an evaluation image in each view: as it is, with local contrast, zoomed in; each in all poses."""
+    """Features of an evaluation image in each view (unchanged, local contrast enhanced, zoomed in) and pose."""
     image = features.without_specks(image)
     box = features.content_box(image)
     content = np.ascontiguousarray(image[box])
@@ -146,13 +146,13 @@ def view_features(image: np.ndarray) -> list[Features]:
 
 
 def make_views(found: list[Features], vocabulary: Vocabulary) -> Views:
-    """Put the features of each view into words."""
-    words = [vocabulary.nearest(features.root_sift(one.histograms), PROBES) for one in found]  # nothing is kept of it
+    """Quantise the features of each view into words."""
+    words = [vocabulary.nearest(features.root_sift(one.histograms), PROBES) for one in found]  # not cached
     return Views(words, [one.points for one in found])
 
 
 def prepare(images: np.ndarray, workers: int) -> tuple[Vocabulary, list[Views]]:
-    """Learn the vocabulary from evaluation images uint8 (Q, H, W) and put each of them into words."""
+    """Learn the vocabulary from evaluation images uint8 (Q, H, W) and quantise each of them into words."""
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(view_features, images))
         plain = features.root_sift(np.concatenate([one[0].histograms for one in found]))
@@ -172,15 +172,15 @@ def signature(image: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def make_signatures(images: np.ndarray, vocabulary: Vocabulary, workers: int) -> np.ndarray:
-    """Signatures of images uint8 (n, H, W): SIGNATURE (n,). OpenCV works outside Python's lock, so threads use all cores."""
+    """Signatures of images uint8 (n, H, W): SIGNATURE (n,). OpenCV releases the GIL, so threads use all cores."""
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         return np.stack(list(pool.map(lambda image: signature(image, vocabulary), images)))
 
 
 class SignatureFile:
-    """Signatures in an open file. `signatures[a:b]` and `signatures[rows]` read what is asked for.
+    """Signatures in an open file. `signatures[a:b]` and `signatures[rows]` read only these rows.
 
-    A memory map would count as this process's memory, and its faults bring in far more than the rows.
+    A memory map would count as this process's memory, and its page faults would read far more than the rows.
     """
 
     def __init__(self, file: IO[bytes], length: int) -> None:
@@ -217,7 +217,7 @@ def write_signatures(
 ) -> SignatureFile:
     """Write the signatures of all images into `file`, block by block with `workers` threads.
 
-    The images are read once, in order; `progress` is told the length of every block. A full disk raises `UserError`.
+    The images are read once, in order; `progress` receives the length of each block. A full disk raises `UserError`.
     """
     for _, block in blocks(images):
         made = make_signatures(block, vocabulary, workers)
@@ -261,7 +261,7 @@ def shared_weights(signatures: np.ndarray, matrix: csr_matrix, n_views: int) -> 
 
 
 class Best:
-    """The `keep` best rows of each query so far. Of a block, only what beats the worst that is kept is looked at."""
+    """The `keep` best rows of each query so far. Of a block, only rows that beat the worst one kept are considered."""
 
     def __init__(self, queries: int, keep: int) -> None:
         self.keep = keep
@@ -270,21 +270,21 @@ class Best:
         self.floors = np.zeros(queries, np.float32)
 
     def add(self, start: int, scores: np.ndarray) -> None:
-        """Take what may belong to the best of the rows from `start` on: scores (n, Q)."""
+        """Add the rows from `start` on that may be among the best: scores (n, Q)."""
         for query, own in enumerate(np.ascontiguousarray(scores.T)):
             better = np.flatnonzero(own > self.floors[query])
             if len(better):
                 self.extend(query, (better + start).astype(np.int32), own[better])
 
     def extend(self, query: int, rows: np.ndarray, scores: np.ndarray) -> None:
-        """Add rows of one query; they are cut to `keep` when twice as many have gathered."""
+        """Add rows of one query; they are cut to `keep` once there are twice as many."""
         self.rows[query] = np.concatenate([self.rows[query], rows])
         self.scores[query] = np.concatenate([self.scores[query], scores])
         if len(self.rows[query]) >= 2 * self.keep:
             self.cut(query)
 
     def cut(self, query: int) -> None:
-        """Keep the best `keep`, of equal ones the first; from then on a row must beat the worst of them."""
+        """Keep the best `keep`, the first of equal ones; later rows must beat the worst of them."""
         if len(self.rows[query]) > self.keep:
             order = np.lexsort((self.rows[query], -self.scores[query]))[: self.keep]
             self.rows[query], self.scores[query] = self.rows[query][order], self.scores[query][order]
@@ -292,7 +292,7 @@ class Best:
 
 
 def search(views: list[Views], weights: np.ndarray, signatures: Signatures, keep: int, workers: int) -> Best:
-    """Find the `keep` rows of `signatures` that share most with each query; of equal ones the first."""
+    """Find the `keep` rows of `signatures` that share most with each query, the first of equal ones."""
     matrix, n_views = query_matrix(views, weights), len(views[0].words)
 
     def part(bounds: tuple[int, int]) -> Best:
@@ -312,7 +312,7 @@ def search(views: list[Views], weights: np.ndarray, signatures: Signatures, keep
 
 
 def consistent_words(views: Views, weights: np.ndarray, signatures: np.ndarray) -> np.ndarray:
-    """Count, for each signature (n,), the shared words that lie as one affine map of the best view has them: (n,)."""
+    """Count, for each signature (n,), the shared words consistent with one affine map of the best view: (n,)."""
     words = np.concatenate([one.ravel() for one in views.words])
     view = np.repeat(np.arange(len(views.words)), [one.size for one in views.words])
     points = np.concatenate(
@@ -335,7 +335,7 @@ def consistent_words(views: Views, weights: np.ndarray, signatures: np.ndarray) 
 
 
 def _affine_inliers(a: np.ndarray, b: np.ndarray) -> int:
-    """Most pairs of points that one affine map explains; a point counts once on either side."""
+    """The most pairs of points that one affine map explains; a point counts once on each side."""
     if min(_distinct(a), _distinct(b)) < MIN_CONSISTENT:
         return 0
     matrix, inside = cv2.estimateAffine2D(
@@ -348,7 +348,7 @@ def _affine_inliers(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def _distinct(points: np.ndarray) -> int:
-    return len(set(map(tuple, points.tolist())))  # they are few, so that numpy takes three times as long
+    return len(set(map(tuple, points.tolist())))  # for so few, numpy takes three times as long
 
 
 def nominate(

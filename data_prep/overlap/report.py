@@ -41,7 +41,7 @@ def document(
     seed: int,
     files: dict[str, str],
 ) -> dict[str, Any]:
-    """Everything the audit has to say, ready for JSON; `summary` is what `build.json` keeps."""
+    """Return the report as a JSON-ready dictionary; `build.json` stores its `summary`."""
     leaks = [check for check in checks if check.a_role == "train"]
     between = [check for check in checks if check.a_role != "train"]
     alarmed = [list(ids) for ids, pair in zip(images.unrelated_ids, images.unrelated, strict=True) if pair.same]
@@ -136,7 +136,7 @@ def _sentence(
     found: dict[str, int], between: dict[str, int], left_out: dict[str, Any], done: str, facts: dict[str, dict]
 ) -> str:
     if len(facts) < 2:
-        return "There were not two sets to compare."
+        return "Fewer than two sets were given, so nothing was compared."
 
     def listed(counts: dict[str, int]) -> str:
         return ", ".join(f"{n:,} {WORDS[kind][n != 1]}" for kind, n in counts.items() if n)
@@ -162,72 +162,72 @@ def _done(left_out: dict[str, Any], on_overlap: str, finished: bool) -> str:
         return "Nothing had to be left out of the training set."
     rest = left_out["images"] - left_out["matching"]
     which = f"{left_out['matching']:,} match, {rest:,} are of the same patients" if rest else "all of which match"
-    whose = f" of {_count(left_out['patients'], 'patient')}" if left_out["patients"] else ""  # images alone name nobody
+    whose = f" of {_count(left_out['patients'], 'patient')}" if left_out["patients"] else ""  # none known: images alone
     what = f"{_count(left_out['images'], 'training image')}{whose} ({which})"
     if finished:
         return (
-            f"The files are finished and were not changed: still in the training set: {what}; leave "
-            f"them out of it, or build again, which drops what matches."
+            f"The files are finished and were not changed. Still in the training set: {what}; leave "
+            f"them out of it, or build again, which drops them."
         )
     return {
         "drop": f"Dropped from the training set: {what}.",
-        "keep": f"Kept in the training set, as --on_overlap keep asks: {what}.",
-        "stop": f"The build was stopped, as --on_overlap stop asks; concerned are {what}.",
+        "keep": f"Kept in the training set because of --on_overlap keep: {what}.",
+        "stop": f"The build was stopped because of --on_overlap stop; affected: {what}.",
     }[on_overlap]
 
 
 def method(seed: int) -> list[str]:
     """How the audit works, with its constants."""
     return [
-        "Patients and studies: ids are compared as they stand in the image's path and as they stand in the release's "
-        "table, in the numbering that CheXpert and CheXpert-Plus share and in ReXGradient's own. Case, leading zeros, "
-        "decimals and what stands before a number are levelled where the numbering is known.",
-        "Files and preprocessed images: equal SHA-256 of the file, and of the 320 × 320 grey image.",
+        "Patients and studies: ids from the image's path and from the release's table are compared, in the numbering "
+        "that CheXpert and CheXpert-Plus share and in ReXGradient's own. Case, leading zeros, decimals and the prefix "
+        "of a number are normalised where the numbering is known.",
+        "Files and preprocessed images: equal SHA-256 of the file, and of the stored grey image.",
         "Near-equal images: every training image is compared with every evaluation image, and every validation image "
         "with every test image, in two stages.",
-        f"First stage, which only nominates: {nominate.WORDS} local features (SIFT) of each image are put into words. "
-        f"The {nominate.KEEP_SHARED} images that share most words with an evaluation image, weighted by rarity, are "
-        f"looked at again; the best {nominate.KEEP} of which at least {nominate.MIN_CONSISTENT} words lie as one "
-        f"affine map has them are nominated. Evaluation images are searched for as they are, mirrored, inverted, with "
-        f"local contrast and zoomed in.",
-        f"Second stage, which decides: {verify.POINTS} features of both are matched, an affine map is fitted with "
-        f"RANSAC, and the texture under it (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} pixels of 320) "
-        f"is correlated in tiles of {verify.TILE} pixels. Two images are called near-equal if "
+        f"First stage (nomination): {nominate.WORDS} local features (SIFT) of each image are quantised into visual "
+        f"words. For each evaluation image, the geometry of the {nominate.KEEP_SHARED} images that share most words "
+        f"with it, weighted by rarity, is checked; the best {nominate.KEEP} with at least {nominate.MIN_CONSISTENT} "
+        f"words consistent with one affine map are nominated. Evaluation images are searched for unchanged, mirrored, "
+        f"inverted, with local contrast enhanced, and zoomed in.",
+        f"Second stage (decision): {verify.POINTS} features of each image are matched, an affine map is fitted with "
+        f"RANSAC, and the texture of the aligned images (band-pass {verify.FINE_SIGMA:g} to {verify.COARSE_SIGMA:g} "
+        f"pixels of 320) is correlated in tiles of {verify.TILE} pixels. Two images are called near-equal if "
         + " or ".join(
-            f"{inliers} features agree with the map{f', {share:.0%} of those matched,' if share else ''} and the median of the "
-            f"tiles is {score:g} or more"
+            f"at least {inliers} features{f' ({share:.0%} of those matched)' if share else ''} agree with the map and "
+            f"the median tile correlation is {score:g} or more"
             for inliers, score, share in verify.SAME
         )
-        + f", and {verify.MIN_OVERLAP:.0%} of the smaller picture is shared.",
+        + f", and at least {verify.MIN_OVERLAP:.0%} of the smaller picture is shared.",
         f"Reports: near-equal if their sets of {near_reports.WORDS}-word shingles, without numbers and masked words, "
-        f"have a Jaccard index of {near_reports.NEAR:g} or more. Telling if they share at least "
-        f"{near_reports.TELLING_SHINGLES} shingles outside normal phrases that fewer than "
-        f"{near_reports.COMMON_STUDIES} training studies have (or {near_reports.COMMON_SHARE:.2%} of them, whichever "
-        f"is more), and at most {near_reports.MAX_STUDIES} training studies come near to the report.",
-        "What follows from a match: in whichever of these ways it was found, it is taken to mean that the evaluation "
-        "patient is that training patient, so all training images of that patient are concerned, not only the one "
-        "that matches.",
-        f"Recall: copies of the evaluation images in a published list of {len(DISGUISES)} disguises go through both "
-        f"stages as further training images (seed {seed}); a disguise of which fewer than {near.WEAK:.0%} are found is "
-        f"named beside the recall. False alarms: the pairs of images of different patients within one evaluation set that the first "
-        f"stage finds most alike go through the second, whatever their first score. Intervals are exact "
-        f"(Clopper-Pearson), 95 %.",
+        f"have a Jaccard index of {near_reports.NEAR:g} or more. Telling if they also share at least "
+        f"{near_reports.TELLING_SHINGLES} shingles, outside normal phrases, that occur in fewer than "
+        f"{near_reports.COMMON_STUDIES} training studies (or {near_reports.COMMON_SHARE:.2%} of them, whichever is "
+        f"more), and at most {near_reports.MAX_STUDIES} training studies are near-equal to the report.",
+        "Consequence of a match: a match of any kind is taken to mean that the evaluation patient and the training "
+        "patient are the same person, so all training images of that patient are affected, not only the one that "
+        "matches.",
+        f"Recall: disguised copies of the evaluation images (a published list of {len(DISGUISES)} disguises, seed "
+        f"{seed}) go through both stages as additional training images; a disguise with fewer than {near.WEAK:.0%} of "
+        f"its copies found is named beside the recall. False alarms: the pairs of images of different patients within "
+        f"one evaluation set that the first stage ranks most similar go through the second, whatever their first "
+        f"score. Intervals are exact (Clopper-Pearson), 95 %.",
     ]
 
 
 LIMITS = [
     "Two different exposures of one patient are not near-equal. Across releases, where ids cannot match, only a "
-    "shared image or a shared report can show that two patients are one.",
-    "Pictures that are bent otherwise than by an affine map, stretched by more than a third, or hidden for the most "
-    "part are not looked for. Two exposures of one patient a moment apart come closest to a false alarm.",
-    "The copies are made from the preprocessed 320-pixel images, as the original files are not read again.",
+    "shared image or a shared report can show that two patients are the same person.",
+    "Pictures with a distortion that is not affine, stretched by more than a third, or mostly hidden are not looked "
+    "for. Two exposures of one patient taken moments apart are the most likely false alarm.",
+    "The disguised copies are made from the preprocessed 320-pixel images; the original files are not read again.",
 ]
 
 
 def write(
     out_dir: Path, report: dict[str, Any], found: list[Card], rejected: list[Card], texts: list[dict[str, str]]
 ) -> None:
-    """Write the three files, each atomically; the key of the hashed ids lies beside them."""
+    """Write the three files, each atomically; the key of the hashed ids is stored beside them."""
     write_json(out_dir / f"{NAME}.json", report)
     context = _context(report, found, rejected, texts)
     key = read_key(out_dir)

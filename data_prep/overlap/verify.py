@@ -1,8 +1,8 @@
-"""Second stage: are two images the same picture? Match local features under one affine map, then compare texture.
+"""Second stage: decide whether two images are the same picture, by local features under an affine map and by texture.
 
 SIFT features (OpenCV) of the two are matched and an affine map is fitted with RANSAC. Different chests share no such
 map; the exceptions (a label burned in at the same place, a device, another exposure of the same patient) share one in
-a part of the picture, or with few features. So the texture under the map must agree tile by tile as well.
+part of the picture, or with few features. The texture under the map must therefore agree tile by tile as well.
 """
 
 import operator
@@ -16,18 +16,18 @@ from data_prep.overlap import features
 from data_prep.overlap.features import Features
 
 SIZE = 320
-SIDE, POINTS = 192, 400  # shorter side in pixels, and number, of the features
+SIDE, POINTS = 192, 400  # shorter side, in pixels, at which features are found, and their number
 RATIO = 0.85  # distance to the nearest descriptor over that to the second (Lowe 2004)
-REPROJECTION = 4.0  # pixels, of the RANSAC
-MIN_INLIERS = 10  # strangers reach 6
-SCALES, MAX_STRETCH = (0.3, 3.0), 1.35  # of the map: magnification, and one direction against another
+REPROJECTION = 4.0  # pixels, RANSAC's threshold
+MIN_INLIERS = 10  # unrelated images reach 6
+SCALES, MAX_STRETCH = (0.3, 3.0), 1.35  # of the map: magnification, and its ratio between directions
 FINE_SIGMA, COARSE_SIGMA = 3.0, 12.0  # band of the texture, pixels at 320
 TILE = 40
-TILE_FILLED = 0.6  # of a tile must be in both pictures
+TILE_FILLED = 0.6  # share of a tile that must be in both pictures
 MIN_TILES = 6
 #: (inliers, median correlation of the tiles' texture, share of the matched features that are inliers) from which two images
-#: are called one picture: any of these. Noise takes inliers and texture away and leaves most of what still matches in its
-#: place, letters over the picture take the texture; another exposure of the patient lacks all three.
+#: are called the same picture; meeting one row is enough. Noise lowers inliers and texture but leaves most remaining
+#: matches consistent; text over the picture lowers texture; another exposure of the patient meets no row.
 SAME = ((10, 0.92, 0.0), (70, 0.5, 0.0), (20, 0.83, 0.75))
 MIN_OVERLAP = 0.3  # of the smaller picture
 
@@ -44,7 +44,7 @@ class Prepared:
 
     @cached_property
     def texture(self) -> np.ndarray:
-        """The image's texture within its content, float32 (320, 320); an image is compared with several others."""
+        """The image's texture within its content, float32 (320, 320); cached for further comparisons."""
         return texture(self.image, self.mask)
 
 
@@ -54,7 +54,7 @@ class Comparison:
 
     `inliers` features agree with it, `share` 0..1 of those that were matched, the smaller of both directions. `score`
     -1..1 is the median texture correlation of the tiles, `overlap` 0..1 the shared part of the smaller picture. `matrix`
-    (2, 3) leads from the first image's pixels, mirrored if `mirrored`, to the second's.
+    (2, 3) maps the first image's pixels, mirrored if `mirrored`, to the second's.
     """
 
     inliers: int
@@ -72,26 +72,26 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether the two are called one picture."""
+        """Whether the two are called the same picture."""
         found = (self.inliers, self.score, self.share)
         enough = any(all(map(operator.ge, found, wanted)) for wanted in SAME)
         return enough and self.overlap >= MIN_OVERLAP
 
 
 def at_size(image: np.ndarray) -> np.ndarray:
-    """Resize a square uint8 image to the 320 x 320 that are compared."""
+    """Resize a square uint8 image to 320 x 320, the size at which images are compared."""
     if image.shape == (SIZE, SIZE):
         return np.asarray(image, np.uint8)
     return cv2.resize(np.asarray(image, np.uint8), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
 def extract(image: np.ndarray) -> Features:
-    """Find the features that are compared of a square uint8 image."""
+    """Find the features of a square uint8 image that `compare` uses."""
     return features.extract(features.without_specks(at_size(image)), SIDE, POINTS)
 
 
 def prepare(image: np.ndarray, found: Features | None = None) -> Prepared:
-    """Prepare a square uint8 image, of which `extract` may have found the features; it is resized to 320 x 320."""
+    """Prepare a square uint8 image, resized to 320 x 320; `found`: its features from `extract`, if known."""
     image = features.without_specks(at_size(image))
     mask = np.zeros(image.shape, np.float32)
     mask[features.content_box(image)] = 1
@@ -125,8 +125,8 @@ def compare(poses: list[Prepared], other: Prepared) -> Comparison | None:
 
 
 def _fit(a: Features, b: Features) -> tuple[int, float, np.ndarray | None]:
-    """Fit an affine map from `a` to `b`: how many features and which share of the matched ones agree with it, and the
-    map, None if there is no sane one."""
+    """Fit an affine map from `a` to `b`. Returns the number of features that agree with it, their share of those
+    matched, and the map, None if no plausible one is found."""
     pairs = matched(a.descriptors, b.descriptors)
     if len(pairs) < MIN_INLIERS:
         return 0, 0.0, None
@@ -137,7 +137,7 @@ def _fit(a: Features, b: Features) -> tuple[int, float, np.ndarray | None]:
     if matrix is None or not is_sane(matrix):
         return 0, 0.0, None
     chosen = inside.ravel() > 0
-    places = (len(np.unique(points[chosen].round(), axis=0)) for points in (here, there))  # SIFT doubles some points
+    places = (len(np.unique(points[chosen].round(), axis=0)) for points in (here, there))  # SIFT repeats some points
     return min(places), float(chosen.mean()), matrix
 
 
@@ -156,36 +156,36 @@ def matched(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def is_sane(matrix: np.ndarray) -> bool:
-    """Whether an affine map is one that a copy may have: its magnification, its stretch, no mirroring."""
+    """Whether an affine map is plausible for a copy: magnification and stretch within limits, no mirroring."""
     large, small = np.linalg.svd(matrix[:, :2], compute_uv=False)
     keeps_sides = np.linalg.det(matrix[:, :2]) > 0
     return bool(keeps_sides and small >= SCALES[0] and large <= SCALES[1] and large <= MAX_STRETCH * small)
 
 
 def local_mean(values: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian mean of `values` where `mask` is 1; what lies outside has no weight."""
+    """Gaussian mean of `values` where `mask` is 1; pixels outside have no weight."""
     weight = cv2.GaussianBlur(mask, (0, 0), sigma)
     return cv2.GaussianBlur(values * mask, (0, 0), sigma) / (weight + 1e-6)
 
 
 def texture(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Band-pass of an image within `mask`, its local contrast set to one: float32, 0 outside."""
+    """Band-pass an image within `mask` and normalise its local contrast to one: float32, 0 outside."""
     picture = image.astype(np.float32)
     band = (local_mean(picture, mask, FINE_SIGMA) - local_mean(picture, mask, COARSE_SIGMA)) * mask
-    energy = np.maximum(cv2.blur(band * band, (TILE // 2, TILE // 2)), 0)  # its running sums may end below zero
-    return band / (np.sqrt(energy) + 0.5)  # half a grey level: what is flat stays flat
+    energy = np.maximum(cv2.blur(band * band, (TILE // 2, TILE // 2)), 0)  # cv2.blur's running sums may fall below zero
+    return band / (np.sqrt(energy) + 0.5)  # half a grey level keeps flat areas flat
 
 
 def texture_agreement(a: Prepared, b: Prepared, matrix: np.ndarray) -> tuple[float, float]:
     """Median texture correlation of the tiles, with `b` moved onto `a`, and the shared part of the smaller picture.
 
-    0 where fewer than `MIN_TILES` tiles are shared.
+    The correlation is 0 where fewer than `MIN_TILES` tiles are shared.
     """
     moved = _moved(b.image, matrix)
     common = ((_moved(b.mask, matrix) > 0.99) & (a.mask > 0)).astype(np.float32)
     smaller = min(a.mask.sum(), b.mask.sum() / abs(np.linalg.det(matrix[:, :2])))
     overlap = float(common.sum() / max(smaller, 1))
-    inner = cv2.erode(common, np.ones((9, 9), np.uint8))  # a picture's edge is no texture
+    inner = cv2.erode(common, np.ones((9, 9), np.uint8))  # a picture's edge is not texture
     x, y, m = (_tiles(values) for values in (a.texture, texture(moved, common), inner))
     enough = m.mean(axis=1) >= TILE_FILLED
     if enough.sum() < MIN_TILES:
@@ -212,7 +212,7 @@ def correlations(x: np.ndarray, y: np.ndarray, m: np.ndarray) -> np.ndarray:
 
 
 def aligned(image: np.ndarray, comparison: Comparison) -> np.ndarray:
-    """Move the second image onto the first, for a person to compare; uint8 (320, 320)."""
+    """Move the second image onto the first, for visual comparison; uint8 (320, 320)."""
     image = np.asarray(image, np.uint8)
     if comparison.inverted:
         image = 255 - image

@@ -1,4 +1,4 @@
-"""The datasets that can be read: one file each, whose class is the data sheet, and one row in `DATASETS`."""
+"""The datasets that can be read: one class each, whose docstring is the data sheet, and one row in `DATASETS`."""
 
 import argparse
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from data_prep.releases.table import Table
 from data_prep.releases.tuberculosis import Montgomery, Shenzhen
 from data_prep.releases.vindr import Vindr
 
-#: The readers. One that is located with the help of another's files stands after it.
+#: The readers. One that is located with the help of another's files comes after it.
 DATASETS: dict[str, type[Release]] = {
     dataset.name: dataset
     for dataset in (
@@ -67,7 +67,7 @@ class Releases:
         return self.by_name[release].rows(split)
 
     def inputs(self) -> dict[str, Path]:
-        """The tables that say what there is."""
+        """The tables of all releases, by name."""
         return {name: path for release in self.by_name.values() for name, path in release.inputs().items()}
 
     def tables_named(self, release: str = "") -> str:
@@ -76,5 +76,5 @@ class Releases:
         return ", ".join(map(str, tables.values()))
 
     def drawn(self) -> bool:
-        """Whether a release is the demo's: its folder says so in DRAWN.txt."""
+        """Whether a release is the demo's, which has DRAWN.txt in its folder."""
         return any((folder / "DRAWN.txt").is_file() for path in self.inputs().values() for folder in path.parents[:2])

@@ -22,9 +22,9 @@ class Chestxray14(Release):
     """NIH ChestX-ray14: frontal radiographs of the NIH Clinical Center with 14 labels (Wang et al. 2017).
 
     From: NIH (Box), Kaggle, Hugging Face; no agreement, NIH asks for citation. Counts: 112,120 images of 30,805 patients,
-    1024 x 1024; 86,524 in `train_val_list.txt`, 25,596 in `test_list.txt`. Another list, of 22,433 test images, is in
-    use: say which was scored (`--only FILE` takes a list of images).
-    Labels: a program's reading of the reports, 1 or 0. No reports. RSNA's and SIIM's images come from here.
+    1024 x 1024; 86,524 in `train_val_list.txt`, 25,596 in `test_list.txt`. Another list, of 22,433 test images, is also
+    in use: state which was scored (`--only FILE` takes a list of images).
+    Labels: a program's from the reports, 1 or 0. No reports. RSNA's and SIIM's images come from here.
     Cite: Wang et al., CVPR 2017.
     """
 
@@ -69,7 +69,7 @@ class Chestxray14(Release):
         return cls(tables, images)
 
     def records(self, split: str) -> Iterator[tuple[str, dict[str, str]]]:
-        listed = set(self.tables[split].read_text(encoding="utf-8-sig").split())  # the last line may lack its end
+        listed = set(self.tables[split].read_text(encoding="utf-8-sig").split())  # the last line may have no line end
         for number, record in read_records(self.tables[""], COLUMNS, REMEDY):
             if record["Image Index"] in listed:
                 yield f"{self.tables['']}, row {number}", record
@@ -78,7 +78,7 @@ class Chestxray14(Release):
         image = checked_path(entry["Image Index"], f"{where}: Image Index")
         present = set(entry["Finding Labels"].split("|"))
         if odd := present - set(self.labels):
-            raise BadRecord(f"{where}: Finding Labels has {sorted(odd)[0]!r}, which is none of the 14 labels")
+            raise BadRecord(f"{where}: Finding Labels has {sorted(odd)[0]!r}, which is not one of the labels")
         patient = f"chestxray14/{entry['Patient ID'].strip()}"
         yield Row(
             id=f"chestxray14/{image.stem}",
@@ -97,7 +97,7 @@ class Chestxray14(Release):
 
 
 def _image_places(folder: Folder) -> list[Place]:
-    """Folders of images side by side, and the folder of those named by five digits of the image."""
+    """Folders that hold images directly, and the folder that holds folders named by an image's first five digits."""
     flat = any(re.fullmatch(r"\d{8}_\d{3}\.\w+", name) for name in folder.files)
     prefixed = any(re.fullmatch(r"\d{5}", name) for name in folder.folders)
     return [Place(folder.path)] * prefixed + [Place(folder.path, flat=True)] * flat

@@ -1,4 +1,4 @@
-"""CheXpert: the images, and the labels of its three splits; those of validation and test are radiologists'."""
+"""CheXpert: the images, and the labels of its three splits; radiologists labelled validation and test."""
 
 import argparse
 import os
@@ -58,12 +58,12 @@ def _after_split(text: str, where: str) -> tuple[str, ...]:
     parts = tuple(OTHER_NAMES.get(part, part) for part in parts)
     start = next((i for i, part in enumerate(parts) if part in SPLITS), len(parts))
     if odd := [part for part in parts[start:] if not re.fullmatch(r"[\w.-]+", part)]:
-        raise BadRecord(f"{where} has the odd part {odd[0]!r}; correct it")
+        raise BadRecord(f"{where} has the invalid part {odd[0]!r}; correct it")
     return parts[start:]
 
 
 def view_of(key: str, column: str = "") -> str:
-    """`frontal` or `lateral` by the table's column, else by the file's name; `other` if neither tells."""
+    """`frontal` or `lateral` by the table's column, else by the file's name; `other` if neither says."""
     for text in (column, PurePosixPath(key).name):
         for view in ("frontal", "lateral"):
             if view in text.lower():
@@ -98,9 +98,9 @@ class Chexpert(Release):
     From: Stanford AIMI (`CheXpert-v1.0`, `CheXpert-v1.0-small`, or in batches); the validation and test images and
     labels also with CheXlocalize (Saporta et al., 2022). Licence: Stanford's research use agreement.
     Counts: 223,414 training images of 64,540 patients, 234 for validation, 668 (500 studies) for test.
-    Labels: of `train.csv` a program's reading of the reports, where blank and uncertain (-1) are unknown here; of
-    validation three radiologists', of test five radiologists', each 0 or 1. No reports: these are in CheXpert-Plus,
-    which has the same images and numbers the same patients.
+    Labels: for training a program's from the reports, where blank and uncertain (-1) are unknown here; for validation
+    three radiologists', for test five radiologists', each 0 or 1. No reports: these are in CheXpert-Plus, which has the
+    same images and patient numbers.
     Cite: Irvin et al. 2019; for the test labels Saporta et al. 2022.
     """
 
@@ -127,7 +127,7 @@ class Chexpert(Release):
     def locate(
         cls, args: argparse.Namespace, splits: Collection[str], labelled: Collection[str], found: dict[str, Release]
     ) -> Self:
-        """Find the label tables and the images. Of the test set CheXpert-Plus's rows serve, where its table has them."""
+        """Find the label tables and the images. The test set uses CheXpert-Plus's rows, if its table has them."""
         tables = {split: find_labels(args, split) for split in sorted(splits)}
         images = given(args.chexpert_images, "--chexpert_images", folder=True)
         plus = found.get("chexpert_plus")
@@ -137,7 +137,7 @@ class Chexpert(Release):
         roots = [images or release_root(args, cls.name)]
         places = find_places(roots, split_places(splits), _what("CheXpert's images", splits), "--chexpert_images")
         if plus:
-            plus.images.extend(places)  # where its test rows' images may lie
+            plus.images.extend(places)  # where its test rows' images may be
         return cls(tables, places, plus)
 
     def records(self, split: str) -> Iterator[tuple[str, str]]:
@@ -166,7 +166,7 @@ class Chexpert(Release):
         return sorted(rows, key=view_number)
 
     def rows(self, split: str) -> Iterator[Row]:
-        """The labelled images; then, without labels, those that lie beside them on disk and are labelled nowhere."""
+        """Yield the labelled images, then the images beside them on disk that have no labels."""
         rows = self.plus.rows(split) if split == "test" and self.plus else super().rows(split)
         yield from labelled_rows(rows, self.tables[split], split)
         if split != "train":
@@ -215,7 +215,7 @@ def read_table(path: Path, split: str) -> dict[str, str]:
     if split == "train":
         cells = ((record[column], bits(record[label] for label in LABELS)) for _, record in _label_records(path))
     else:
-        from chexzero.common.formats import read_labels  # here: a process that prepares images does without pandas
+        from chexzero.common.formats import read_labels  # here: processes that prepare images do not need pandas
 
         table, values = read_labels(path)
         if column not in table:
@@ -241,16 +241,16 @@ def _label_records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def labelled_rows(rows: Iterable[Row], table: Path, split: str) -> Iterator[Row]:
-    """The rows with the labels that `table` has for their image or study.
+    """Yield the rows with the labels that `table` has for their image, study or patient.
 
-    Raises `UserError` for an image without labels, and after the last row for a label without an image: a set that
-    is scored must be whole.
+    Raises `UserError` for an image without labels, and after the last row for a label without an image: an evaluation
+    set must be complete.
     """
     labels = read_table(table, split)
     used = set()
     for row in rows:
         if row.problem:
-            raise UserError(f"{row.problem} (the {split} set is labelled and may lack no image)")
+            raise UserError(f"{row.problem} (the {split} set is labelled and must be complete)")
         key = row.id.removeprefix(f"{row.source}/")
         study, patient = key.rsplit("/", 1)[0], key.rsplit("/", 2)[0]
         found = next((name for name in (key, study, patient) if name in labels), None)
@@ -272,7 +272,7 @@ def _image_names(folder: Path) -> list[str]:
 
 
 def _names_like(pattern: str, folder: Path) -> list[str]:
-    """What in a folder, if it is one, is named so; sorted."""
+    """The names in a folder that match the pattern, sorted; none if it is not a folder."""
     try:
         return sorted(name for name in os.listdir(folder) if re.fullmatch(pattern, name))
     except (FileNotFoundError, NotADirectoryError):
@@ -286,8 +286,9 @@ class Chexpert5x200(Release):
     """CheXpert-5x200: 1,000 frontal training images of CheXpert with exactly one of five findings (Huang et al. 2021).
 
     From: GLoRIA's authors, `chexpert_5x200.csv`; the images are CheXpert's. MedCLIP's set of this name has other images,
-    laterals too. Counts: 1,000 images, 200 per finding. Labels: the five findings, one of them 1. A model that trained on CheXpert has seen the images, unless
-    `build --keep_out chexpert_5x200.csv` left them out. Cite: Huang et al., ICCV 2021, and Irvin et al. 2019.
+    some of them lateral. Counts: 1,000 images, 200 per finding. Labels: the five findings, exactly one of them 1. A
+    model trained on CheXpert has seen the images, unless `build --keep_out chexpert_5x200.csv` left them out.
+    Cite: Huang et al., ICCV 2021, and Irvin et al. 2019.
     """
 
     name = "chexpert5x200"

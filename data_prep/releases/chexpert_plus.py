@@ -33,7 +33,7 @@ COLUMNS = (
     "split",
 )
 REMEDY = "name CheXpert-Plus's table with --chexpert_plus_csv"
-TABLES = ["df_chexpert_plus_240401.csv", "df_chexpert_plus_240401.parquet"]  # as released, first at any depth
+TABLES = ["df_chexpert_plus_240401.csv", "df_chexpert_plus_240401.parquet"]  # as released; at any depth they come first
 OTHER_TABLES = ["df_chexpert_plus*.csv", "df_chexpert_plus*.parquet", "*.csv", "*.parquet"]
 
 
@@ -43,8 +43,8 @@ class ChexpertPlus(Release):
 
     From: Stanford AIMI, by Redivis. Licence: Stanford's research use agreement. Counts: 223,228 training images of
     64,525 patients, the report cut into sections, and the 234 images of CheXpert's validation set (200 patients).
-    Labels: of validation CheXpert's radiologists' (`valid.csv`, which is in CheXpert's release), each 0 or 1.
-    The table names `.jpg`; on disk the images are `.png`, or DICOM. Patients are numbered through with CheXpert.
+    Labels: for validation CheXpert's radiologists' (`valid.csv`, which is in CheXpert's release), each 0 or 1.
+    The table names `.jpg`; on disk the images are `.png`, or DICOM. Patients have CheXpert's numbers.
     Cite: Chambon et al. 2024, and Irvin et al. 2019.
     """
 
@@ -88,7 +88,7 @@ class ChexpertPlus(Release):
         return cls({"": table}, places, {split: find_labels(args, split) for split in sorted(labelled)})
 
     def records(self, split: str) -> Iterator[tuple[str, dict[str, str]]]:
-        """The entries whose column `split` says so; those of no split at all are met with the training ones."""
+        """The entries of a split by the column `split`; those of no known split come with the training ones."""
         for number, record in read_records(self.tables[""], COLUMNS, REMEDY):
             if record["split"] == split or (split == "train" and record["split"] not in self.splits):
                 yield f"{self.tables['']}, row {number}", record
@@ -98,7 +98,7 @@ class ChexpertPlus(Release):
         return labelled_rows(rows, self.label_tables[split], split) if split in self.label_tables else rows
 
     def own_splits(self) -> set[str]:
-        """The splits that the table has rows of (the first release has no `test`)."""
+        """The splits with rows in the table (the first release has no `test`)."""
         return {record["split"] for _, record in read_records(self.tables[""], ("split",), REMEDY)}
 
     def inputs(self) -> dict[str, Path]:

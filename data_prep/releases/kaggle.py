@@ -1,4 +1,4 @@
-"""RSNA's pneumonia and SIIM-ACR's pneumothorax challenge: images of NIH ChestX-ray14, read anew, from Kaggle."""
+"""RSNA's pneumonia and SIIM-ACR's pneumothorax challenge, from Kaggle: NIH ChestX-ray14's images with new labels."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ class _Challenge(Release):
         return cls({"": table}, [Place(root)], files)
 
     def records(self, split: str) -> Iterator[tuple[str, tuple[str, bool]]]:
-        from sklearn.model_selection import train_test_split  # a second to import
+        from sklearn.model_selection import train_test_split  # takes a second to import
 
         positive: dict[str, bool] = {}
         columns = [self.id_column, self.value_column]
@@ -64,7 +64,7 @@ class _Challenge(Release):
     def read(self, entry: tuple[str, bool], split: str, where: str) -> Iterable[Row]:
         image, positive = entry
         if not re.fullmatch(r"[\w.-]+", image):
-            raise BadRecord(f"{where}: {self.id_column} is {image!r}, no name of a file; correct the row")
+            raise BadRecord(f"{where}: {self.id_column} is {image!r}, not a file name; correct the row")
         name = f"{self.name}/{image}"
         path = self.files.get(image, f"{image}.dcm")
         yield Row(name, self.name, split, name, name, name, "frontal", path, labels="01"[positive])
@@ -77,7 +77,7 @@ class Rsna(_Challenge):
     From: Kaggle (`stage_2_train_images`, `stage_2_train_labels.csv`). Licence: Kaggle's rules of the competition,
     non-commercial. Counts: 26,684 images, one per patient, 6,012 positive; DICOM, 1024 x 1024. Labels: `Target`.
     Splits of 18,678, 4,003 and 4,003 images; another list in use has 5,337 test images (`--only FILE`).
-    Training on ChestX-ray14 has seen these images. Cite: Shih et al. 2019; Wang et al. 2017.
+    A model trained on ChestX-ray14 has seen these images. Cite: Shih et al. 2019; Wang et al. 2017.
     """
 
     name = "rsna"
@@ -94,7 +94,8 @@ class Siim(_Challenge):
     From: Kaggle. Licence: Kaggle's rules of the competition, non-commercial. Counts: 12,047 images, 2,669 positive.
     Labels: positive where there is a mask. The table's header and values may begin with a blank (` EncodedPixels`, ` -1`).
     GLoRIA splits rows, so that an image with two masks can be in train and test; here images are split.
-    Training on ChestX-ray14 has seen these images. Cite: SIIM-ACR Pneumothorax Segmentation Challenge, Kaggle 2019.
+    A model trained on ChestX-ray14 has seen these images.
+    Cite: SIIM-ACR Pneumothorax Segmentation Challenge, Kaggle 2019.
     """
 
     name = "siim"

@@ -1,4 +1,4 @@
-"""Find a release's files in the layouts people have, and say which flag would point to what is not found."""
+"""Find a release's files in the usual layouts, and name the flag for what is not found."""
 
 import argparse
 import fnmatch
@@ -16,13 +16,13 @@ from chexzero.common.errors import UserError
 from data_prep.releases.rows import Row, column_names
 
 DEPTH = 5
-CROWD = 1000  # folders in one folder, from which on they are patients or studies of some set, not looked into
+CROWD = 1000  # subfolders; a folder with so many holds patients or studies, and they are not searched
 SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".dcm", ".dicom", ".DCM", ".dcm.gz")
 
-#: Folders that hold images by the hundred thousand; nothing that is looked for lies in them.
+#: Folders that may hold hundreds of thousands of images; they are not searched.
 IMAGE_FOLDERS = ("train", "valid", "val", "test", "deid_png", "patient*", "study*", ".*")
 
-#: How the archives that releases come in are called -> the command that unpacks them
+#: Names of the archives that releases come in -> the command that unpacks them
 ARCHIVES = {
     r"(.+)\.part\w*": "cat {all} | tar --zstd -x -C {folder}",
     r"(.+)\.tar\.zst": "tar --zstd -xf {file} -C {folder}",
@@ -42,7 +42,7 @@ class Place:
     flat: bool = False
 
     def relative(self, path: str) -> str | None:
-        """Where the image would lie under `root`; None if not here."""
+        """Where the image would be under `root`; None if it cannot be there."""
         if not path.startswith(self.prefix):
             return None
         return path.rsplit("/", 1)[-1] if self.flat else path[len(self.prefix) :]
@@ -83,7 +83,7 @@ def folders(root: Path) -> Iterator[Folder]:
             for name in inner if depth == 0 or len(inner) < CROWD else []:
                 if (folder / name).is_symlink():
                     if (real := os.path.realpath(folder / name)) in seen:
-                        continue  # a link in a circle
+                        continue  # a circular link
                     seen.add(real)
                 below.append(folder / name)
         layer = below
@@ -92,9 +92,9 @@ def folders(root: Path) -> Iterator[Folder]:
 def find_file(
     root: Path, patterns: Sequence[str], what: str, flag: str, accept: Callable[[Path], bool] = lambda path: True
 ) -> Path:
-    """The file under `root` whose name matches a pattern: the first pattern that has one, of its files those that
-    `accept` takes, of these the least deep. A file that it does not take is returned only if it is alone and has
-    the usual name, the first pattern, so that its reader can say what is wrong with it."""
+    """The file under `root` whose name matches a pattern: the first pattern with a match, of its files those that
+    `accept` takes, of these the least deep. A file that `accept` rejects is returned only if it is the only match of
+    the first pattern, so that its reader can say what is wrong with it."""
     there = [(folder.path, name) for folder in folders(root) for name in folder.files if not name.startswith(".")]
     for pattern in patterns:
         named = [folder / name for folder, name in there if fnmatch.fnmatch(name, pattern)]
@@ -102,14 +102,14 @@ def find_file(
         found = [path for path in found if len(path.parts) == min(len(path.parts) for path in found)]
         found = list({path.resolve(): path for path in reversed(found)}.values())[::-1]  # a link and what it names
         if len(found) > 1:
-            raise UserError(f"{what}: both {found[0]} and {found[1]} could be meant; name one with {flag}")
+            raise UserError(f"{what}: both {found[0]} and {found[1]} match; name one with {flag}")
         if found:
             return found[0]
     raise not_found(f"{what} ({' or '.join(patterns)}) is", [root], flag)
 
 
 def find_places(roots: Sequence[Path], place: Callable[[Folder], list[Place]], what: str, flag: str) -> list[Place]:
-    """The places that `place` sees in the folders of the first of `roots` that has one."""
+    """The places that `place` finds in the folders of the first of `roots` that has one."""
     for root in roots:
         if found := [one for folder in folders(root) for one in place(folder)]:
             return list(dict.fromkeys(found))
@@ -117,8 +117,8 @@ def find_places(roots: Sequence[Path], place: Callable[[Folder], list[Place]], w
 
 
 def split_places(splits: Collection[str]) -> Callable[[Folder], list[Place]]:
-    """For `find_places`: images of CheXpert, in `train/`, `valid/` and `test/`, or with the patients' folders right in
-    one whose name tells the split (`PNG_train`, `val`, `CheXpert-v1.0 batch 2 (train 1)`), or none."""
+    """For `find_places`: images of CheXpert, in `train/`, `valid/` and `test/`, or with the patients' folders directly
+    in a folder whose name says the split (`PNG_train`, `val`, `CheXpert-v1.0 batch 2 (train 1)`) or does not."""
 
     def place(folder: Folder) -> list[Place]:
         found = [Place(folder.path)] if set(splits) & set(folder.folders) else []
@@ -138,7 +138,7 @@ def holds(*children: str) -> Callable[[Folder], list[Place]]:
 
 
 def not_found(what: str, roots: Sequence[Path], flag: str) -> UserError:
-    """The sentence for what is nowhere: the command that unpacks an archive that lies there, else the flag."""
+    """The error for what is not found: it names the command that unpacks an archive found there, else the flag."""
     for root in roots:
         for folder in folders(root):
             for name in folder.files:
@@ -151,19 +151,19 @@ def not_found(what: str, roots: Sequence[Path], flag: str) -> UserError:
                             folder=shlex.quote(str(folder.path)),
                         )
                         return UserError(
-                            f"{what} nowhere under {roots[0]}, but {name} lies there and is not unpacked; unpack it: "
-                            f"{unpack} (or name what is unpacked with {flag})"
+                            f"{what} nowhere under {roots[0]}, but {name} is there, not unpacked; unpack it: "
+                            f"{unpack} (or name the unpacked files with {flag})"
                         )
     return UserError(f"{what} nowhere under {roots[0]}; name it with {flag}")
 
 
 def has_columns(*alternatives: Sequence[str]) -> Callable[[Path], bool]:
-    """A test whether a table's header has all the columns of one of the alternatives."""
+    """Return a test of whether a table's header has all columns of one of the alternatives."""
     return lambda path: any(set(columns) <= set(column_names(path)) for columns in alternatives)
 
 
 def given(path: str | None, flag: str, folder: bool) -> Path | None:
-    """The path a flag gave, sure that it is there; None if the flag was not given."""
+    """The path that a flag gave, checked to exist; None if the flag was not given."""
     if path is None:
         return None
     if not (os.path.isdir(path) if folder else os.path.isfile(path)):
@@ -172,7 +172,7 @@ def given(path: str | None, flag: str, folder: bool) -> Path | None:
 
 
 def release_root(args: argparse.Namespace, release: str) -> Path:
-    """The folder to look for a release in: its own flag, else `--data_root`."""
+    """The folder to search for a release: its own flag's, else `--data_root`."""
     root = given(getattr(args, release), f"--{release}", folder=True)
     root = root or given(args.data_root, "--data_root", folder=True)
     if root is None:
@@ -184,8 +184,8 @@ def release_root(args: argparse.Namespace, release: str) -> Path:
 
 
 def folders_above(table: Path, args: argparse.Namespace, release: str) -> list[Path]:
-    """The folders to look for the images of a table in: the table's own, then those above it up to the folder that
-    was named for the release or for all."""
+    """The folders to search for a table's images: the table's own, then those above it up to the folder given
+    for the release or for all."""
     named = getattr(args, release) or args.data_root
     top = Path(named).resolve() if named else table.parent
     above = [folder for folder in table.parents if folder.is_relative_to(top)]
@@ -193,7 +193,7 @@ def folders_above(table: Path, args: argparse.Namespace, release: str) -> list[P
 
 
 def find_images(rows: list[Row], places: Sequence[Place], threads: ThreadPoolExecutor) -> None:
-    """Set `root` and `path` of each row to the file that is there, with any ending; else set `problem`."""
+    """Set `root` and `path` of each row to its file, found with any ending; else set `problem`."""
     found = threads.map(lambda row: _find_image(row.path, places), rows)
     for row, (root, path, problem) in zip(rows, found, strict=True):
         row.root, row.path, row.problem = root, path, problem
@@ -211,7 +211,7 @@ def split_ending(path: str) -> tuple[str, str]:
 def _find_image(path: str, places: Sequence[Place]) -> tuple[str, str, str]:
     stem, suffix = split_ending(path)
     problem = "not found, with any ending"
-    for ending in dict.fromkeys((suffix, *SUFFIXES)):  # the usual ending anywhere, before another one
+    for ending in dict.fromkeys((suffix, *SUFFIXES)):  # the table's ending in every place, before another ending
         for place in places:
             relative = place.relative(stem + ending)
             if relative is None:
@@ -231,7 +231,7 @@ def _find_image(path: str, places: Sequence[Place]) -> tuple[str, str, str]:
 
 @lru_cache(maxsize=4096)
 def _real_folder(path: str) -> str:
-    """`os.path.realpath` of a folder that is there, at one question to the disk per folder that is new."""
+    """`os.path.realpath` of an existing folder, with one disk access per new folder."""
     parent, name = os.path.split(path)
     if os.path.islink(path):
         return os.path.realpath(path)
@@ -239,8 +239,8 @@ def _real_folder(path: str) -> str:
 
 
 def _real(root: Path, path: str) -> tuple[str, str]:
-    """The root and the path under it of a file whose folder may be a link to another disk: as much of the path as
-    the real folder ends with stays the path."""
+    """The root and the path under it of a file whose folder may be a link to another disk: the path keeps the
+    trailing folders that it shares with the real folder."""
     folder, name = os.path.split(path)
     real = _real_folder(f"{root}/{folder}" if folder else str(root))
     if real == f"{root}/{folder}" or real == str(root) or real.startswith(f"{root}/"):

@@ -27,8 +27,8 @@ class Mimic(Release):
     From: PhysioNet, `mimic-cxr-jpg` 2.0.0 or 2.1.0 for the images and labels, `mimic-cxr` for the reports
     (`mimic-cxr-reports.zip`: `files/p10/p10000032/s50414267.txt`). Licence: PhysioNet's credentialed health data licence.
     Counts: 377,110 images, 227,827 studies, 65,379 patients; 368,960 + 2,991 + 5,159 images in train, validate and test.
-    Labels: the CheXpert labeler's reading of the report, by study; of `test` a radiologist's reading of 687 reports,
-    where `mimic-cxr-2.1.0-test-set-labeled.csv` is there. Blank and uncertain (-1) are unknown here.
+    Labels, per study: the CheXpert labeler's from the report; for `test` a radiologist's from 687 reports, where
+    `mimic-cxr-2.1.0-test-set-labeled.csv` is there. Blank and uncertain (-1) are unknown here.
     Cite: Johnson et al., Scientific Data 2019 and arXiv 1901.07042.
     """
 
@@ -84,7 +84,7 @@ class Mimic(Release):
     def read(self, entry: Any, split: str, where: str) -> Iterable[Row]:
         record, study, (findings, impression), view, labels = entry
         if not all(re.fullmatch(r"[\w.-]+", record[name]) for name in ("dicom_id", "subject_id", "study_id")):
-            raise BadRecord(f"{where}: dicom_id, subject_id or study_id is empty or odd; correct the row")
+            raise BadRecord(f"{where}: dicom_id, subject_id or study_id is empty or malformed; correct the row")
         if view is None:
             raise BadRecord(f"{where}: {record['dicom_id']} is not in {self.tables['metadata'].name}")
         patient = f"mimic/p{record['subject_id']}"
@@ -104,7 +104,7 @@ class Mimic(Release):
         )
 
     def _report(self, study: str) -> tuple[str, str]:
-        """Findings and impression of a study; the impression as CheXzero takes it from the text."""
+        """Findings and impression of a study; the impression as CheXzero extracts it from the text."""
         for folder in self.reports:
             try:
                 text = (folder / f"{study}.txt").read_text(encoding="utf-8", errors="replace")

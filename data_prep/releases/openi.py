@@ -1,4 +1,4 @@
-"""Open-i, the radiographs of Indiana University, in the three forms in which it is handed on."""
+"""Open-i, the radiographs of Indiana University, in its three published forms."""
 
 import argparse
 import json
@@ -57,7 +57,7 @@ class Openi(Release):
     on Kaggle (`indiana_reports.csv`, `indiana_projections.csv`) and one of R2Gen (`annotation.json`).
     Licence: CC BY-NC-ND 4.0. Counts: 7,470 images of 3,955 reports, one report per patient.
     Labels: 1 where the report's MeSH terms name the finding (`MESH`), 0 where they do not; none where the report was not
-    indexed. R2Gen's copy has no MeSH terms, so no labels. Views are known where `indiana_projections.csv` lies there.
+    indexed. R2Gen's copy has no MeSH terms, so no labels. Views are known where `indiana_projections.csv` is there.
     Splits: R2Gen's own; else 70, 10 and 20 percent of the patients, by a hash of the report's number.
     Cite: Demner-Fushman et al., JAMIA 2016.
     """
@@ -87,9 +87,9 @@ class Openi(Release):
             raise UserError(f"indiana_projections.csv is not beside {tables['kaggle']}; it says which images there are")
         if "r2gen" in tables and labelled and not tables.keys() & {"reports", "kaggle"}:
             raise UserError(
-                f"{tables['r2gen']} has no MeSH terms, so it cannot be an evaluation set; name NLM's or Kaggle's"
+                f"{tables['r2gen']} has no MeSH terms, so it cannot be an evaluation set; name NLM's or Kaggle's copy"
             )
-        images = find_places([root], _image_places, "Open-i's images (CXR1_1_IM-0001-3001.png) are", FLAG)
+        images = find_places([root], _image_places, "Open-i's images (CXR1_1_IM-0001-3001.png)", FLAG)
         return cls(tables, images)
 
     def records(self, split: str) -> Iterator[tuple[str, Any]]:

@@ -25,9 +25,9 @@ class Padchest(Release):
 
     From: BIMCV, by a form. Licence: research only, no redistribution. Counts: 160,868 images, 109,931 studies, 67,000
     patients; the labels of 39,053 images are physicians' (split `physician`), the others a network's (split `rnn`).
-    Labels: the radiographic findings and diagnoses of a report, each name as a whole: 1 where the list has it, else 0. A
-    list that cannot be read leaves its image without labels. Ids have up to 39 digits and are text. 16-bit PNG, whose
-    own range is scaled; `PhotometricInterpretation_DICOM` is often wrong and inverts nothing here.
+    Labels: the radiographic findings and diagnoses of a report, by whole names: 1 if in its list, else 0. An image
+    whose list cannot be read has no labels. Ids have up to 39 digits and are text. 16-bit PNG, each scaled by its own
+    range; `PhotometricInterpretation_DICOM` is often wrong and is ignored here.
     Cite: Bustos et al., Medical Image Analysis 2020.
     """
 
@@ -114,7 +114,7 @@ class Padchest(Release):
 
 
 def _image_places(folder: Folder) -> list[Place]:
-    """The folder of the numbered folders, and folders in which all images lie side by side."""
+    """The folder that holds the numbered folders, and folders that hold all images directly."""
     numbered = any(re.fullmatch(r"\d{1,2}", name) for name in folder.folders)
     flat = any(re.fullmatch(r"\d+_.*\.(png|jpe?g)", name) for name in folder.files)
     return [Place(folder.path)] * numbered + [Place(folder.path, flat=True)] * (

@@ -1,4 +1,4 @@
-"""What every dataset has in common: where it is found, the rows of its splits, and the labels in them."""
+"""What all datasets have in common: locating their files, the rows of their splits, and their labels."""
 
 import argparse
 import hashlib
@@ -17,17 +17,17 @@ SHARES = {"train": 70, "valid": 10, "test": 20}
 
 @dataclass
 class Release:
-    """A dataset as it lies on disk. A subclass is the reader of one dataset, and its docstring the data sheet.
+    """A dataset on disk. A subclass reads one dataset; its docstring is the data sheet.
 
-    `tables` are the files that say what there is, `images` the places where its images may lie. A subclass sets the
-    class attributes, and defines `locate`, `records` and `read`.
+    `tables` are its tables of images, reports and labels, `images` the places where its images may be. A subclass sets
+    the class attributes, and defines `locate`, `records` and `read`.
     """
 
-    #: the name in roles.yaml, of the flag that names its folder, and in front of its ids
+    #: the name in roles.yaml and of the flag for its folder, and the prefix of its ids
     name: ClassVar[str]
     #: the names of its splits; no image is in two of them
     splits: ClassVar[tuple[str, ...]]
-    #: the findings that its labels are about, in the order of `Row.labels`; empty where it has no labels
+    #: the labelled findings, in the order of `Row.labels`; empty if it has no labels
     labels: ClassVar[tuple[str, ...]] = ()
     #: finding -> the CheXpert label that means the same; a finding with the label's own name needs no entry
     chexpert_labels: ClassVar[dict[str, str]] = {}
@@ -36,7 +36,7 @@ class Release:
     has_reports: ClassVar[bool] = False
     #: the release whose images these are, where two releases share them
     images_of: ClassVar[str] = ""
-    #: the splits, and the views of them, that are an evaluation set by this name
+    #: the splits and views that `evaluation-set` uses by default
     evaluation_splits: ClassVar[tuple[str, ...]] = ("test",)
     evaluation_views: ClassVar[str] = "all"
 
@@ -45,19 +45,19 @@ class Release:
 
     @classmethod
     def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
-        """Add the flags that say where it is: its folder, and what cannot be found from that alone."""
+        """Add the flags for its folder and for files that cannot be found from the folder alone."""
         parser.add_argument(f"--{cls.name}", metavar="DIR", help=(cls.__doc__ or cls.name).split(".")[0].split(":")[0])
 
     @classmethod
     def locate(
         cls, args: argparse.Namespace, splits: Collection[str], labelled: Collection[str], found: dict[str, "Release"]
     ) -> Self:
-        """Find its files. `labelled` are those of `splits` whose labels are needed, `found` the releases that were
-        found before. Raises `UserError` that names the flag for what is not found."""
+        """Find its files. `labelled` are those of `splits` whose labels are needed, `found` the releases located
+        before. Raises `UserError` that names the flag for what is not found."""
         raise NotImplementedError
 
     def records(self, split: str) -> Iterator[tuple[str, Any]]:
-        """Yield `(where it stands, entry)` for the entries of a split, in the tables' order."""
+        """Yield `(location, entry)` for the entries of a split, in the tables' order."""
         raise NotImplementedError
 
     def read(self, entry: Any, split: str, where: str) -> Iterable[Row]:
@@ -65,8 +65,8 @@ class Release:
         raise NotImplementedError
 
     def rows(self, split: str) -> Iterator[Row]:
-        """The images of a split, with their reports and labels, in the tables' order. An entry that cannot be used is
-        a row without a path that says so in `problem`."""
+        """The images of a split, with their reports and labels, in the tables' order. An entry that cannot be used
+        becomes a row without a path, whose `problem` says why."""
         for where, entry in self.records(split):
             try:
                 yield from self.read(entry, split, where)
@@ -79,7 +79,7 @@ class Release:
         return Row(f"{self.name}/{place}", self.name, split, "", "", "", "", "", problem=problem)
 
     def own_splits(self) -> set[str]:
-        """The splits that are there on this disk."""
+        """The splits that are on this disk."""
         return set(self.splits)
 
     def inputs(self) -> dict[str, Path]:
@@ -89,21 +89,21 @@ class Release:
         }
 
     def as_chexpert(self, labels: str) -> str:
-        """Labels in the release's order as the fourteen CheXpert labels; those it does not know are `UNKNOWN`."""
+        """Labels in the release's order as the fourteen CheXpert labels; those it lacks are `UNKNOWN`."""
         known: dict[str, str] = {}
         for finding, label in zip(self.labels, labels, strict=True):
             name = self.chexpert_labels.get(finding, finding)
-            known[name] = max(known.get(name, ""), label)  # of two findings that are one label, either is enough
+            known[name] = max(known.get(name, ""), label)  # where two findings map to one label, either is enough
         return "".join(known.get(name, UNKNOWN) for name in LABELS)
 
     def sentence(self, row: Row) -> str:
-        """A text for an image whose release has labels and no report: the findings that are there, as a sentence."""
+        """A text for an image whose release has labels and no reports: the positive findings as a sentence."""
         present = [finding for finding, label in zip(self.labels, row.labels, strict=False) if label == "1"]
         return f"{', '.join(present).replace('_', ' ').capitalize()}." if present else ""
 
 
 def split_of(patient: str) -> str:
-    """The split of a patient in a dataset that has no splits of its own: by a hash of the id, the same everywhere."""
+    """The split of a patient in a dataset that has no splits of its own: by a hash of the id."""
     number = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8]) % 100
     for split, share in SHARES.items():
         if number < share:

@@ -19,7 +19,7 @@ from data_prep.releases.rows import BadRecord, Row
 PIECE = 1 << 16  # characters read at a time
 TEXT = ("Impression", "Findings", "PatientSex", "PatientAge")
 
-#: `ImageViewPosition` as spelled -> view. Anything else, UNKNOWN among it, is `other`.
+#: Spelling of `ImageViewPosition` -> view. Anything else, UNKNOWN included, is `other`.
 VIEWS = {
     "PA": "frontal",
     "POSTERO_ANTERIOR": "frontal",
@@ -87,7 +87,7 @@ class Rexgradient(Release):
 
 
 def _image_places(folder: Folder) -> list[Place]:
-    """`deid_png/`, and the folders in which all images lie side by side (`images/<uid>.png`)."""
+    """`deid_png/`, and folders that hold all images directly (`images/<uid>.png`)."""
     if "deid_png" in folder.folders:
         return [Place(folder.path / "deid_png"), Place(folder.path / "deid_png", flat=True)]
     flat = sum(name.endswith(".png") for name in folder.files) > 1
@@ -95,19 +95,19 @@ def _image_places(folder: Folder) -> list[Place]:
 
 
 def study_rows(study: Any, split: str, where: str) -> list[Row]:
-    """The rows of one study, or a `BadRecord` that says what in its entry is wrong."""
+    """The rows of one study; raises `BadRecord` that says what is wrong in its entry."""
     if not isinstance(study, dict):
         raise BadRecord(f"{where}: the entry is a {type(study).__name__}, not an object; copy the file again")
     ids = {name: _text(study, name, where) for name in ("PatientID", "AccessionNumber")}
     for name, value in ids.items():
         if value.lower() in ("nan", "none") or not re.fullmatch(r"[\w.-]+", value):
-            raise BadRecord(f"{where}: {name} is {value!r}, so the study cannot be told from others; correct the entry")
+            raise BadRecord(f"{where}: {name} is {value!r}, so the study cannot be identified; correct the entry")
     known = {name: _text(study, name, where) for name in TEXT}
     paths, views = (_list(study, name, where) for name in ("ImagePath", "ImageViewPosition"))
     if len(paths) != len(views):
         raise BadRecord(f"{where}: {len(paths)} ImagePath but {len(views)} ImageViewPosition; correct the entry")
     study_id = f"rexgradient/{ids['PatientID']}/{ids['AccessionNumber']}"
-    if not paths:  # no image, and yet no study may vanish: the plan lists a row without a path
+    if not paths:  # the plan lists a row without a path, so that the study does not vanish
         patient = f"rexgradient/{ids['PatientID']}"
         return [
             Row(
@@ -159,10 +159,10 @@ def _row(split: str, study_id: str, known: dict[str, str], path: str, id: str, v
 
 
 def image_path(text: str | None, where: str) -> str:
-    """`<Patient>/<Accession>/...png`, relative to deid_png, from a path relative to `metadata/`; what leaves the
-    release's folder is refused."""
+    """`<Patient>/<Accession>/...png`, relative to deid_png, from a path relative to `metadata/`; a path outside
+    the release's folder raises `BadRecord`."""
     if not text or "\0" in text:
-        raise BadRecord(f"{where} is empty or no path; correct the entry")
+        raise BadRecord(f"{where} is empty or not a path; correct the entry")
     path = posixpath.normpath(posixpath.join("metadata", text.replace("\\", "/")))
     if path.startswith(("/", "../")) or path == "..":
         raise BadRecord(f"{where} is {text!r}, which leads out of the release's folder; correct the entry")
@@ -198,14 +198,14 @@ def _list(study: dict, name: str, where: str) -> list[str | None]:
 
 
 def _storable(text: str) -> str:
-    """The text with what JSON can spell and UTF-8 cannot (half a surrogate pair) replaced."""
+    """The text with lone surrogates replaced, which JSON can spell and UTF-8 cannot."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield the `(key, value)` pairs of a JSON object of any size, one at a time, in the file's order.
 
-    The three files have 160,000 studies; parsed whole they would need more memory than all else in the build.
+    The three files have 160,000 studies; parsed whole, they would need more memory than the rest of the build.
     """
     require_file(path, "name the folder of ReXGradient's JSON files with --rexgradient_metadata")
     seen: set[str] = set()
@@ -213,7 +213,7 @@ def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
         with open(path, encoding="utf-8-sig") as handle:
             for key, value in ijson.kvitems(_WithoutNaN(handle), "", use_float=True):
                 if key in seen:
-                    raise UserError(f"{path}: the study {key} is there twice; remove one of the entries")
+                    raise UserError(f"{path}: the study {key} occurs twice; remove one of the entries")
                 seen.add(key)
                 yield key, value
     except UnicodeDecodeError as error:
@@ -226,7 +226,7 @@ def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 class _WithoutNaN:
-    """A JSON text in which NaN, which pandas writes and JSON does not know, reads null."""
+    """Read a JSON text with NaN, which pandas writes and JSON does not allow, replaced by null."""
 
     def __init__(self, handle: IO[str]):
         self.handle, self.rest = handle, ""
@@ -239,14 +239,14 @@ class _WithoutNaN:
             at = end = 0
             opened = -1
             for token in _TOKEN.finditer(text):
-                if token[0] != "NaN" and not token["closed"]:  # a NaN within it is text
+                if token[0] != "NaN" and not token["closed"]:  # an unfinished string, in which NaN is text
                     opened = token.start()
                     break
                 end = token.end()
                 if token[0] == "NaN":
                     kept += text[at : token.start()], "null"
                     at = end
-            if piece:  # what follows the last token may be the beginning of one
+            if piece:  # the rest may be the beginning of a token
                 cut = opened if opened >= 0 else max(end, len(text) - len("Na"))
                 text, self.rest = text[:cut], text[cut:]
             if kept or text or not piece:

@@ -50,7 +50,7 @@ class Row:
     problem: str = ""
 
 
-#: `impression` became `report`; `findings` are kept where a build writes them.
+#: The stored columns: `report` replaces `impression`; `findings` are kept where a build writes them.
 COLUMNS = [field.name for field in fields(Row) if field.name != "impression"]
 
 
@@ -75,7 +75,7 @@ def label_cells(labels: str) -> list[str]:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows that `write_rows` wrote, one at a time."""
-    needed = [name for name in COLUMNS if name != "findings"]  # builds of earlier versions had none
+    needed = [name for name in COLUMNS if name != "findings"]  # earlier versions did not store them
     for _, record in read_records(path, needed, "start the build again with --overwrite", optional=["findings"]):
         yield Row(**record)
 
@@ -85,10 +85,9 @@ def read_records(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield `(row number, {column: text})` for each row of a table of any size, rows counted from 1, header apart.
 
-    The table is a CSV, plain or gzipped, or a Parquet file. `columns` must be there; of `optional` those that are
-    there are in the dictionary. Header names are taken without blanks around them. Raises `UserError` for a missing
-    file or column, a wanted column that is there twice, another encoding than UTF-8, or a row with too few or many
-    cells.
+    The table is a CSV, plain or gzipped, or a Parquet file. `columns` are required; those of `optional` are
+    included if present. Blanks around header names are removed. Raises `UserError` for a missing file or column, a
+    wanted column that occurs twice, an encoding other than UTF-8, or a row with too few or too many cells.
     """
     path = require_file(path, remedy)
     lines = _parquet_lines(path) if path.suffix == ".parquet" else _csv_lines(path)
@@ -166,10 +165,10 @@ def _parquet_lines(path: Path) -> Iterator[list[str]]:
 
 
 def checked_path(text: str, where: str) -> PurePosixPath:
-    """The relative path a table names, without `.` parts; refused if it is empty, absolute or climbs with `..`."""
+    """The relative path a table names, without `.` parts; `BadRecord` if it is empty, absolute or has `..` parts."""
     if not text.strip() or "\0" in text:
         raise BadRecord(
-            f"{where} is {'empty' if not text.strip() else 'no path (it holds a NUL byte)'}; correct the row"
+            f"{where} is {'empty' if not text.strip() else 'not a path (it contains a NUL byte)'}; correct the row"
         )
     path = PurePosixPath(text.strip().replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:

@@ -1,4 +1,4 @@
-"""A table of one's own: images with reports, labels, or both."""
+"""A table of your own: images with reports, labels, or both."""
 
 import argparse
 import re
@@ -13,7 +13,7 @@ from data_prep.releases.locate import Place, given
 from data_prep.releases.release import SHARES, Release, bits, split_of
 from data_prep.releases.rows import BadRecord, Row, checked_path, column_names, read_records
 
-#: what a column is -> the names under which it is found where `--columns` does not name it
+#: what a column contains -> the header names it is found by where `--columns` does not name it
 COLUMNS = {
     "image": ("image", "path", "filename", "file"),
     "patient": ("patient", "patient_id", "subject_id"),
@@ -36,11 +36,11 @@ LATERAL = re.compile(r"lateral|lat|ll|rl|l")
 
 @dataclass
 class Table(Release):
-    """A table of one's own: a CSV or Parquet file with one row per image.
+    """A table of your own: a CSV or Parquet file with one row per image.
 
     `--table FILE --columns image=path,report=text,patient=mrn,study=accession,view=view` says what its columns are; only
     `image` and `patient` must be there. Images lie under `--table_images` (default: the table's folder).
-    Labels: the columns named with `--label_columns`, or those called as a CheXpert label; 1, 0, else unknown.
+    Labels: the columns named with `--label_columns`, or those named after a CheXpert label; 1, 0, else unknown.
     Splits: a column `split` (train, valid, test), else 70, 10 and 20 percent of the patients by a hash of the id.
     """
 
@@ -57,12 +57,12 @@ class Table(Release):
     def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
         parser.add_argument("--table", metavar="FILE", help="a table of your own, CSV or Parquet (with --roles table)")
         parser.add_argument(
-            "--columns", metavar="WHAT=NAME,...", help=f"what is in its columns, of: {', '.join(COLUMNS)}"
+            "--columns", metavar="WHAT=NAME,...", help=f"what its columns contain, of: {', '.join(COLUMNS)}"
         )
         parser.add_argument(
             "--label_columns", nargs="+", default=[], metavar="NAME", help="its columns of labels, 0, 1 or empty"
         )
-        parser.add_argument("--table_images", metavar="DIR", help="the folder its images' paths begin in")
+        parser.add_argument("--table_images", metavar="DIR", help="the folder that its image paths are relative to")
 
     @classmethod
     def locate(
@@ -75,14 +75,14 @@ class Table(Release):
         columns = _columns(args.columns, header, table)
         if missing := [name for name in NEEDED if name not in columns]:
             raise UserError(
-                f"{table} has no column that is the {missing[0]} (it has: {', '.join(header)[:600]}); "
+                f"{table} has no column for the {missing[0]} (it has: {', '.join(header)[:600]}); "
                 f"name it with --columns {missing[0]}=NAME"
             )
         if odd := [name for name in args.label_columns if name not in header]:
             raise UserError(f"{table} has no column {odd[0]!r}, which --label_columns names; correct it")
         label_columns = args.label_columns or [name for name in header if name in LABELS]
         if labelled and not label_columns:
-            raise UserError(f"{table} has no column called as a CheXpert label; name its labels with --label_columns")
+            raise UserError(f"{table} has no column named after a CheXpert label; name its labels with --label_columns")
         images = given(args.table_images, "--table_images", folder=True) or table.parent
         release = cls({"": table}, [Place(images)], columns, tuple(label_columns))
         release.labels = release.label_columns or cls.labels  # type: ignore[misc]
@@ -110,7 +110,7 @@ class Table(Release):
     def read(self, entry: dict[str, str], split: str, where: str) -> Iterable[Row]:
         patient = entry["patient"].strip()
         if patient.lower() in ("", "nan", "none"):
-            raise BadRecord(f"{where}: the patient is empty, so that it cannot be kept out of the other sets")
+            raise BadRecord(f"{where}: the patient is empty, so it cannot be kept out of the other sets")
         root, text = self.images[0].root, entry["image"].strip()
         if Path(text).is_absolute() and Path(text).is_relative_to(root):
             text = str(Path(text).relative_to(root))
@@ -137,7 +137,7 @@ class Table(Release):
 
 
 def _columns(text: str | None, header: list[str], table: Path) -> dict[str, str]:
-    """What a column is -> its name: as `--columns` says, else by the usual names in any case."""
+    """What a column contains -> its name: as `--columns` says, else by the usual names in any case."""
     columns = {}
     for what, usual in COLUMNS.items():
         if found := [name for name in header if name.lower() in usual]:

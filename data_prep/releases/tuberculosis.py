@@ -67,7 +67,7 @@ class _TuberculosisSet(Release):
 
 
 def _readings(image: Path) -> tuple[str, str, str]:
-    """Sex, age in years, and the reading, from `ClinicalReadings/<name>.txt`; each "" where it is not told."""
+    """Sex, age in years, and the reading, from `ClinicalReadings/<name>.txt`; each "" where it is missing."""
     try:
         text = (image.parents[1] / "ClinicalReadings" / f"{image.stem}.txt").read_text("utf-8", errors="replace")
     except OSError:

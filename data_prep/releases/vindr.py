@@ -19,8 +19,8 @@ class Vindr(Release):
     """VinDr-CXR: radiographs of two hospitals in Hanoi, read by radiologists (Nguyen et al. 2022).
 
     From: PhysioNet, `vindr-cxr` 1.0.0. Licence: PhysioNet's credentialed health data licence. Counts: 15,000 training and
-    3,000 test images, DICOM, one per patient as far as is known. Labels: 28; of a training image any of its three
-    readers, of a test image the agreement of five. No reports. MONOCHROME1 files, and these only, are inverted.
+    3,000 test images, DICOM, one per patient as far as is known. Labels: 28; for a training image those of any of its
+    three readers, for a test image the consensus of five. No reports. Only MONOCHROME1 files are inverted.
     Cite: Nguyen et al., Scientific Data 2022.
     """
 
@@ -81,7 +81,7 @@ class Vindr(Release):
         return cls(tables, images)
 
     def records(self, split: str) -> Iterator[tuple[str, tuple[str, str]]]:
-        """The images, each with the labels of all its readers together."""
+        """The images, each with the merged labels of all its readers."""
         path = self.tables[split]
         names = [name for name in self.labels if name not in OTHER]
         merged: dict[str, str] = {}
@@ -96,7 +96,7 @@ class Vindr(Release):
     def read(self, entry: tuple[str, str], split: str, where: str) -> Iterable[Row]:
         image, labels = entry
         if not re.fullmatch(r"[\w-]+", image):
-            raise BadRecord(f"{where}: image_id is {image!r}, no name of a file; correct the row")
+            raise BadRecord(f"{where}: image_id is {image!r}, not a file name; correct the row")
         name = f"vindr/{image}"
         path = f"{split}/{image}.dicom"
         yield Row(name, self.name, split, name, name, name, "frontal", path, ap_pa="PA", labels=labels)

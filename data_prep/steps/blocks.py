@@ -1,8 +1,8 @@
-"""Prepared images on their way: one file a block of rows, each whole or not there.
+"""A build's work files: each .npz holds up to 64 prepared images and is written atomically.
 
-A block is the unit of resuming and of sharing work: `<work>/<role>/000012.npz` holds rows 12 * 64 and on. Every
-process writes its own files, each moved into place when it is whole, so a kill at any moment loses no more
-than the blocks in hand, and jobs on several nodes never write to one file.
+A block is the unit of resuming and of sharing work: `<work>/<role>/000012.npz` holds the 64 rows from 12 * 64 on.
+Every process writes its own files and moves each into place when it is complete, so a kill loses only the blocks
+in progress, and jobs on several nodes never write to the same file.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 
 @dataclass
 class Block:
-    """`images` uint8 (n, size, size), `bits` uint8 (n,) of a sample in the file, `file_sha256` and `pixel_sha256` uint8
-    (n, 32), `errors` (n,) text, "" where the image is good; where it is not, the rest is zero. `notes` (n,) text: what
-    is odd about a good image's range, else ""."""
+    """`images` uint8 (n, size, size), `bits` uint8 (n,) per sample in the file, `file_sha256` and `pixel_sha256` uint8
+    (n, 32), `errors` (n,) text, "" where the image is good; otherwise its other values are zero. `notes` (n,) text:
+    what is unusual about a good image's range, else ""."""
 
     images: np.ndarray
     bits: np.ndarray
@@ -51,12 +51,12 @@ class Block:
 
 
 def count(rows: int) -> int:
-    """How many blocks so many rows make."""
+    """The number of blocks that hold `rows` rows."""
     return -(-rows // SIZE)
 
 
 def length(index: int, rows: int) -> int:
-    """How many rows block `index` has."""
+    """The number of rows in block `index`."""
     return min(SIZE, rows - index * SIZE)
 
 
@@ -66,7 +66,7 @@ def block_path(folder: Path, index: int) -> Path:
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is given: where the block goes, and of each row the root, the path, and why it has no file."""
+    """A worker's task: the block's path, and per row the root, the path, and why it has no file, else ""."""
 
     target: Path
     files: list[tuple[str, str, str]]
@@ -75,7 +75,7 @@ class Task:
 
 
 def prepare_block(task: Task) -> list[str]:
-    """Prepare and write one block; returns its errors. What an earlier attempt could not read is tried again."""
+    """Prepare and write one block; returns its errors. Images that an earlier attempt could not read are retried."""
     block = read_block(task.target, len(task.files)) or Block.empty(len(task.files), task.size)
     for i, (root, path, problem) in enumerate(task.files):
         if not block.errors[i]:
@@ -97,7 +97,7 @@ def prepare_block(task: Task) -> list[str]:
 
 
 def read_block(path: Path, n: int, images: bool = True) -> Block | None:
-    """The block of `n` rows; None if it is not there or damaged (the archive carries checksums).
+    """Read the block of `n` rows; None if it is missing or damaged (the archive has checksums).
 
     With `images=False` the images are not read, and `images` is empty.
     """
@@ -115,7 +115,7 @@ def read_block(path: Path, n: int, images: bool = True) -> Block | None:
 
 
 def read_errors(path: Path, n: int) -> list[str] | None:
-    """The errors of a finished block, "" where the image is good; None if the block is not there or damaged."""
+    """Read the errors of a finished block, "" where the image is good; None if the block is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             errors = archive["errors"].tolist()
@@ -125,7 +125,7 @@ def read_errors(path: Path, n: int) -> list[str] | None:
 
 
 def read_all(folder: Path, rows: int, images: bool = True) -> Iterator[Block]:
-    """Yield the blocks in order, with the images or without; a missing or damaged one raises `UserError`."""
+    """Yield the blocks in order, with or without the images; a missing or damaged one raises `UserError`."""
     for index in range(count(rows)):
         block = read_block(block_path(folder, index), length(index, rows), images)
         if block is None:
@@ -137,7 +137,7 @@ def read_all(folder: Path, rows: int, images: bool = True) -> Iterator[Block]:
 
 
 class GoodImages:
-    """The good images of a role, sliceable like an array (n, size, size) uint8, read block by block when asked."""
+    """The good images of a role, sliceable like an array (n, size, size) uint8, read from the blocks on demand."""
 
     dtype = np.dtype(np.uint8)
 

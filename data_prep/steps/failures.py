@@ -1,4 +1,4 @@
-"""The images that cannot be used: counted against what is allowed, and listed in `left_out.csv` with the reason."""
+"""Count the images that cannot be used against the allowed share, and list them in `left_out.csv` with the reason."""
 
 import csv
 import logging
@@ -14,8 +14,8 @@ from data_prep.steps import blocks
 from data_prep.steps.work import Plan, Work
 
 REMEDIES = {
-    True: "correct them, or name the right folder with its flag; where only a part of the images is there, leave the "
-    "laterals out with --views frontal or allow for what is missing with --max_failures",
+    True: "correct them, or name the right folder with its flag; if only part of the images is on disk, leave out "
+    "the laterals with --views frontal or allow for missing images with --max_failures",
     False: "correct them, or name the right folder with its flag",
 }
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Tally:
         self.failures = dict.fromkeys((*ROLES, KEPT_OUT), 0)
 
     def add(self, role: str, failures: int) -> None:
-        """Count; raise `UserError`, with all listed in `left_out.csv`, once there are too many."""
+        """Count failures; once there are too many, list all in `left_out.csv` and raise `UserError`."""
         self.failures[role] += failures
         share = {"train": self.plan.finishing["max_failures"], KEPT_OUT: 1}.get(role, 0)
         if self.failures[role] <= share * self.plan.rows[role]:
@@ -40,7 +40,7 @@ class Tally:
         write_left_out(self.work, self.plan)
         limit = f"more than --max_failures {share:g} allows"
         if role != "train":
-            limit = "and an evaluation set may lack none"
+            limit = "and an evaluation set must be complete"
         raise UserError(
             f"{self.failures[role]} of {self.plan.rows[role]} {role} images cannot be used, {limit}: "
             f"{row.path} of {row.source} ({reason}); all are listed in {self.work.out / 'left_out.csv'}; "
@@ -56,7 +56,7 @@ def row_blocks(work: Work, plan: Plan, role: str) -> Iterator[tuple[int, list[Ro
 
 
 def list_failures(work: Work, plan: Plan, roles: Sequence[str] = ROLES) -> Iterator[tuple[Row, str]]:
-    """The rows whose image cannot be used, as far as is known, with the reason."""
+    """Yield the rows whose image is known to be unusable, with the reason."""
     for role in roles:
         for index, rows in row_blocks(work, plan, role):
             errors = blocks.read_errors(blocks.block_path(work.blocks(role), index), len(rows))
@@ -82,7 +82,7 @@ def write_left_out(work: Work, plan: Plan, dropped: dict[str, str] | None = None
 
 
 def write_odd_ranges(path: Path, odd: Sequence[tuple[Row, str]]) -> None:
-    """List the images whose 16-bit range looks odd, as `left_out.csv` lists others; no file where there is none."""
+    """List the images whose 16-bit range is unusual, in the columns of `left_out.csv`; no file if there is none."""
     if not odd:
         path.unlink(missing_ok=True)
         return
@@ -90,7 +90,7 @@ def write_odd_ranges(path: Path, odd: Sequence[tuple[Row, str]]) -> None:
         writer = csv.DictWriter(UnixLines(handle), LEFT_OUT_COLUMNS)
         writer.writeheader()
         writer.writerows(left_out(row, note) for row, note in odd)
-    log.warning("%d images have samples far from all others: %s lists them; look at some", len(odd), path)
+    log.warning("%d images have samples far from all others: %s lists them; inspect some", len(odd), path)
 
 
 def left_out(row: Row, reason: str) -> dict[str, str]:

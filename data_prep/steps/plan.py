@@ -1,4 +1,4 @@
-"""The plan of a build: which row of which release plays which role, found on disk, with its report or labels."""
+"""The plan of a build: the rows of each role, their images found on disk, with their reports or labels."""
 
 import argparse
 import csv
@@ -38,15 +38,15 @@ VIEWS = ("all", "frontal", "not_lateral")
 EVALUATION_VIEWS = ("all", "first_frontal")
 SECTIONS = ("impression", "findings", "both")
 EMPTY_REPORTS = ("space", "drop", "findings")
-THREADS = 16  # that ask the disk whether a file is there; they wait more than they work
+THREADS = 16  # that check whether files exist; they mostly wait for the disk
 PIECE = 4096
-#: Images of `--keep_out` lists that the audit compares with all of training; like the evaluation sets they are held in
+#: Most images of `--keep_out` lists that the audit compares with training; like the evaluation sets they are held in
 #: memory, 102 kB of pixels each.
 MOST_KEPT_OUT = 5000
 
 
 def describe(args: argparse.Namespace) -> tuple[Releases, Plan]:
-    """Find the releases, and say what a build with these flags is, before its rows are read."""
+    """Find the releases, and describe the build that these flags ask for, before its rows are read."""
     roles = read_roles(args.roles)
     releases = Releases(args, roles)
     return releases, Plan(
@@ -59,9 +59,9 @@ def describe(args: argparse.Namespace) -> tuple[Releases, Plan]:
 
 
 def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Work) -> Plan:
-    """Read the releases' tables, find the images, and write the rows of each role; an equal plan is taken as it is.
+    """Read the releases' tables, find the images, and write the rows of each role; an existing equal plan is reused.
 
-    Raises `UserError` if more images are missing than may be.
+    Raises `UserError` if more images are missing than allowed.
     """
     if (old := work.read_plan()) is not None:
         if old.fingerprint != plan.fingerprint:
@@ -103,15 +103,15 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
         plan.counts["kept_patients"] = planner.kept_patients
         if (more := sum(planner.kept_out.values()) - len(planner.kept)) > 0:
             plan.counts["warnings"].append(
-                f"--keep_out leaves out {len(planner.kept) + more:,} images; the overlap audit looks for copies of the "
-                f"first {len(planner.kept):,} alone"
+                f"--keep_out leaves out {len(planner.kept) + more:,} images; the overlap audit looks for copies of "
+                f"only the first {len(planner.kept):,}"
             )
         for file, counted in plan.counts["keep_out"].items():
             counted["images"] = planner.kept_out[file]
             if counted["found"] < counted["entries"]:
                 plan.counts["warnings"].append(
-                    f"{file}: {counted['entries'] - counted['found']:,} of its {counted['entries']:,} entries name "
-                    f"nothing in the training releases; they may be of another release, or spelled otherwise"
+                    f"{file}: {counted['entries'] - counted['found']:,} of its {counted['entries']:,} entries match "
+                    f"nothing in the training releases; they may belong to another release or be spelled differently"
                 )
     for warning in plan.counts["warnings"]:
         log.warning("%s", warning)
@@ -123,13 +123,13 @@ def make_plan(args: argparse.Namespace, releases: Releases, plan: Plan, work: Wo
 
 
 def _finishing(args: argparse.Namespace) -> dict:
-    """The settings that may change between two attempts, for nothing that is prepared depends on them."""
+    """The settings that may change between two attempts, as no prepared image depends on them."""
     names = ("max_failures", "on_overlap", "audit_copies", "audit_unrelated")
     return {name: getattr(args, name) for name in names} | {"splits": str(args.splits.absolute())}
 
 
 class Planner:
-    """Goes through the rows of the roles and lists what is left out before any image is read."""
+    """Select the rows of each role and list what is left out, before any image is read."""
 
     def __init__(
         self, args: argparse.Namespace, releases: Releases, listed: csv.DictWriter, threads: ThreadPoolExecutor
@@ -143,11 +143,11 @@ class Planner:
         self.bad_records = 0
         self.keep_out = Lists(args.keep_out) if args.keep_out else None
         self.kept_out: Counter[str] = Counter()
-        self.kept: dict[str, Row] = {}  # those of the listed images of which the audit looks for copies
-        self.kept_patients: dict[str, str] = {}  # patient -> the list that names an image of theirs
+        self.kept: dict[str, Row] = {}  # the listed images whose copies the audit looks for
+        self.kept_patients: dict[str, str] = {}  # patient -> the list that names one of the patient's images
 
     def role_rows(self, role: str, names: dict[str, list[str]]) -> Iterator[Row]:
-        """The rows of a role, found on disk."""
+        """Yield the rows of a role, their images found on disk or their `problem` set."""
         chosen = chain.from_iterable(
             self._training_rows(release, split) if role == "train" else self._evaluation_rows(role, release, split)
             for release, splits in names.items()
@@ -180,7 +180,7 @@ class Planner:
             yield row
 
     def kept_out_rows(self) -> list[Row]:
-        """The listed images whose files are at hand, with their reports, for the audit."""
+        """The kept-out images whose files exist, with their reports, for the audit."""
         for source in dict.fromkeys(row.source for row in self.kept.values()):
             rows = [row for row in self.kept.values() if row.source == source]
             find_images(rows, self.releases[source].images, self.threads)
@@ -190,10 +190,10 @@ class Planner:
         return [row for row in self.kept.values() if not row.problem]
 
     def require_rows(self, names: dict[str, list[str]]) -> None:
-        """No training release may be missing as a whole; that one of its splits is empty is said."""
+        """Raise `UserError` if a training release has no rows at all; warn if one of its splits has none."""
         for release, splits in names.items():
             empty = [split for split in splits if not self.in_tables[f"{release}/{split}"]]
-            what = f"{self.releases.tables_named(release)}: no row is of the split {' or '.join(empty)}"
+            what = f"{self.releases.tables_named(release)}: no row belongs to the split {' or '.join(empty)}"
             if len(empty) == len(splits):
                 raise UserError(f"{what}; name the right table, or other roles with --roles")
             if empty:
@@ -228,7 +228,7 @@ class Planner:
         for row in rows:
             self.in_tables[f"{row.source}/{row.split}"] += 1
             if row.problem:
-                raise UserError(f"{row.problem} (the {role} set may lack no image)")
+                raise UserError(f"{row.problem} (the {role} set must be complete)")
             if not row.path or not row.labels:
                 if row.path:
                     self.unlabelled.setdefault(f"{row.source}/{row.split}", []).append(row.id)
@@ -272,7 +272,7 @@ class Planner:
 
 
 def patients_of(row: Row) -> set[str]:
-    """Whom an image is of, by its path and by the table, in the spelling that releases of the same patients share."""
+    """The patients of an image, by its path and by the table, in a spelling shared by releases of the same patients."""
     own = "" if row.source in ("chexpert", "chexpert_plus", "chexpert5x200") else f"{row.source}/"
     names = {name.removeprefix(f"{row.source}/") for name in (row.patient_id, row.patient_id_column) if name}
     return {own + name for name in names}
@@ -283,7 +283,7 @@ def _keep_out_inputs(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def differing_counts(in_tables: Counter[str]) -> list[str]:
-    """A sentence for each split whose table has not as many images as the release was published with."""
+    """A warning for each split whose table differs from the published number of images."""
     sentences = []
     for part, images in in_tables.items():
         source, split = part.split("/", 1)
@@ -291,16 +291,16 @@ def differing_counts(in_tables: Counter[str]) -> list[str]:
         if images != published:
             sentences.append(
                 f"{source}, split {split}: the table has {images:,} images where the release has {published:,}; "
-                f"a derived table, or one cut short, was taken if you did not mean a part of it"
+                f"unless a subset is intended, this is a derived or truncated table"
             )
     return sentences
 
 
 def without_labels(unlabelled: dict[str, list[str]]) -> list[str]:
-    """A sentence for each split of an evaluation set in which images have no labels."""
+    """A warning for each split of an evaluation set in which images have no labels."""
     return [
-        f"{part.replace('/', ', split ')}: {len(ids):,} images have no labels and are left out, the first {ids[0]}; "
-        "complete the table of labels if it was cut short"
+        f"{part.replace('/', ', split ')}: {len(ids):,} images have no labels and are left out, the first is {ids[0]}; "
+        "complete the table of labels if it was truncated"
         for part, ids in unlabelled.items()
     ]
 
@@ -309,8 +309,8 @@ def _wanted(view: str, choice: str) -> bool:
     return choice == "all" or view == "frontal" or (choice == "not_lateral" and view != "lateral")
 
 
-#: Settings that came later, with their defaults. They are recorded where they are used, so that a build made before
-#: them, and one made now without them, are the same build.
+#: Settings added later, with their defaults. They are recorded only where they differ from the default, so that a build
+#: made before they existed equals one made now with the defaults.
 LATER_SETTINGS: dict[str, Any] = {
     "clean_reports": False,
     "findings": False,

@@ -1,4 +1,4 @@
-"""Prepare the images of a plan on all cores, block by block; what is done already is not done again."""
+"""Prepare the images of a plan on all cores, block by block; finished blocks are skipped."""
 
 import multiprocessing
 import os
@@ -25,9 +25,9 @@ from data_prep.steps.work import Plan, Work, require_space
 
 
 def prepare(work: Work, plan: Plan, workers: int, shard: tuple[int, int] = (0, 1)) -> None:
-    """Prepare every block of this shard (part, number of parts) that is not whole yet.
+    """Prepare every block of this shard (part, number of parts) that is not complete yet.
 
-    Stops with `UserError` as soon as a role has more images that cannot be used than it may have.
+    Raises `UserError` as soon as a role has more unusable images than allowed.
     """
     part, parts = shard[0] % shard[1], shard[1]
     mine = {role: range(part, blocks.count(plan.rows[role]), parts) for role in plan.rows}
@@ -48,7 +48,7 @@ def prepare(work: Work, plan: Plan, workers: int, shard: tuple[int, int] = (0, 1
 
 
 def progress(total: int, what: str, finished: int = 0) -> tqdm:
-    """A bar with images per second and time left; in a log file, a line every half minute."""
+    """A progress bar with images per second and time left; in a log file, one line every 30 seconds."""
     watched = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -63,7 +63,7 @@ def progress(total: int, what: str, finished: int = 0) -> tqdm:
 
 
 class _LogLines:
-    """Where nobody watches, each state of a bar is a line of its own instead of overwriting the last one."""
+    """For log files: print each state of a bar on a new line instead of overwriting the last one."""
 
     def write(self, text: str) -> None:
         if line := text.strip():
@@ -74,14 +74,14 @@ class _LogLines:
 
 
 def _is_whole(work: Work, plan: Plan, role: str, index: int) -> bool:
-    """Whether a block is there and lacks no image (what could not be read is tried again)."""
+    """Whether a block exists and has no errors (unreadable images are retried)."""
     errors = blocks.read_errors(blocks.block_path(work.blocks(role), index), blocks.length(index, plan.rows[role]))
     return errors is not None and not any(errors)
 
 
 def _tasks(work: Work, plan: Plan, pending: dict[str, set[int]]) -> Iterator[tuple[str, blocks.Task]]:
     depth16 = plan.identity["settings"]["depth16"]
-    for role in ("valid", "test", KEPT_OUT, "train"):  # the small sets first: what is wrong with them shows at once
+    for role in ("valid", "test", KEPT_OUT, "train"):  # the small sets first, so that their errors show early
         for index, rows in row_blocks(work, plan, role) if pending.get(role) else ():
             if index in pending[role]:
                 files = [(row.root, row.path, row.problem) for row in rows]
@@ -91,14 +91,14 @@ def _tasks(work: Work, plan: Plan, pending: dict[str, set[int]]) -> Iterator[tup
 def run_tasks(
     tasks: Iterable[tuple[str, blocks.Task]], workers: int
 ) -> Generator[tuple[str, blocks.Task, list[str]], None, None]:
-    """Work on the tasks in `workers` processes; yields each with its errors when it is done."""
+    """Run the tasks in `workers` processes; yields each with its errors when it is done."""
     if not processes_can_share():
         yield from ((*task, blocks.prepare_block(task[1])) for task in tasks)
         return
     tasks = iter(tasks)
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["data_prep.steps.blocks"])  # imported once, not once a worker
+    context.set_forkserver_preload(["data_prep.steps.blocks"])  # imported once, not once per worker
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         running: dict[Future, tuple[str, blocks.Task]] = {}
         try:
@@ -111,8 +111,8 @@ def run_tasks(
                     yield *running.pop(future), future.result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process was killed, perhaps for want of memory; run the same command again "
-                "(what is prepared is kept), with fewer --workers if it happens again"
+                "a worker process was killed, perhaps because memory ran out; run the same command again "
+                "(prepared images are kept), with fewer --workers if it happens again"
             ) from error
         finally:
             for future in running:

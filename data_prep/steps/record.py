@@ -1,4 +1,4 @@
-"""`build.json`: what a build took, left out and wrote; and the table that a build ends with."""
+"""`build.json`: what a build read, left out and wrote; and the table printed at the end of a build."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ from data_prep.steps.work import Plan
 REDO = "discard it with --overwrite, or name another --out"
 
 
-#: What builds did not record at first; where a finished build lacks it, nothing is compared.
+#: What early builds did not record; where a finished build lacks it, it is not compared.
 RECORDED_LATER = (("settings", "range16"), ("libraries", "simplejpeg"))
 
 
@@ -47,7 +47,7 @@ class Counts:
     def add_left_out(self, path: Path) -> None:
         """Count what `left_out.csv` lists."""
         for _, record in read_records(path, LEFT_OUT_COLUMNS, REDO):
-            reason = record["reason"].partition(" (")[0]  # what follows names the image; here only kinds are counted
+            reason = record["reason"].partition(" (")[0]  # the rest names the image; only kinds of reasons are counted
             self.left_out.setdefault(f"{record['source']}/{record['split']}", Counter())[reason] += 1
 
     def by_role(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -68,7 +68,7 @@ class Counts:
 
 
 def build_record(plan: Plan, counts: Counts, out: Path, rows: dict[str, int], audit: Audit) -> dict[str, Any]:
-    """What goes into `build.json`; `rows` has the files in `out` that are part of the build, and their rows."""
+    """The content of `build.json`; `rows` maps the build's files in `out` to their number of rows."""
     identity = plan.identity
     return {
         "command": "python -m data_prep build",
@@ -111,14 +111,14 @@ def is_finished(plan: Plan, out: Path) -> bool:
         raise UserError(f"{path} is not the record of a build ({error}); {REDO}") from error
     new = plan.identity | {"settings": plan.identity["settings"] | {"on_overlap": plan.finishing["on_overlap"]}}
     if sixteen_bit and "range16" not in old["settings"] and old["settings"].get("depth16") == "stretch":
-        old["settings"]["range16"] = "smallest to largest sample"  # what was done before there was a choice
+        old["settings"]["range16"] = "smallest to largest sample"  # the only behaviour before this setting
     for section, name in RECORDED_LATER:
         old[section] = {name: new[section][name]} | old[section]
     if old != new:
         raise UserError(f"{out} holds a finished build with other settings ({difference(old, new)}); {REDO}")
     for file, size in sizes.items():
         if not file.is_file() or file.stat().st_size != size:
-            raise UserError(f"{file} is not as {path} says; build again with --overwrite")
+            raise UserError(f"{file} does not match {path}; build again with --overwrite")
     return True
 
 
@@ -135,7 +135,7 @@ def difference(old: dict, new: dict, prefix: str = "") -> str:
 
 
 def summary(record: dict[str, Any], out: Path, splits: str) -> str:
-    """The table that ends a build."""
+    """The table printed at the end of a build."""
     columns = ("in tables", "left out", "images", "studies", "patients", "16-bit")
     lines = [f"{'role':6}{'release/split':22}" + "".join(f"{name:>11}" for name in columns)]
     for role, parts in record["counts"].items():
@@ -155,7 +155,7 @@ def summary(record: dict[str, Any], out: Path, splits: str) -> str:
         lines.append(f"{empty:,} training images have no {record['settings']['section']} text; they train with a space")
     if record["longer_than_context"]:
         lines.append(
-            f"{record['longer_than_context']:,} training reports are longer than the context and lose their end"
+            f"{record['longer_than_context']:,} training reports are longer than CLIP's context and are cut off there"
         )
     lines += [
         f"kept out of training by {file}: {n['images']:,} images ({n['found']:,} of its {n['entries']:,} entries)"

@@ -46,7 +46,7 @@ MANIFEST_COLUMNS = [
 @dataclass
 class GoodBlock:
     """The rows of a block whose images are good, and these images, uint8 (n, size, size); n = 0 if they were not read.
-    `hashes` has, of each row, the bits per sample, the SHA-256 of the file and of the result, and what is odd."""
+    `hashes` has per row the bits per sample, SHA-256 of the file and of the prepared image, and the range's note."""
 
     rows: list[Row]
     images: np.ndarray
@@ -78,11 +78,11 @@ def good_blocks(
 def write_role(
     work: Work, plan: Plan, role: str, dropped: dict[str, str], count: Callable[[str, Row, dict[str, str]], None]
 ) -> dict[str, int]:
-    """Write the files of a role, each whole or not there; `count` is told of every row. Returns file name -> rows."""
+    """Write the files of a role, each atomically; calls `count` for every row. Returns file name -> rows."""
     image_name, table_name = FILES[role]
     ids = [row.id.encode() for block in good_blocks(work, plan, role, dropped) for row in block.rows]
     if not ids:
-        raise UserError(f"nothing is left of the role {role}; look into the tables and {work.out / 'left_out.csv'}")
+        raise UserError(f"no image is left for the role {role}; check the tables and {work.out / 'left_out.csv'}")
     columns, line = _WITH_FINDINGS if role == "train" and plan.identity["settings"].get("findings") else TABLES[role]
     with (
         new_table(work.out / table_name, columns) as write_line,
@@ -105,7 +105,7 @@ def write_role(
 
 @contextmanager
 def new_images(path: Path, ids: list[bytes], attribute: dict[str, Any], size: int = RESOLUTION) -> Iterator[NewFile]:
-    """A new image file with the dataset `cxr`, one row an id, one chunk an image; the file is whole or not there."""
+    """Create an image file atomically, with the dataset `cxr`: one row per id, one chunk per image."""
     with atomic_path(path) as temporary, NewFile(temporary, libver="v110") as handle:
         handle.attrs["build"] = json.dumps(attribute, sort_keys=True)
         handle.create_dataset("id", data=np.array(ids), chunks=True, fletcher32=True)
@@ -115,7 +115,7 @@ def new_images(path: Path, ids: list[bytes], attribute: dict[str, Any], size: in
 
 @contextmanager
 def new_table(path: Path, columns: list[str]) -> Iterator[Callable[[list], Any]]:
-    """A function that appends one line after another to a new CSV; the file is whole or not there."""
+    """Create a CSV atomically; yields a function that appends one line."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(UnixLines(handle))
         writer.writerow(columns)
@@ -123,7 +123,7 @@ def new_table(path: Path, columns: list[str]) -> Iterator[Callable[[list], Any]]
 
 
 def made_by(plan: Plan) -> dict[str, Any]:
-    """What made an image file, without the folders of the machine it was made on."""
+    """The record of how an image file was made, without the machine's folders."""
     identity = plan.identity
     return {
         "command": "python -m data_prep build",

@@ -1,4 +1,4 @@
-"""The folder `<out>/work`: who may write in it, and the plan of what is to be prepared."""
+"""The folder `<out>/work`: the locks on it, and the plan of what to prepare."""
 
 import argparse
 import errno
@@ -27,7 +27,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass
 class Plan:
-    """What is to be prepared. `identity` is what a resumed build must agree with; `rows` counts them by role;
+    """What to prepare. `identity` must be equal for a build to be resumed; `rows` is the number of rows by role;
     `finishing` are the settings that only the last step needs and that may change between two attempts."""
 
     identity: dict[str, Any]
@@ -48,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Work:
-    """The places of a build in its output folder."""
+    """The paths of a build in its output folder."""
 
     out: Path
 
@@ -81,41 +81,39 @@ class Work:
         try:
             return Plan(**read_json(self.plan_path, remedy))
         except TypeError as error:
-            raise UserError(f"{self.plan_path} is no plan of this version; {remedy}") from error
+            raise UserError(f"{self.plan_path} is not a plan of this version; {remedy}") from error
 
     def write_plan(self, plan: Plan) -> None:
         write_json(self.plan_path, vars(plan))
 
     def forget_blocks(self) -> None:
-        """Remove the blocks that no plan speaks for."""
+        """Delete prepared blocks that belong to no plan."""
         for role in (*ROLES, KEPT_OUT):
             shutil.rmtree(self.blocks(role), ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove the folder, the plan first, so that what a kill leaves of it is not taken for work to resume."""
+        """Remove the folder, the plan first, so that a folder half removed by a kill is not resumed."""
         self.plan_path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
     def lock(self, shard: str | None = None) -> Iterator[None]:
-        """Hold the output folder: alone, or beside other shards but as the only one of this shard.
+        """Lock the output folder: alone, or with `shard` beside other shards but not twice for the same one.
 
-        Where there is nothing to resume afterwards, nothing of the folder stays. A folder `work` without a lock file
-        beside it is somebody else's, and is not touched.
+        Without `shard`, the folder `work` is removed afterwards if it holds no plan to resume. A folder `work` with
+        content but no lock file beside it was not made by a build and raises `UserError`.
         """
         try:
             if self.folder.is_dir() and not self.lock_path.exists() and any(self.folder.iterdir()):
-                raise UserError(
-                    f"{self.folder} is there already and belongs to no build; name another folder with --out"
-                )
+                raise UserError(f"{self.folder} already exists and belongs to no build; name another folder with --out")
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make {self.folder}: {error.strerror}; name another folder with --out") from error
+            raise UserError(f"cannot create {self.folder}: {error.strerror}; name another folder with --out") from error
         kind = fcntl.LOCK_SH if shard else fcntl.LOCK_EX
         with _locked(self.lock_path, kind | fcntl.LOCK_NB, f"{self.out} is in use by another build"):
             if shard:
                 path = self.folder / f".lock-{shard.replace('/', '-of-')}"
-                with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, f"shard {shard} of {self.out} is at work already"):
+                with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, f"shard {shard} of {self.out} is already running"):
                     yield
                 return
             try:
@@ -127,7 +125,7 @@ class Work:
 
     @contextmanager
     def planning(self) -> Iterator[None]:
-        """One of several shards plans; the others wait for it here."""
+        """Let one of several shards plan while the others wait."""
         self.folder.mkdir(exist_ok=True)
         with _locked(self.folder / ".lock-plan", fcntl.LOCK_EX, "another job is planning"):
             yield
@@ -150,17 +148,17 @@ def _flock(descriptor: int, path: Path, kind: int, complaint: str) -> None:
     try:
         fcntl.flock(descriptor, kind)
         if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
-            raise BlockingIOError  # a build that has just finished took the file away
+            raise BlockingIOError  # a build that has just finished removed the file
     except BlockingIOError as error:
         raise UserError(f"{complaint}; wait for it, or name another folder with --out") from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        log.warning("%s does not support locks: see to it yourself that no other build writes there", path.parent)
+        log.warning("%s does not support locks: make sure that no other build writes there", path.parent)
 
 
 def require_writable(folder: Path, flag: str) -> Path:
-    """The folder, made if need be; `UserError` if no file can be made there."""
+    """Return the folder, created if missing; `UserError` if no file can be created there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -192,7 +190,7 @@ def cpu_count() -> int:
 
 
 def positive(text: str) -> int:
-    """A flag's whole number, 1 or more."""
+    """Parse a flag's whole number, 1 or more."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
