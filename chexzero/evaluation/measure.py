@@ -94,7 +94,7 @@ def check_the_runs_data(choice: Choice, valid: EvaluationSet, named: bool) -> No
         if (side := image_side(valid.images)) and side != run.image_size():
             log.warning(
                 "%s holds images of %d x %d pixels, but %s trained on images of %d x %d (--image_size of the build): "
-                "figures may be lower for that alone",
+                "figures may be lower for this reason alone",
                 *(valid.images, side, side, run.path, run.image_size(), run.image_size()),
             )
 

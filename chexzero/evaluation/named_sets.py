@@ -139,7 +139,7 @@ def read_named_set(data_dir: Path, name: str, pixel_range: str | None = None) ->
     check_images(images, pixel_range=pixel_range)
     protocol = read_protocol(data_dir, name)
     if astray := [name for name in protocol.one_of if name not in findings]:
-        raise UserError(f"{labels} has no column {astray[0]!r}, of which its protocol asks for the likeliest; add it")
+        raise UserError(f"{labels} has no column {astray[0]!r}, which its protocol lists under one_of; add it")
     return NamedSet(name, images, labels, table, findings, truth, protocol, sha256_of(images))
 
 

@@ -22,7 +22,9 @@ def ledger_path(data_dir: Path, out: Path) -> Path:
     """Return the ledger's path: beside the test set, shared by all results; in `out` if that folder is not writable."""
     if os.access(data_dir, os.W_OK):
         return data_dir / NAME
-    log.warning("%s cannot be written: the ledger of test-set reads is kept in %s and may miss others", data_dir, out)
+    log.warning(
+        "%s cannot be written: the ledger of test-set reads is kept in %s and may lack other reads", data_dir, out
+    )
     return out / NAME
 
 

@@ -102,6 +102,9 @@ def image_checks(valid: EvaluationSet, test: EvaluationSet, training: Path | Non
         *looks_alike("test", found["test"], "validation", found["valid"]),
     ]
     if training is None or not training.is_file():
-        return [*checks, Check("images lie as the training images do", NOT_POSSIBLE, "no training images at hand")]
+        return [
+            *checks,
+            Check("images lie as the training images do", NOT_POSSIBLE, "the training images are not available"),
+        ]
     kept = read_statistics(training, pixel_range=test.pixel_range)
     return [*checks, *(c for name in found for c in looks_alike(name, found[name], "training", kept))]

@@ -32,7 +32,7 @@ def named_set_section(data: NamedSet, scores: FindingScores, summaries: Sequence
     if protocol.source:
         text.append(f"Source: {protocol.source}")
     if unknown:
-        text.append(f"{unknown} labels are unknown; such an image is left out of that finding's figures.")
+        text.append(f"{unknown} labels are blank; such an image is left out of that finding's figures.")
     if undefined:
         text.append(f"Undefined, for want of a positive or a negative image: {_some(undefined)}.")
     metrics: dict[str, Any] = {

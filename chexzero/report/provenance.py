@@ -76,9 +76,9 @@ def selection_section(
         ]
         tables.append(Table(f"The best validations by {metric}", ["Step", metric, "Note"], rows))
     text.append(
-        f"Only evaluations and comparisons read the test set, never training; their predictions are kept, so that it "
-        f"is not read again for the same checkpoint. Evaluated on this test set so far, from any run: "
-        f"{len(test_reads)} choice{'s' * (len(test_reads) != 1)} of checkpoints."
+        f"Training does not read the test set. Evaluations and comparisons keep their predictions, so that it is not "
+        f"read again for the same checkpoint. Evaluated on this test set so far, from any run: {len(test_reads)} "
+        f"choice{'s' * (len(test_reads) != 1)} of checkpoints."
     )
     if len(test_reads) > 1:
         text.append(

@@ -289,7 +289,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.label_smoothing and config.loss != "clip":
         raise UserError(f"--label_smoothing is for --loss clip; leave it out with --loss {config.loss}")
     if config.resume and config.overwrite:
-        raise UserError("--resume goes on with a run and --overwrite removes it; leave one of them out")
+        raise UserError("--resume continues a run and --overwrite deletes it; leave one of them out")
     if config.select_by == "val_loss" and not config.val_pairs:
         raise UserError("--select_by val_loss needs held-out pairs; add for instance --val_pairs 1000")
     folder = Path(config.cxr_filepath).parent

@@ -25,7 +25,7 @@ def start() -> torch.device:
     size, local_rank = _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
     if _number("SLURM_STEP_NUM_TASKS", 1) > 1 and not os.environ.get("WORLD_SIZE", "").strip():
         raise UserError(
-            "srun started several tasks, but WORLD_SIZE is not set, so that they do not know each other; "
+            "srun started several tasks, but WORLD_SIZE is not set, so that they cannot find each other; "
             "export RANK, LOCAL_RANK and WORLD_SIZE as docs/slurm/*.sbatch do, or WORLD_SIZE=1 for "
             "runs of their own"
         )

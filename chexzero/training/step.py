@@ -123,13 +123,15 @@ def _with_whole_batches(clip: CLIP, device: torch.device, config: TrainConfig) -
     """Synchronise batch normalisation over the ranks. Raises `UserError` for settings that rule it out."""
     why = f"{config.vision} normalises by the statistics of the batch"
     if config.grad_accum > 1:
-        raise UserError(f"{why}, which its parts do not have; leave out --grad_accum, or take another --vision")
+        raise UserError(f"{why}, which differ in its parts; leave out --grad_accum, or take another --vision")
     if config.freeze_blocks:
-        raise UserError(f"{why}, and so would not stay as it is; leave out --freeze_blocks, or take another --vision")
+        raise UserError(
+            f"{why}, so frozen blocks would still change; leave out --freeze_blocks, or take another --vision"
+        )
     if distributed.world_size() == 1:
         return clip
     if device.type != "cuda":
-        raise UserError(f"{why}, which ranks share on GPUs alone; train with one process, or take another --vision")
+        raise UserError(f"{why}, which ranks can share only on GPUs; train with one process, or take another --vision")
     return nn.SyncBatchNorm.convert_sync_batchnorm(clip)
 
 
