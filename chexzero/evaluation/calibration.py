@@ -15,8 +15,8 @@ N_BINS = 10
 def platt(valid_truth: ArrayLike, valid_prob: ArrayLike, prob: ArrayLike) -> Floats:
     """Platt scaling: calibrate probabilities (N, L) to the validation set's frequencies, per label.
 
-    An unpenalised logistic regression of the validation labels on the logit; it is increasing unless the label's ranking
-    is inverted there. Where the logit separates the classes, maximum likelihood does not converge: the targets are then
+    An unpenalised logistic regression of the validation labels on the logit; increasing unless the label's ranking is
+    inverted there. Where the logit separates the classes, maximum likelihood does not converge: the targets are then
     Platt's, (n_pos + 1) / (n_pos + 2) and 1 / (n_neg + 2). NaN columns where the validation set lacks a class.
     """
     truth, reference = check_arrays(valid_truth, valid_prob)

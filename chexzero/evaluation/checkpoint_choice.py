@@ -74,7 +74,7 @@ def choose(settings: EvaluationSettings) -> Choice:
 
 
 def best_of_runs(runs: Sequence[RunFolder], count: int) -> Choice:
-    """Choose the `count` best checkpoints of all runs by validation as an ensemble, as CheXzero took ten of its search."""
+    """Choose the `count` best checkpoints of all runs by validation as an ensemble, as CheXzero chose its ten."""
     best = best_checkpoints(runs, count)
     names = [f"{run.path.resolve().name}/{run.checkpoint_of(step).name}" for run, step in best]
     reason = (

@@ -1,8 +1,8 @@
 """Evaluation sets by name: `<NAME>.h5` and `<NAME>_labels.csv` scored as a protocol file describes.
 
 The CSV has `id, patient_id, study_id, view`, then one column per finding: 0, 1, or empty where unknown; such images are
-left out of that finding's figures. The protocol (`<NAME>.yaml` beside the CSV, else one of those in `protocols/`, else a
-default with every column as a finding) gives the prompts of findings, the columns that are no findings, the means to
+left out of that finding's figures. The protocol (`<NAME>.yaml` beside the CSV, else one of those in `protocols/`, else
+a default with every column as a finding) gives the prompts of findings, the columns that are no findings, the means to
 take, and published figures to show beside them.
 """
 
@@ -156,7 +156,7 @@ def labels_or_unknown(path: Path, column: "pd.Series[str]") -> Floats:
 
 
 def read_protocol(data_dir: Path, name: str) -> Protocol:
-    """Read `<data_dir>/<name>.yaml`, else the package's, else return a protocol with every column under its own name."""
+    """Read `<data_dir>/<name>.yaml`, else the package's; else every column is a finding, under its own name."""
     own = data_dir / f"{name}.yaml"
     packaged = files("chexzero.evaluation").joinpath("protocols", f"{name}.yaml")
     if not own.is_file() and not packaged.is_file():

@@ -62,7 +62,7 @@ class Standing:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def sentence(self, label: str, value: float) -> str:
-        """A sentence for one value: `97th percentile of 200 validation images; below ...`; empty for an unknown label."""
+        """A sentence for one value, as `97th percentile of 200 validation images; below ...`; empty if unknown."""
         if label not in self.reference:
             return ""
         rank = int(np.clip(np.floor(self.percentile(label, value)), 0, 99))

@@ -34,7 +34,7 @@ def named_set_section(data: NamedSet, scores: FindingScores, summaries: Sequence
     if unknown:
         text.append(f"{unknown} labels are blank; such an image is left out of that finding's figures.")
     if undefined:
-        text.append(f"Undefined, for want of a positive or a negative image: {_some(undefined)}.")
+        text.append(f"Undefined, because a class is missing: {_some(undefined)}.")
     metrics: dict[str, Any] = {
         "images": len(data.table),
         "summaries": {one.summary.title: _summary_metrics(one) for one in summaries},
@@ -93,11 +93,11 @@ def add_choices(section: Section, found: Mapping[str, Choices]) -> None:
             },
         }
     section.text.append(
-        f"{len(first.credit)} images have exactly one of {', '.join(first.names)}. Accuracy: how often its probability is "
-        f"the highest of the {len(first.names)} (ties share the credit; chance {1 / len(first.names):.3f}; Wilson's interval, "
-        "clustered by patient). Precision at k: the share of a finding's images among the k that its prompts rank first, "
-        "mean over the findings. Published accuracies come from other prompts, and from other images where the set was "
-        "drawn again."
+        f"{len(first.credit)} images have exactly one of {', '.join(first.names)}. Accuracy: how often its probability "
+        f"is the highest of the {len(first.names)} (ties share the credit; chance {1 / len(first.names):.3f}; Wilson's "
+        "interval, clustered by patient). Precision at k: the share of a finding's images among the k that its prompts "
+        "rank first, mean over the findings. Published accuracies come from other prompts, and from other images where "
+        "the set was drawn again."
     )
     columns = ["Prompts", "Accuracy", "95 % interval", *(f"precision at {k}" for k in ranks)]
     section.tables.insert(0, Table(f"The likeliest of {len(first.names)} findings", columns, rows))
@@ -119,10 +119,11 @@ def prompt_choice_section(ways: Sequence[SetWays]) -> Section:
     ]
     columns = ["Set", *WAYS, "Chosen on", "Chosen", "Worth", "95 % interval", "Best in hindsight"]
     text = [
-        "Mean AUROC over the findings with several prompt wordings: CheXzero's pair ({} against “no {}”), the finding alone, "
-        "“there is {}” against “there is no {}” and alone, and CheXzero's pair with the features of all known synonyms "
-        "averaged. One wording is chosen on validation images alone; Worth is its mean minus that of CheXzero's pair on the "
-        "same images (DeLong's interval). The best in hindsight is not a result: it was chosen on the set itself."
+        "Mean AUROC over the findings with several prompt wordings: CheXzero's pair ({} against “no {}”), the finding "
+        "alone, “there is {}” against “there is no {}” and alone, and CheXzero's pair with the features of all known "
+        "synonyms averaged. One wording is chosen on validation images alone; Worth is its mean minus that of CheXzero's "
+        "pair on the same images (DeLong's interval). The best in hindsight is not a result: it was chosen on the set "
+        "itself."
     ]
     metrics = {
         one.data.name: {

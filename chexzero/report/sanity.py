@@ -29,9 +29,10 @@ ALPHA = 0.005
 #: Populations differ: differences in AUROC up to this raise no alarm, for one label and for the mean of all.
 SHIFT, MEAN_SHIFT = 0.10, 0.02
 
-#: Standard errors by which two columns must fit each other's predictions better than their own. EXCHANGED: both together
-#: (of 78 pairs of columns that a model hardly knows, one reaches 2 by chance). EACH: either column alone, as predictions
-#: for a label that the model does not know may follow another label. EXCHANGED_CASES: positive cases that each needs.
+#: Standard errors by which two columns must fit each other's predictions better than their own. EXCHANGED: both
+#: together (of 78 pairs of columns that a model hardly knows, one reaches 2 by chance). EACH: either column alone, as
+#: predictions for a label that the model does not know may follow another label. EXCHANGED_CASES: positive cases that
+#: each column needs.
 EXCHANGED, EACH, EXCHANGED_CASES = 2.2, 1.0, 3
 
 #: Range of a label's probabilities below which they differ by little more than the rounding of float32 features.

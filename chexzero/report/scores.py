@@ -161,8 +161,8 @@ def calibration_section(valid: SetResult, test: SetResult, scaled: np.ndarray, f
         [
             "The probabilities are upstream's: the softmax of two plain cosines, not scaled by the model's logit scale. "
             "They rank cases; they lie between 0.12 and 0.88 by construction and are not probabilities of disease. "
-            "Scaled on validation: an unpenalised logistic regression (Platt) fitted per label to the validation set and "
-            "applied to the test set; no other number here uses it."
+            "Scaled on validation: an unpenalised logistic regression (Platt) fitted per label to the validation set "
+            "and applied to the test set; no other number here uses it."
         ],
         [table],
         [figure],

@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask the questions of this file instead of making new ones: one that this suite wrote, or CheXbench's "
         "data.json (with --chexbench_images, the folder that its image paths lie in)",
     )
-    group.add_argument("--chexbench_per_task", type=int, default=1000, metavar="N", help="most questions per task")
+    group.add_argument(
+        "--chexbench_per_task", type=int, default=1000, metavar="N", help="maximum number of questions per task"
+    )
 
 
 def run(context: EvaluationContext) -> Section:

@@ -153,7 +153,7 @@ def read_parts(context: EvaluationContext, images: str) -> tuple[Part, Part, Par
         )
     left = [label for label, has in zip(shared, both, strict=True) if not has]
     if left:
-        text.append(f"Left out, for want of both classes in every part: {', '.join(left)}.")
+        text.append(f"Left out, because a part lacks one class: {', '.join(left)}.")
     train, valid, test = (
         Part(part.features, part.truth[:, both], part.patients)
         for part in (parts["train"], parts["valid"], parts["test"])
@@ -201,7 +201,7 @@ def few_shots(train: Part, valid: Part, test: Part, draws: int, seed: int) -> li
 
 
 def _shots(train: Part, label: int, shots: int, rng: np.random.Generator) -> NDArray:
-    """Rows of `shots` positive and as many negative images of a finding, one per patient; fewer if there are not enough."""
+    """Rows of `shots` positive and as many negative images of a finding, one per patient; fewer if too few exist."""
     order = rng.permutation(len(train.truth))
     rows = order[
         np.sort(np.unique(train.patients[order], return_index=True)[1])

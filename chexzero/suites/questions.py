@@ -66,7 +66,7 @@ class Maker:
         return questions
 
     def single(self, truth: np.ndarray, diseases: Sequence[str]) -> list[Question]:
-        """Ask which of four diseases the image has; the other three are absent, and answers are balanced if possible."""
+        """Ask which of four diseases the image has; the other three are absent. Answers are balanced if possible."""
         rng = self._rng("single")
         enough = (truth == 0).sum(1) >= N_OPTIONS - 1
         rows = [np.flatnonzero((truth[:, j] == 1) & enough) for j in range(len(diseases))]
@@ -79,7 +79,7 @@ class Maker:
         return questions
 
     def sets(self, truth: np.ndarray, diseases: Sequence[str]) -> list[Question]:
-        """Ask which of four sets of diseases the image has; the others are other images', with a disease absent here."""
+        """Ask which of four sets of diseases the image has; the others are other images', with one absent here."""
         rng = self._rng("sets")
         several = np.flatnonzero(truth.sum(1) >= 2)
         questions = []
@@ -123,7 +123,7 @@ class Maker:
 
 
 def exchange(sentence: str, swaps: Sequence[Sequence[str]], skip: Sequence[str]) -> tuple[str, str, str] | None:
-    """Return the first word of `swaps` whose opposite a sentence lacks, the opposite, and the sentence with it; or None."""
+    """The first word of `swaps` whose opposite a sentence lacks, the opposite, and the sentence with it; or None."""
     words = re.findall(r"[a-z]+", sentence.lower())
     present = [(a, b) for pair in swaps for a, b in (pair, pair[::-1]) if a in words and b not in words]
     if not present or not 3 <= len(words) <= 30 or set(words) & set(skip):

@@ -225,8 +225,8 @@ def _section(results: dict[str, dict[str, Any]], min_cases: int) -> Section:
     found = sum(any(gap[metric]["found"] for gap in gaps.values()) for gaps, metric in families)
     section.text = [
         f"Each group against the largest of its attribute, by {N_SAMPLES:,} resamples of patients with replacement, "
-        "with equal weight for both classes (so F1 does not depend on prevalence). An interval holds for all comparisons "
-        "of its attribute and label together, and is widened for small groups (Hesterberg 2015).",
+        "with equal weight for both classes (so F1 does not depend on prevalence). An interval holds for all "
+        "comparisons of its attribute and label together, and is widened for small groups (Hesterberg 2015).",
         f"A group with fewer than {min_cases} patients with the finding, or without it, is too small and is not "
         "compared.",
         f"{found} of {len(families)} comparisons (attribute, label, metric) have a gap whose interval excludes 0; "

@@ -150,9 +150,9 @@ def read_labelled(
     """Join the label CSV of an image file by id (`id`, MIMIC's `dicom_id`, or `ImageID` without its ending).
 
     images: `"valid"`, `"test"`, an image file or a folder of images. labels_path: by default `<images>_labels.csv`
-    beside the images. labels: the columns to read; by default every column that does not identify a row. unknown: whether
-    a label may be empty (NaN). Images without ids (upstream's files) are joined by position when there are as many
-    rows.
+    beside the images. labels: the columns to read; by default every column that does not identify a row. unknown:
+    whether a label may be empty (NaN). Images without ids (upstream's files) are joined by position when there are as
+    many rows.
     """
     path = labels_file(context, images, labels_path)
     labels = label_columns(path) if labels is None else list(labels)

@@ -66,8 +66,8 @@ class TrainConfig:
     cxr_filepath: str = _upstream("data/cxr.h5", "training images", metavar="FILE", free=True)
     txt_filepath: str | None = _upstream(
         None,
-        "training reports (default: impressions.csv beside the images, or upstream's mimic_impressions.csv if only that "
-        "exists)",
+        "training reports (default: impressions.csv beside the images, or upstream's mimic_impressions.csv if only "
+        "that exists)",
         metavar="FILE",
         free=True,
     )
@@ -82,7 +82,7 @@ class TrainConfig:
     seed: int = _upstream(1234, "random seed for weights and batch order", least=0, most=2**32 - 1)
     optimizer: str = _upstream("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adam"))
     momentum: float = _upstream(0.9, "momentum of SGD", least=0)
-    context_length: int = _upstream(77, "most tokens per report; longer reports are cut", metavar="TOKENS", least=3)
+    context_length: int = _upstream(77, "maximum tokens per report; longer reports are cut", metavar="TOKENS", least=3)
     random_init: bool = _upstream(False, "train from random weights: ViT-B/16 at 320 pixels")
     model_name: str = _upstream("pt-imp", "name of the run's folder", metavar="NAME", free=True)
 
@@ -223,13 +223,14 @@ class TrainConfig:
 
     text_positions: str | None = _texts(
         None,
-        "for a --context_length beyond that of the text weights (77): interpolate their position embeddings, or draw the "
-        "later ones at random",
+        "for a --context_length beyond that of the text weights (77): interpolate their position embeddings, or draw "
+        "the later ones at random",
         choices=POSITIONS,
     )
     text_section: str = _texts(
         "impression",
-        "sections to train on (alternate: changes every epoch); all but impression need a column findings in the reports",
+        "sections to train on (alternate: changes every epoch); all but impression need a column findings in the "
+        "reports",
         choices=texts.SECTIONS,
     )
     text_sentences: str = _texts(

@@ -28,10 +28,10 @@ class PairLoss(nn.Module):
         self.equal_text, self.smoothing = equal_text, smoothing
 
     def matches(self, texts: torch.Tensor) -> torch.Tensor:
-        """Return the matches of each of this rank's rows among the pairs of all ranks. texts: this rank's tokens (b, T).
+        """Return the matches of each of this rank's rows among the pairs of all ranks.
 
-        The index of the row's own pair, int64 (b,); with `equal_text="positive"` all pairs with its text, bool
-        (b, b x ranks).
+        texts: this rank's tokens (b, T). Returns the index of the row's own pair, int64 (b,); with
+        `equal_text="positive"` all pairs with its text, bool (b, b x ranks).
         """
         if self.equal_text == "negative":
             return torch.arange(len(texts), device=texts.device) + distributed.rank() * len(texts)

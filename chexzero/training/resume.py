@@ -56,8 +56,8 @@ def save_last(folder: Path, state: dict[str, Any]) -> None:
 def load_last(folder: Path) -> dict[str, Any] | None:
     """Return the newest intact state of a run, or None if it has saved none.
 
-    If `last.pt` is damaged, the previous state is used, with a warning, and `last.pt` is renamed: the next `save_last`
-    would replace the intact file with it. Raises `UserError` if all are damaged, or one cannot be read.
+    If `last.pt` is damaged, the previous state is used, with a warning, and `last.pt` is renamed: otherwise the next
+    `save_last` would replace the intact file with it. Raises `UserError` if all are damaged, or one cannot be read.
     """
     paths = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
     for path in paths:

@@ -1,6 +1,6 @@
 """A training run between its steps: counting, logging, validation, saving and resuming.
 
-The loop itself is `run_train.train`. `Progress`, the weights and the optimiser hold the state that a kill must not lose.
+The loop itself is `run_train.train`. What a kill must not lose is in `Progress`, the weights and the optimiser.
 """
 
 import logging
@@ -167,7 +167,7 @@ class Run:
         self._bar.update()
 
     def due(self, *intervals: int) -> bool:
-        """Whether one of the intervals (in steps, 0: never) ends here; if so, read the loss and check that it is finite."""
+        """Whether one of the intervals (in steps, 0: never) ends here; if so, check that the loss is finite."""
         due = any(interval and self.step % interval == 0 for interval in intervals)
         if due:
             self._settle()
@@ -183,7 +183,7 @@ class Run:
         return {folder / checkpoint_name(self.step): model for folder, model in self.weights.items()}
 
     def log(self) -> tuple[float, str]:
-        """Write a row of `train_log.csv`; return the mean loss since the previous row, and the progress as a sentence."""
+        """Write a row of `train_log.csv`; return the mean loss since the previous row, and the progress as text."""
         at, pace = self.progress, self.pace.row()
         steps = max(1, len(at.losses))
         row = {

@@ -176,7 +176,7 @@ def held_out_loss(
     criterion: nn.Module,
     precision: str = "fp32",
 ) -> float:
-    """Loss on held-out pairs, where each text matches only its own image: the mean over pairs, in file-order batches."""
+    """Loss on held-out pairs, each text matching only its own image: the mean over pairs, in file-order batches."""
     was_training = model.training
     towers = Towers(model.eval(), precision, alone=True)
     total = 0.0

@@ -13,8 +13,8 @@ from chexzero.report.scores import MEAN_NAMES
 #: Explains the p values; shown with every table of differences.
 EXPLAINED = (
     f"Differences are paired: both models on the same cases, intervals and two-sided p values by DeLong's test. Labels "
-    f"with fewer than {FEW} positive or negative cases, and means that include such a label, get no p value. “p (Holm)” is "
-    f"corrected for the number of labels tested; the means are not part of that family."
+    f"with fewer than {FEW} positive or negative cases, and means that include such a label, get no p value. “p "
+    f"(Holm)” is corrected for the number of labels tested; the means are not part of that family."
 )
 
 
