@@ -110,7 +110,7 @@ def test_images_are_found_wherever_their_paths_begin(folder):
         find_files(folder, names) == find_files(folder / "data", names) == find_files(folder / "data/chexpert", names)
     )
     assert find_files(folder / "data/rsna", names) == [None] * 6
-    with pytest.raises(UserError, match="would answer for both"):
+    with pytest.raises(UserError, match="fits both"):
         find_files(folder / "data/chexpert/valid/patient0/study1", names)  # would match every view1_frontal.jpg
     with pytest.raises(UserError, match="leads out of its root"):
         find_files(folder, ["../secret.png"])

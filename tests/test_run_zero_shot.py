@@ -121,7 +121,7 @@ def test_report_has_what_a_reader_needs(place):
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     mean = metrics_of(folder)["valid"]["mean_5"]
     for wanted in (
-        "counted: mean_5 0.800, by which",
+        "the checkpoint was selected by mean_5 0.800",
         f"counts (60 of 72 images): mean_5 {mean:.3f} for the same",
         "drawn by a program",
         "Beside CheXzero",

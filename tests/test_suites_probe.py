@@ -97,7 +97,7 @@ def test_the_command_keeps_patients_together(tmp_path):
     assert found["images"]["train"] + found["images"]["valid"] < len(pd.read_csv(data / "valid_labels.csv"))
     assert {"zero-shot", "1% of the labels", "100% of the labels", "16 shots"} <= set(found["amounts"])
     assert found["amounts"]["zero-shot"]["mean_auroc"] > 0.7  # the model of this test is fitted
-    assert "images of patients of the test part are not learnt from" in path.read_text()
+    assert "images of patients of the test part are left out of training" in path.read_text()
     with pytest.raises(UserError, match="--probe_seeds must be 1 or more"):
         run_zero_shot.evaluate(run_zero_shot.parse_args([*flags[:-6], "--suite", "probe", "--probe_seeds", "0"]))
 

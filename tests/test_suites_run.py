@@ -63,7 +63,7 @@ def test_all_suites_reach_the_report_and_the_metrics(folder):
         "Multiple choice by similarity",
         "Groups of patients",
         "Image to report and back",
-        "too few to say",
+        "too small and is not compared",
         "CheXagent (paper)",
         "team A",
     ):

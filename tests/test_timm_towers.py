@@ -118,9 +118,9 @@ def test_convolutions_lie_channels_last(name, last):
 @pytest.mark.parametrize(
     "vision, flags, what",
     [
-        ("timm:test_resnet", ["--grad_accum", "2"], "which its parts do not have; leave out --grad_accum"),
+        ("timm:test_resnet", ["--grad_accum", "2"], "which differ in its parts; leave out --grad_accum"),
         ("dinov3_tiny_hybrid", ["--freeze_blocks", "1"], "leave out --freeze_blocks"),
-        ("timm:test_resnet", [], "ranks share on GPUs alone; train with one process"),
+        ("timm:test_resnet", [], "ranks can share only on GPUs; train with one process"),
     ],
 )
 def test_batch_statistics_of_a_part_are_refused(vision, flags, what, monkeypatch):

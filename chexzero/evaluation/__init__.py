@@ -1,1 +1,1 @@
-"""Predictions, results and choices of an evaluation."""
+"""Evaluation: choice of checkpoints and prompts, predictions, results."""

@@ -1,4 +1,4 @@
-"""Calibration: how often a label is present among the images given about the same probability."""
+"""Calibration: agreement of predicted probabilities with observed frequencies."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ N_BINS = 10
 
 
 def platt(valid_truth: ArrayLike, valid_prob: ArrayLike, prob: ArrayLike) -> Floats:
-    """Probabilities (N, L) put on the scale of the validation set's frequencies, label by label (Platt scaling).
+    """Platt scaling: calibrate probabilities (N, L) to the validation set's frequencies, per label.
 
-    An unpenalised logistic regression of the validation labels on the logit; it is monotone unless the label ranks the
-    wrong way round there. Where the logit separates the classes, maximum likelihood has no end: the targets are then
+    An unpenalised logistic regression of the validation labels on the logit; increasing unless the label's ranking is
+    inverted there. Where the logit separates the classes, maximum likelihood does not converge: the targets are then
     Platt's, (n_pos + 1) / (n_pos + 2) and 1 / (n_neg + 2). NaN columns where the validation set lacks a class.
     """
     truth, reference = check_arrays(valid_truth, valid_prob)
@@ -49,7 +49,7 @@ def _logit(probability: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Reliability:
-    """One label's reliability diagram (bins of equal width that hold something) and expected calibration error."""
+    """One label's reliability diagram (non-empty bins of equal width) and expected calibration error."""
 
     mean_predicted: Floats
     fraction_positive: Floats

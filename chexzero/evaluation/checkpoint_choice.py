@@ -1,4 +1,4 @@
-"""Which checkpoints an evaluation is about, and why these."""
+"""The choice of the checkpoints to evaluate, and its reason."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ REMEDY = "name a run's folder with --run, or checkpoints with --checkpoint"
 
 @dataclass(frozen=True)
 class Choice:
-    """What is evaluated: the checkpoints (several: an ensemble), the run (or runs) they belong to, and why these."""
+    """The checkpoints to evaluate (several: an ensemble), their run or runs, and the reason for the choice."""
 
     name: str
     run: RunFolder | None
@@ -26,29 +26,29 @@ class Choice:
     runs: tuple[RunFolder, ...] = ()
 
     def data_dir(self) -> Path | None:
-        """The folder whose validation set the run or runs used, if there is one on record."""
+        """The folder whose validation set the run or runs used, if recorded."""
         found = (run.data_dir() for run in ((self.run,) if self.run else self.runs))
         return next((folder for folder in found if folder), None)
 
     def image_size(self) -> int:
-        """The side in pixels at which the run's images were stored, 320 where no run is known."""
+        """The side in pixels of the run's stored images, 320 without a run."""
         return next((run.image_size() for run in ((self.run,) if self.run else self.runs)), RESOLUTION)
 
     def pixel_range(self) -> str | None:
-        """The range of the images that the run was told of, so that its evaluation reads them alike."""
+        """The run's `--pixel_range`, so that its evaluation reads images alike."""
         found = (run.settings.get("pixel_range") for run in ((self.run,) if self.run else self.runs))
         return next((one for one in found if isinstance(one, str)), None)
 
 
 def choose(settings: EvaluationSettings) -> Choice:
-    """The run's selected checkpoint, the top K of its validations, or the checkpoints that were named."""
+    """Choose the run's selected checkpoint, its K best by validation, or the named checkpoints."""
     if settings.runs and settings.ensemble:
         return best_of_runs([read_run(path) for path in dict.fromkeys(settings.runs)], settings.ensemble)
     run = read_run(settings.run) if settings.run else None
     if settings.checkpoint:
         checkpoints = sorted(_existing(path) for path in settings.checkpoint)
         what = checkpoints[0].name if len(checkpoints) == 1 else f"The ensemble of {len(checkpoints)} checkpoints"
-        reason = f"{what} was named with --checkpoint; how it was selected is not on record."
+        reason = f"{what} was named with --checkpoint; how it was selected is not recorded."
         step = step_of(checkpoints[0]) if len(checkpoints) == 1 else None
     elif run is None:
         raise UserError(f"nothing to evaluate; {REMEDY}")
@@ -74,7 +74,7 @@ def choose(settings: EvaluationSettings) -> Choice:
 
 
 def best_of_runs(runs: Sequence[RunFolder], count: int) -> Choice:
-    """The ensemble of the `count` best checkpoints of all runs by validation, as CheXzero took ten of its search."""
+    """Choose the `count` best checkpoints of all runs by validation as an ensemble, as CheXzero chose its ten."""
     best = best_checkpoints(runs, count)
     names = [f"{run.path.resolve().name}/{run.checkpoint_of(step).name}" for run, step in best]
     reason = (
@@ -88,5 +88,5 @@ def best_of_runs(runs: Sequence[RunFolder], count: int) -> Choice:
 
 
 def _existing(path: Path) -> Path:
-    """A checkpoint is a file, or the folder of an exported model; whether it is one shows when it is loaded."""
+    """Check that a checkpoint's file, or the folder of an exported model, exists; the content is checked on loading."""
     return path if path.is_dir() else require_file(path, REMEDY)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that was computed before anything is written. `scores` are per set (N cases, len(prompts))."""
+    """All results, before anything is written. `scores` are per set (N cases, len(prompts))."""
 
     data_dir: Path
     build: dict[str, Any]
@@ -45,7 +45,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of every model: an image file with its SHA-256, pairs of prompts, and their names in messages."""
+    """A request to every model: an image file with its SHA-256, pairs of prompts, and their names in messages."""
 
     images: Path
     sha256: str
@@ -54,7 +54,7 @@ class Request:
 
 
 def measure(settings: EvaluationSettings, choice: Choice) -> Measured:
-    """Predict, choose thresholds and evaluate; see the module. Nothing is written but the cache of predictions."""
+    """Predict, choose thresholds and evaluate; see the module. Only the cache of predictions is written."""
     data_dir = data_folder(settings, choice)
     sets = [read_set(data_dir, name, settings.pixel_range) for name in ("valid", "test")]
     check_the_runs_data(choice, sets[0], named=settings.data is not None)
@@ -74,11 +74,11 @@ def measure(settings: EvaluationSettings, choice: Choice) -> Measured:
 
 
 def check_the_runs_data(choice: Choice, valid: EvaluationSet, named: bool) -> None:
-    """Compare a validation set with what the run recorded of the one that selected its checkpoint.
+    """Compare a validation set with the run's record of the set that selected its checkpoint.
 
-    Raises `UserError` where it is another set and was not `named` by the user: a run's folder that was moved may find
-    some other `data/` where its own once lay. One that was named is only warned of. Images of another size than the
-    run's are warned of too.
+    Raises `UserError` if it is another set and the user did not name it (`named`): a run's folder that was moved may
+    find another `data/` at the recorded path. A named one only gives a warning, and so do images of another size than
+    the run's.
     """
     for run in (choice.run,) if choice.run else choice.runs:
         recorded = run.validated_on()
@@ -94,7 +94,7 @@ def check_the_runs_data(choice: Choice, valid: EvaluationSet, named: bool) -> No
         if (side := image_side(valid.images)) and side != run.image_size():
             log.warning(
                 "%s holds images of %d x %d pixels, but %s trained on images of %d x %d (--image_size of the build): "
-                "figures may be lower for that alone",
+                "figures may be lower for this reason alone",
                 *(valid.images, side, side, run.path, run.image_size(), run.image_size()),
             )
 
@@ -102,7 +102,7 @@ def check_the_runs_data(choice: Choice, valid: EvaluationSet, named: bool) -> No
 def predict(
     checkpoints: Sequence[Path], sets: Sequence[EvaluationSet], prompts: Sequence[Prompt], settings: EvaluationSettings
 ) -> tuple[list[np.ndarray], list[Predictor]]:
-    """The ensemble's probabilities (N images, len(prompts)) of each set, and the models that gave them."""
+    """Return the ensemble's probabilities (N images, len(prompts)) per set, and the predictors."""
     names = [f"{prompt.label} ({prompt.name})" for prompt in prompts]
     pairs = [prompt.pair for prompt in prompts]
     return predict_files(checkpoints, [Request(one.images, one.images_sha256, pairs, names) for one in sets], settings)
@@ -111,9 +111,9 @@ def predict(
 def predict_files(
     checkpoints: Sequence[Path], requests: Sequence[Request], settings: EvaluationSettings
 ) -> tuple[list[np.ndarray], list[Predictor]]:
-    """The ensemble's probabilities (N images, len(pairs)) of each request, checked, and the models that gave them.
+    """Return the ensemble's checked probabilities (N images, len(pairs)) per request, and the predictors.
 
-    One model is in memory at a time; requests for the same file that follow each other embed it once.
+    One model is in memory at a time; consecutive requests for the same file embed it once.
     """
     members: list[list[np.ndarray]] = [[] for _ in requests]
     predictors = [predictor_of(checkpoint, settings) for checkpoint in checkpoints]
@@ -126,7 +126,7 @@ def predict_files(
 
 
 def predictor_of(checkpoint: Path, settings: EvaluationSettings) -> Predictor:
-    """A checkpoint's predictor with the cache of the results folder."""
+    """Make a checkpoint's predictor, with the cache in the results folder."""
     return Predictor(
         checkpoint,
         settings.out / ".cache",

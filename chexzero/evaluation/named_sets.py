@@ -1,9 +1,9 @@
 """Evaluation sets by name: `<NAME>.h5` and `<NAME>_labels.csv` scored as a protocol file describes.
 
-The CSV has `id, patient_id, study_id, view`, then one column per finding: 0, 1, or empty where it is not known; such
-images are left out of that finding's figures. The protocol (`<NAME>.yaml` beside the CSV, else one of those in
-`protocols/`, else one that asks for every column) says how findings are asked for, which columns are no findings, which
-means are taken, and whose published figures stand beside them.
+The CSV has `id, patient_id, study_id, view`, then one column per finding: 0, 1, or empty where unknown; such images are
+left out of that finding's figures. The protocol (`<NAME>.yaml` beside the CSV, else one of those in `protocols/`, else
+a default with every column as a finding) gives the prompts of findings, the columns that are no findings, the means to
+take, and published figures to show beside them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,8 +35,8 @@ COUNTED_AT = (0.9, 0.7)
 class Summary:
     """A mean over some of the columns, and the published figures for the same mean (`{model: {...}}`).
 
-    `all_columns` takes those in, too, that are no findings. `only`: these alone; `but`: not these; `more_than`: at
-    least one more positive image than this; `rarest`: so many with the fewest positive images.
+    `all_columns`: include columns that are no findings. `only`: these columns; `but`: not these; `more_than`: columns
+    with more positive images than this; `rarest`: this many columns with the fewest positive images.
     """
 
     title: str
@@ -50,9 +50,9 @@ class Summary:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a set is asked and scored. `templates` are the two sides' forms, `{}` standing for each of a finding's
-    words: its synonyms, else its column's name (in lower case if `lower_case`). `pairs` replaces both sides. `one_of`:
-    columns of which an image has one; the likeliest of them is scored, too."""
+    """The prompts and the scoring of a set. `templates` are the forms of both sides, where `{}` stands for each of a
+    finding's words: its synonyms, else its column's name (in lower case if `lower_case`). `pairs` replaces both sides.
+    `one_of`: columns of which an image has exactly one; the most probable of them is scored too."""
 
     title: str
     protocol: str = "Every column is a finding; its name is asked for."
@@ -68,11 +68,11 @@ class Protocol:
     summaries: Sequence[Summary] = ()
 
     def words(self, finding: str) -> list[str]:
-        """What a finding is called in prompts: its synonyms, else its column's name."""
+        """The words for a finding in prompts: its synonyms, else its column's name."""
         return list(self.synonyms.get(finding, [finding.lower() if self.lower_case else finding]))
 
     def prompts(self, finding: str) -> tuple[list[str], list[str]]:
-        """The texts of both sides, each averaged."""
+        """The prompts of both sides; those of a side are averaged."""
         if finding in self.pairs:
             return list(self.pairs[finding]["positive"]), list(self.pairs[finding]["negative"])
         positive, negative = (filled(self.templates[side], self.words(finding)) for side in ("positive", "negative"))
@@ -80,7 +80,7 @@ class Protocol:
 
 
 def filled(forms: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Each word in each form, `{}` standing for it."""
+    """Put each word in place of `{}` in each form."""
     return [form.replace("{}", word) for form in forms for word in words]
 
 
@@ -100,9 +100,9 @@ class NamedSet:
 
 @dataclass(frozen=True)
 class FindingScores:
-    """Of each column (L,): positive and known images, AUROC with Newcombe's 95 % interval; NaN without both classes.
+    """Per column (L,): positive and known images, AUROC with Newcombe's 95 % interval; NaN without both classes.
 
-    `influence` (N, L): `case_influence`, 0 for images whose label is not known.
+    `influence` (N, L): `case_influence`, 0 for images whose label is unknown.
     """
 
     n_pos: Floats
@@ -139,7 +139,7 @@ def read_named_set(data_dir: Path, name: str, pixel_range: str | None = None) ->
     check_images(images, pixel_range=pixel_range)
     protocol = read_protocol(data_dir, name)
     if astray := [name for name in protocol.one_of if name not in findings]:
-        raise UserError(f"{labels} has no column {astray[0]!r}, of which its protocol asks for the likeliest; add it")
+        raise UserError(f"{labels} has no column {astray[0]!r}, which its protocol lists under one_of; add it")
     return NamedSet(name, images, labels, table, findings, truth, protocol, sha256_of(images))
 
 
@@ -156,7 +156,7 @@ def labels_or_unknown(path: Path, column: "pd.Series[str]") -> Floats:
 
 
 def read_protocol(data_dir: Path, name: str) -> Protocol:
-    """`<data_dir>/<name>.yaml`, else the package's, else a protocol that asks for every column by its name."""
+    """Read `<data_dir>/<name>.yaml`, else the package's; else every column is a finding, under its own name."""
     own = data_dir / f"{name}.yaml"
     packaged = files("chexzero.evaluation").joinpath("protocols", f"{name}.yaml")
     if not own.is_file() and not packaged.is_file():
@@ -179,7 +179,7 @@ def read_protocol(data_dir: Path, name: str) -> Protocol:
 
 @dataclass(frozen=True)
 class Choices:
-    """How often the likeliest of the `one_of` columns is the right one, over the images that have exactly one of them.
+    """How often the most probable of the `one_of` columns is right, over the images that have exactly one of them.
 
     credit, labels: (n,), 1 where right (shared among ties), and which column is right. patients: (n,). precision:
     k -> (columns,), the share of a column's images among the k that its prompts rank first.
@@ -197,7 +197,7 @@ PRECISION_AT = (5, 10, 100)
 
 
 def score_choices(data: NamedSet, probability: Floats) -> Choices:
-    """Score the likeliest of the protocol's `one_of`. probability: (N, L)."""
+    """Score the most probable of the protocol's `one_of` columns. probability: (N, L)."""
     columns = [data.findings.index(name) for name in data.protocol.one_of]
     truth = data.truth[:, columns]
     rows = np.flatnonzero((truth == 1).sum(1) == 1)
@@ -211,7 +211,7 @@ def score_choices(data: NamedSet, probability: Floats) -> Choices:
 
 
 def score_findings(truth: Floats, probability: Floats) -> FindingScores:
-    """Areas of each column over the images whose label is known. truth: (N, L), 0, 1 or NaN. probability: (N, L)."""
+    """AUROC per column over the images whose label is known. truth: (N, L), 0, 1 or NaN. probability: (N, L)."""
     known = np.isfinite(truth)
     areas, influence = np.full(truth.shape[1], np.nan), np.zeros(truth.shape)
     for j, rows in enumerate(known.T):
@@ -227,7 +227,7 @@ def score_findings(truth: Floats, probability: Floats) -> FindingScores:
 def mean_difference(ours: FindingScores, theirs: FindingScores, columns: Sequence[int]) -> tuple[float, ...]:
     """Macro mean of ours minus theirs over some columns of one set: value, 95 % interval (DeLong's) and p value.
 
-    NaN without columns, or where one is undefined.
+    NaN without columns, or if one is undefined.
     """
     apart = ours.auroc[columns] - theirs.auroc[columns]
     if not len(apart) or not np.isfinite(apart).all():
@@ -239,7 +239,7 @@ def mean_difference(ours: FindingScores, theirs: FindingScores, columns: Sequenc
 
 
 def summarise(data: NamedSet, scores: FindingScores) -> list[SummaryScore]:
-    """The mean over all findings first, then the protocol's other means."""
+    """Return the mean over all findings, then the protocol's other means."""
     every = Summary("all findings")
     return [_summarise(one, data, scores) for one in (every, *data.protocol.summaries)]
 

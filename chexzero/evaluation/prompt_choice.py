@@ -1,4 +1,4 @@
-"""What the wording of prompts is worth: every set asked in several ways, one of them chosen on validation alone."""
+"""Comparison of prompt wordings: every set is scored with each, and one is chosen on validation images alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,20 +28,20 @@ from chexzero.zero_shot import Pair
 
 @dataclass(frozen=True)
 class Way:
-    """How findings are asked: forms of both sides (`negative` empty: nothing is denied), with synonyms or without."""
+    """A prompt wording: forms of both sides (`negative` empty: no negative prompt), with or without synonyms."""
 
     positive: Sequence[str]
     negative: Sequence[str]
     synonyms: bool = False
 
 
-#: CheXzero's way, with which the others are compared.
+#: CheXzero's wording, with which the others are compared.
 REFERENCE = "pair"
 
-#: What a protocol says itself: the figures of the set's own section.
+#: The wording of a set's own protocol, used for the figures of the set's section.
 OWN = "protocol"
 
-#: Name of a way -> the way.
+#: Name of a wording -> the wording.
 WAYS: Mapping[str, Way] = {
     REFERENCE: Way(PAIR_TEMPLATE[:1], PAIR_TEMPLATE[1:]),
     "positive only": Way(["{}"], []),
@@ -52,7 +52,7 @@ WAYS: Mapping[str, Way] = {
 
 
 def pairs(protocol: Protocol, findings: Sequence[str], way: Way) -> list[Pair]:
-    """The prompts of each finding. Where the protocol has whole texts for a finding, these are taken."""
+    """Return the prompts of each finding. If the protocol has whole texts for a finding, these are used."""
     known = known_synonyms() if way.synonyms else {}
     return [_pair(protocol, finding, way, known) for finding in findings]
 
@@ -71,9 +71,9 @@ def _pair(protocol: Protocol, finding: str, way: Way, known: Mapping[str, Sequen
 
 @dataclass(frozen=True)
 class SetWays:
-    """A set asked in every way of `WAYS` and as its protocol says (`OWN`).
+    """A set scored with every wording of `WAYS` and with its protocol's (`OWN`).
 
-    probability: way -> (N, L). scores: way -> its findings' scores. chosen: the way that is best on `chosen_on`.
+    probability: wording -> (N, L). scores: wording -> its findings' scores. chosen: the best wording on `chosen_on`.
     """
 
     data: NamedSet
@@ -83,7 +83,7 @@ class SetWays:
     chosen: str = REFERENCE
 
     def columns(self) -> list[int]:
-        """Findings that are defined, and are findings: those that every mean is over."""
+        """The columns of every mean: findings (not `no_findings`) with a defined AUROC."""
         areas = self.scores[REFERENCE].auroc
         return [
             j
@@ -96,7 +96,7 @@ class SetWays:
         return float(self.scores[way].auroc[columns].mean()) if columns else float("nan")
 
     def best(self) -> str:
-        """The way of `WAYS` with the highest mean here; of equally good ones the first."""
+        """The wording of `WAYS` with the highest mean here; ties go to the first."""
         return max(WAYS, key=self.mean) if self.columns() else REFERENCE
 
     def worth(self, way: str) -> tuple[float, ...]:
@@ -109,14 +109,14 @@ VALIDATION = "valid"
 
 
 def validation_of(data_dir: Path, name: str, pixel_range: str | None = None) -> NamedSet:
-    """The set that a named set's way of asking is chosen on: its own validation part, else CheXpert's."""
+    """The set on which a named set's wording is chosen: its own validation part, else CheXpert's."""
     if (data_dir / VALIDATION / images_file(name)).is_file():
         return replace(read_named_set(data_dir / VALIDATION, name, pixel_range), protocol=read_protocol(data_dir, name))
     return replace(read_named_set(data_dir, VALIDATION, pixel_range), protocol=read_protocol(data_dir, "chexpert"))
 
 
 def ask_sets(settings: EvaluationSettings, choice: Choice, sets: Sequence[NamedSet], data_dir: Path) -> list[SetWays]:
-    """Every set asked in every way, each with the way that validation images choose."""
+    """Score every set with every wording, and choose each set's wording on validation images."""
     validations = {one.name: validation_of(data_dir, one.name, settings.pixel_range) for one in sets}
     asked = list({one.images: one for one in (*validations.values(), *sets)}.values())
     requests = [

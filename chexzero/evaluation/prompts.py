@@ -18,7 +18,7 @@ UPSTREAM = "upstream"
 
 @dataclass(frozen=True)
 class Prompt:
-    """How one label is asked for: `name` says which alternative it is, the texts of one side are averaged."""
+    """The prompts of one label: `name` says which alternative it is; the texts of a side are averaged."""
 
     label: str
     name: str
@@ -35,17 +35,17 @@ class Prompt:
 
 
 def pair(label: str, name: str, words: str, template: Sequence[str] = PAIR_TEMPLATE) -> Prompt:
-    """`words` put in a pair of templates."""
+    """Put `words` in a pair of templates."""
     return Prompt(label, name, (template[0].format(words),), (template[1].format(words),))
 
 
 def upstream_prompts(labels: Sequence[str] = LABELS) -> list[Prompt]:
-    """Upstream's pair for each label, the label's name as it is."""
+    """Upstream's pair for each label, with the label's name unchanged."""
     return [pair(label, UPSTREAM, label) for label in labels]
 
 
 def read_alternatives(path: str | Path | None = None) -> list[Prompt]:
-    """The alternatives of a YAML file (default: the one that comes with the package), in label order.
+    """Read the alternatives of a YAML file (default: the package's), in label order.
 
     Raises `UserError` for a file that is not YAML, an unknown key or label, a text that is no string, a template
     without `{}`, and a pair that lacks a side.

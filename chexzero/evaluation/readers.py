@@ -23,7 +23,7 @@ class Reader:
 
 
 def study_key(text: str) -> str:
-    """`patient64741/study1` of any spelling of a CheXpert study or image; other ids stay as they are."""
+    """Return `patient64741/study1` for any spelling of a CheXpert study or image; other ids are only stripped."""
     parts = text.strip().strip("/").split("/")
     for i, part in enumerate(parts[:-1]):
         if part.startswith("patient") and parts[i + 1].startswith("study"):
@@ -32,16 +32,16 @@ def study_key(text: str) -> str:
 
 
 def read_reader(path: str | Path, studies: Sequence[str], *, binary: bool) -> Reader:
-    """Read a CSV with a column `Study` and one a label (by name, in any order), one row for each of `studies`.
+    """Read a CSV with a column `Study` and one per label (by name, in any order), one row for each of `studies`.
 
     `binary`: calls, each 0 or 1; else scores, any finite number. Raises `UserError` for missing, repeated or blank
-    rows and for values that are not allowed. Studies of the file that are not ours are ignored.
+    rows and for values that are not allowed. Other studies of the file are ignored.
     """
     path = Path(path)
-    table = read_table(path, ["Study"], remedy="name a CSV with `Study` and one column a label")
+    table = read_table(path, ["Study"], remedy="name a CSV with `Study` and one column per label")
     labels = [label for label in LABELS if label in table]
     if not labels:
-        raise UserError(f"{path} has none of the labels as a column; name a CSV with `Study` and one column a label")
+        raise UserError(f"{path} has none of the labels as a column; name a CSV with `Study` and one column per label")
     keys = [study_key(str(value)) for value in table["Study"]]
     if len(set(keys)) != len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
@@ -80,7 +80,7 @@ def mean_rates(
     for reader in readers:
         lacking = [label for label in labels if label not in reader.labels]
         if lacking:
-            raise UserError(f"the radiologists' file {reader.name} lacks the column {lacking[0]}; name a whole file")
+            raise UserError(f"the radiologists' file {reader.name} lacks the column {lacking[0]}; name a complete file")
         called = reader.values[:, [reader.labels.index(label) for label in labels]]
         each.append(rates(truth[:, columns], called, counts))
     return Rates(

@@ -1,4 +1,4 @@
-"""All the numbers of one labelled set."""
+"""All results of one labelled set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class LabelMetric:
     compute: Callable[[NDArray, NDArray], NDArray]
 
 
-#: What is computed per label beside the area. A row is a key of metrics.json and a column of the report's first table.
+#: Metrics per label besides AUROC. An entry is a key of metrics.json and a column of the report's table of AUROCs.
 LABEL_METRICS = {
     "average_precision": LabelMetric("Average precision", average_precision),
     "ece": LabelMetric("Calibration error", expected_calibration_error),
@@ -54,10 +54,11 @@ class Mean:
 
 @dataclass(frozen=True)
 class SetResult:
-    """A set's truth and probabilities (N units, 14) and what follows from them, each (14,) in `LABELS` order.
+    """A set's truth and probabilities (N units, 14) and the results from them, each (14,) in `LABELS` order.
 
-    `per_label` has the `LABEL_METRICS`. `samples` (S, 14) are the bootstrap's areas, `lower` and `upper` upstream's percentiles of them; `newcombe` are the
-    intervals that hold with few positive cases. `at` are the thresholds that `rates` used (chosen on validation).
+    `per_label` has the `LABEL_METRICS`. `samples` (S, 14) are the bootstrap's AUROCs, `lower` and `upper` upstream's
+    percentiles of them; `newcombe` are the intervals that hold with few positive cases. `at` are the thresholds that
+    `rates` used (chosen on validation).
     """
 
     name: str
@@ -96,7 +97,7 @@ class SetResult:
 
     @cached_property
     def influence(self) -> np.ndarray:
-        """How far each case moves each area: (N, 14)."""
+        """The influence of each case on each AUROC: (N, 14)."""
         return case_influence(self.truth, self.probability)
 
     def __len__(self) -> int:
@@ -109,7 +110,7 @@ class SetResult:
         return MEANS[key]
 
     def mean(self, key: str) -> Mean:
-        """The mean `key` of this set's areas, with both intervals."""
+        """The mean `key` of this set's AUROCs, with both intervals."""
         value, used = mean_over_labels(self.auroc, self.members(key))
         drawn = mean_of_samples(self.samples, used)
         lower, upper = percentile_interval(drawn)
@@ -119,7 +120,7 @@ class SetResult:
         return Mean(value, float(lower), float(upper), used, drawn, interval)
 
     def metrics(self) -> dict[str, Any]:
-        """What `metrics.json` has for this set; undefined values are None."""
+        """The entry of this set in `metrics.json`; undefined values are None."""
         columns = {
             "auroc": self.auroc,
             "lower": self.lower,

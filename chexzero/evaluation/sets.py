@@ -1,4 +1,4 @@
-"""The labelled sets of an evaluation: read, checked, and grouped into the cases that count."""
+"""The labelled sets of an evaluation: read, checked, and grouped into cases."""
 
 import logging
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class EvaluationSet:
 
 
 def read_set(data_dir: Path, name: str, pixel_range: str | None = None) -> EvaluationSet:
-    """Read `<name>.h5` and `<name>_labels.csv`, sure that rows match and that every image shows something.
+    """Read `<name>.h5` and `<name>_labels.csv`; check that rows match and that no image is blank.
 
     pixel_range: `BLACK,WHITE`, the values that stand for 0 and 255 in a file of floating-point images.
     """
@@ -46,7 +46,7 @@ def read_set(data_dir: Path, name: str, pixel_range: str | None = None) -> Evalu
 
 
 def _identity(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The four columns that say what a row is. Upstream's files lack them: each row is then a study of its own."""
+    """Return the four columns that identify a row. Upstream's files lack them: each row is then its own study."""
     if "study_id" not in table or "view" not in table:
         log.warning("%s has no columns study_id and view: each row is taken for one frontal view of one study", path)
     row = pd.Series([f"row {i + 1}" for i in range(len(table))])
@@ -70,7 +70,7 @@ def _identity(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Units:
-    """What is counted: images or studies. `table` and `truth` have one row a unit.
+    """The cases that are counted: images or studies. `table` and `truth` have one row per unit.
 
     `members[k]` is the unit of the image row `rows[k]`.
     """
@@ -97,9 +97,9 @@ class Units:
 def units(evaluation_set: EvaluationSet, level: str) -> Units:
     """Group a set's rows.
 
-    `image`: upstream's way, the first frontal view of each study (studies without one are left out and counted).
-    `study_mean`, `study_max`: every study with all its views. Raises `UserError` where the labels of two
-    views of a study differ, or where nothing is left.
+    `image`: as upstream, the first frontal view of each study (`left_out` counts the studies without one).
+    `study_mean`, `study_max`: every study with all its views. Raises `UserError` if the labels of two views of a study
+    differ, or if no case is left.
     """
     table, truth = evaluation_set.table, evaluation_set.truth
     codes, studies = pd.factorize(table["study_id"])

@@ -1,4 +1,4 @@
-"""What one evaluation is asked for: the flags of `run_zero_shot.py` as one frozen, typed value."""
+"""The settings of an evaluation: the flags of `run_zero_shot.py` as one frozen, typed value."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """One field per flag, under the flag's name; `suites` holds the flags that the suites add, by name.
+    """One field per flag, under the flag's name; `suites` holds the suites' own flags by name.
 
     Raises `UserError` for flags that exclude each other or need another.
     """
@@ -60,7 +60,7 @@ class EvaluationSettings:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "EvaluationSettings":
-        """The settings that parsed flags make; flags that are no field here are the suites'."""
+        """Make the settings from parsed flags; flags that are no field here belong to the suites."""
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
         if given.get("ensemble") is not None:
             given["ensemble"] = ensemble_size(given["ensemble"])
@@ -69,7 +69,7 @@ class EvaluationSettings:
         return cls(**known, suites={name: value for name, value in vars(args).items() if name not in own})
 
     def flags(self) -> dict[str, Any]:
-        """Every flag by name, for the record: texts, numbers and lists of them."""
+        """Every flag by name, as texts, numbers and lists of them, to be recorded."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "suites"}
         return {name: _plain(value) for name, value in (values | dict(self.suites)).items()}
 

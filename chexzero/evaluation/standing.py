@@ -1,7 +1,7 @@
-"""Where a probability stands: its percentile among the validation images, and its side of the threshold chosen there.
+"""Context for a probability: its percentile among the validation images, and its side of the threshold chosen there.
 
-Probabilities of this model lie near 0.5 and say little by themselves. What a value means is read from an evaluation of
-the same weights: `predictions_valid.csv` and `metrics.json` in its results folder.
+Probabilities of this model lie near 0.5 and say little by themselves. They are compared with an evaluation of the same
+weights: `predictions_valid.csv` and `metrics.json` in its results folder.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from chexzero.common.statistics import Floats
 
 @dataclass(frozen=True)
 class Standing:
-    """Validation probabilities by label (N,), and what `metrics.json` has per label for the test set."""
+    """Validation probabilities by label (N,), and the test set's entries per label of `metrics.json`."""
 
     reference: dict[str, Floats]
     measured: dict[str, dict[str, Any]]
@@ -62,7 +62,7 @@ class Standing:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def sentence(self, label: str, value: float) -> str:
-        """The same for one value, for instance `97th percentile of the validation images; above ...`; empty if unknown."""
+        """A sentence for one value, as `97th percentile of 200 validation images; below ...`; empty if unknown."""
         if label not in self.reference:
             return ""
         rank = int(np.clip(np.floor(self.percentile(label, value)), 0, 99))
@@ -79,7 +79,7 @@ class Standing:
 
 
 def read_standing(results: Path, checkpoint_sha256: str) -> Standing | None:
-    """The standing from an evaluation's folder, or None where there is none of exactly these weights."""
+    """Read the standing from an evaluation's folder; None if it has no evaluation of exactly these weights."""
     path = results / "metrics.json"
     if is_unfinished(results) or not path.is_file() or not (results / "predictions_valid.csv").is_file():
         return None

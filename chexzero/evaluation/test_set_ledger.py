@@ -1,4 +1,4 @@
-"""A ledger of what was evaluated on the test set: a test set that is looked at often becomes a validation set."""
+"""A ledger of the evaluations on the test set: a test set that is read often becomes a validation set."""
 
 import logging
 import os
@@ -19,17 +19,19 @@ NAME = "test_reads.json"
 
 
 def ledger_path(data_dir: Path, out: Path) -> Path:
-    """Where the ledger lies: beside the test set, one for all results; in `out` where that folder cannot be written."""
+    """Return the ledger's path: beside the test set, shared by all results; in `out` if that folder is not writable."""
     if os.access(data_dir, os.W_OK):
         return data_dir / NAME
-    log.warning("%s cannot be written: the ledger of test-set reads is kept in %s and may miss others", data_dir, out)
+    log.warning(
+        "%s cannot be written: the ledger of test-set reads is kept in %s and may lack other reads", data_dir, out
+    )
     return out / NAME
 
 
 def record_test_read(
     path: Path, predictors: Sequence[Predictor], test: EvaluationSet, level: str, run: str = ""
 ) -> list[dict[str, Any]]:
-    """Add this evaluation to the ledger, unless the same one is there, and return all of this set, oldest first.
+    """Add this evaluation to the ledger, unless it is there already; return all entries of this set, oldest first.
 
     An entry names the checkpoints and the test images by SHA-256; the same checkpoints on the same images at the same
     level are one read, because their predictions come from the cache.

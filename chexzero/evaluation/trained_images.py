@@ -18,14 +18,14 @@ ID_PARTS = 3
 
 @dataclass(frozen=True)
 class TrainedImages:
-    """Pixel hashes and ends of ids of the images that a run was trained on; `why_unknown` where they are not known."""
+    """Pixel hashes and ends of ids of the images that a run was trained on; `why_unknown` if they are unknown."""
 
     hashes: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
     why_unknown: str = ""
 
     def found_in(self, data: NamedSet) -> int:
-        """How many images of a set are among them."""
+        """Count the images of a set that are among them."""
         if self.why_unknown:
             return 0
         ids = data.table["id"].fillna("")
@@ -36,11 +36,11 @@ class TrainedImages:
 
 
 def trained_images(run: RunFolder | None, data_dir: Path, splits: Path) -> TrainedImages:
-    """What the manifest of the training images says, if these are the images that the run recorded."""
+    """Read the manifest of the training images, if these are the images that the run recorded."""
     training = trained_on(run)
     built = read_build(data_dir).get("files", {}).get(TRAINING, {})
     if training is None:
-        return TrainedImages(why_unknown="what the checkpoint was trained on is not on record")
+        return TrainedImages(why_unknown="the checkpoint's training images are not recorded")
     if not isinstance(built, dict) or built.get("sha256") != training:
         return TrainedImages(why_unknown=f"the run was trained on images that {data_dir} does not hold, by SHA-256")
     manifest = next((path for path in (splits, data_dir.parent / "splits") if (path / "train.csv").is_file()), None)

@@ -1,4 +1,4 @@
-"""The evaluation's report put together: which sections, in which order, and everything else that is written."""
+"""Assemble the evaluation's report: its sections in order, and the other files written with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from chexzero.runs.evidence import Claim, training_claim
 
 @dataclass(frozen=True)
 class Others:
-    """Those that the run is compared with, from the files that were named."""
+    """The readers and models that the run is compared with."""
 
     radiologists: list[Reader]
     supervised: list[Reader]
@@ -42,7 +42,7 @@ class Others:
 
 
 def read_others(settings: EvaluationSettings, data_dir: Path) -> Others:
-    """Read them before anything is predicted, so that a wrong file costs no time."""
+    """Read the comparison files, before anything is predicted, so that a wrong file fails early."""
     baseline = checkpoints_in(settings.baseline) if settings.baseline else []
     if not settings.radiologists and not settings.supervised:
         return Others([], [], baseline)
@@ -142,7 +142,7 @@ def main_sections(
     checks: list[sanity.Check],
     figures: Path,
 ) -> list[Section]:
-    """The sections about the 14 labels, those that a reader wants first at the top."""
+    """The sections about the 14 labels, most important first."""
     run, valid, test = choice.run, found.valid, found.test
     curves = [draw(run, figures) for draw in (charts.validation_curve, charts.training_loss) if run]
     scaled = platt(valid.truth, valid.probability, test.probability)
@@ -177,7 +177,7 @@ def main_sections(
 def closing_sections(
     settings: EvaluationSettings, choice: Choice, found: Measured, claim: Claim, figures: Path
 ) -> list[Section]:
-    """Cases to look at, if they were asked for, and where everything comes from."""
+    """The most confident cases (with `--thumbnails`), the overlap audit, the data and the provenance."""
     images, pixel_range = found.sets[1].images, settings.pixel_range
     cases = [thumbnails_section(found.test, images, figures, pixel_range)] if settings.thumbnails else []
     return [
@@ -191,7 +191,7 @@ def closing_sections(
 def score_sets(
     settings: EvaluationSettings, choice: Choice, sets: Sequence[NamedSet], data_dir: Path, out: Path
 ) -> tuple[list[Section], list[sanity.Check]]:
-    """A section per evaluation set by name, one table over all, and what the wording of prompts is worth.
+    """Score the evaluation sets by name: an overview, a comparison of prompt wordings, and one section per set.
 
     Predictions go to `predictions_<name>.csv`. The checks say which sets the run was trained on.
     """
@@ -210,7 +210,7 @@ def score_sets(
         if one.protocol.one_of:
             add_choices(section, {way: score_choices(one, values) for way, values in asked.probability.items()})
         if trained.verdict == sanity.LOOK:
-            section.text.insert(0, f"Warning: {trained.detail}; these figures are not those of unseen images.")
+            section.text.insert(0, f"Warning: {trained.detail}; these figures do not describe unseen images.")
         sections.append(section)
         table = one.table[[name for name in IDENTITY if name in one.table]]
         predicted = pd.DataFrame(asked.probability[OWN], columns=one.findings, index=table.index)

@@ -12,7 +12,7 @@ from chexzero.report.charts import save
 from chexzero.report.sections import Figure, Section, Table
 
 PER_KIND = 3
-#: Title -> (the case is positive, sort by falling probability).
+#: Title -> (the case is positive, sort by descending probability).
 KINDS = {
     "right: present": (True, True),
     "right: absent": (False, False),
@@ -22,7 +22,7 @@ KINDS = {
 
 
 def thumbnails_section(test: SetResult, images: Path, folder: Path, pixel_range: str | None = None) -> Section:
-    """One figure a label with the cases the model is surest about, right and wrong."""
+    """One figure per label with the model's most confident cases, right and wrong."""
     first = np.unique(test.units.members, return_index=True)[1]
     rows = test.units.rows[first]
     labels = [label for label in range(len(LABELS)) if np.isfinite(test.auroc[label])]
@@ -42,8 +42,8 @@ def thumbnails_section(test: SetResult, images: Path, folder: Path, pixel_range:
         "cases",
         "Most confident cases",
         [
-            "These are images and ids of patients (shown because --thumbnails was given): keep this report where the "
-            "images may be kept. At study level the first view is shown."
+            "These are images and ids of patients (shown because --thumbnails was given): keep this report only where "
+            "the images may be kept. At study level the first view is shown."
         ],
         [table],
         figures,

@@ -48,7 +48,7 @@ def style(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
 
 
 def _grid(draw: Callable[[Axes, int], str | None], x: str, y: str) -> Canvas:
-    """One small square plot a label; `draw` returns None, or why there is nothing to draw."""
+    """One small square plot per label; `draw` returns None, or the reason why nothing is drawn."""
     canvas = Canvas(figsize=(11, 7.2))  # a fixed layout: computing one for fifteen plots takes seconds
     canvas.subplots_adjust(left=0.06, right=0.99, bottom=0.07, top=0.96, wspace=0.08, hspace=0.16)
     cells = canvas.subplots(3, 5, sharex=True, sharey=True).ravel()
@@ -99,12 +99,12 @@ def roc(valid: SetResult, test: SetResult, readers: Sequence[Reader], folder: Pa
         axes.text(0.98, 0.03, f"{test.auroc[i]:.3f}", ha="right", fontsize=9, color=OURS)
         return None
 
-    points = " The crosses are the radiologists." if readers else ""
+    points = " Crosses mark the radiologists' operating points." if readers else ""
     return save(
         _grid(draw, "1 − specificity", "sensitivity"),
         folder,
         "roc",
-        f"ROC curves on the test set, with its AUROC, and on the validation set in grey.{points}",
+        f"ROC curves on the test set, with its AUROC, and, in grey, on the validation set.{points}",
     )
 
 
@@ -126,13 +126,13 @@ def precision_recall(valid: SetResult, test: SetResult, folder: Path) -> Figure:
         _grid(draw, "recall (sensitivity)", "precision"),
         folder,
         "precision_recall",
-        "Precision-recall curves on the test set, with its average precision, and on the validation set in "
-        "grey. The dotted line is the share of positive cases in the test set.",
+        "Precision-recall curves on the test set, with its average precision, and, in grey, on the validation set. "
+        "The dotted line is the share of positive cases in the test set.",
     )
 
 
 def calibration(test: SetResult, scaled: np.ndarray, folder: Path) -> Figure:
-    """Reliability of the probabilities and of `scaled` ones (N, 14); the larger a point, the more cases."""
+    """Reliability diagrams of the probabilities and of `scaled` (N, 14); larger points hold more cases."""
 
     def draw(axes: Axes, i: int) -> str | None:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.7, linestyle=":")
@@ -157,8 +157,8 @@ def calibration(test: SetResult, scaled: np.ndarray, folder: Path) -> Figure:
         folder,
         "reliability",
         "Reliability on the test set in ten bins of equal width, of the probabilities as predicted and "
-        "scaled on the validation set; the larger a point, the more cases. On the dotted line they mean what "
-        "they say.",
+        "scaled on the validation set; larger points hold more cases. Points on the dotted line are perfectly "
+        "calibrated.",
     )
 
 
@@ -180,7 +180,7 @@ def beside_paper(test: SetResult, folder: Path) -> Figure:
     axes.plot([], [], "o", color=OURS, label="this run")
     axes.axvline(0.5, color=MUTED, linewidth=0.7, linestyle=":")
     axes.set_yticks(range(len(LABELS)), list(reversed(LABELS)))
-    axes.set_xlim(-0.01, 1.01)  # a mark at 1 stays whole
+    axes.set_xlim(-0.01, 1.01)  # so that a marker at 1 is not clipped
     style(axes, x="AUROC on the test set, with 95 % interval")
     axes.tick_params(axis="y", labelsize=9)
     axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
@@ -240,7 +240,7 @@ def training_loss(run: RunFolder, folder: Path) -> Figure | None:
 
 
 def validation_curve(run: RunFolder, folder: Path) -> Figure | None:
-    """Validation AUROC over steps with the selected step and its rivals; None without a record."""
+    """Validation AUROC over steps with the selected step and the runner-up; None without a record."""
     metric = run.ranking_metric
     names = {key: f"mean of {title}" for key, title in MEAN_TITLES.items()}
     if metric not in run.metrics or run.metrics[metric].isna().all():

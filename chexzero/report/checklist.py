@@ -1,7 +1,7 @@
-"""What a reporting checklist asks for, filled from records: `reporting.md` and `reporting.tex` beside the report.
+"""The reporting checklist, filled from records: `reporting.md` and `reporting.tex` beside the report.
 
-Every topic of CLAIM 2024 and TRIPOD+AI that the build, the run and the evaluation recorded is filled from there; the
-rest is listed as the author's to write. A paragraph for the Methods and the flow of exclusions follow.
+Topics of CLAIM 2024 and TRIPOD+AI that the build, the run or the evaluation recorded are filled in; the rest are listed
+as the author's to write. A draft paragraph for the Methods and the flow of exclusions follow.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +15,7 @@ import yaml
 from chexzero.common.files import write_text
 from chexzero.common.intervals import FEW
 from chexzero.common.markup import without_folders
+from chexzero.common.resample import RESOLUTION
 from chexzero.evaluation.checkpoint_choice import Choice
 from chexzero.evaluation.results import SetResult
 from chexzero.report.format import unit_name
@@ -29,7 +30,7 @@ AUTHOR = "the author's to write"
 
 @dataclass(frozen=True)
 class Records:
-    """What the checklist is filled from."""
+    """The records that fill the checklist."""
 
     choice: Choice
     build: Mapping[str, Any]
@@ -46,7 +47,7 @@ class Records:
 
 
 def _parts(records: Records) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Role, release and split, and counts of each part of the build."""
+    """Return role, release/split and counts of each part of the build."""
     counts = records.build.get("counts")
     return [
         (str(role), str(part), found)
@@ -78,8 +79,8 @@ def _preprocessing(records: Records) -> str | None:
     if not isinstance(built, Mapping):
         return None
     return (
-        f"Longer side scaled to 320 pixels, centred on black, 8 bits (16-bit images: {built.get('depth16')}); text: the "
-        f"report's {built.get('section')}"
+        f"Longer side scaled to {built.get('image_size', RESOLUTION)} pixels, centred on black, 8 bits (16-bit images: "
+        f"{built.get('depth16')}); text: the report's {built.get('section')}"
     )
 
 
@@ -145,7 +146,7 @@ def _failures(records: Records) -> str | None:
     return f"Checks that failed: {names}" if names else "No check of the data or the model failed"
 
 
-#: `from` of checklist.yaml -> what the records say, or None where they say nothing.
+#: `from` of checklist.yaml -> text from the records, None if they have none.
 FROM_RECORDS: dict[str, Callable[[Records], str | None]] = {
     "sources": _sources,
     "exclusions": _exclusions,
@@ -171,7 +172,7 @@ FROM_RECORDS: dict[str, Callable[[Records], str | None]] = {
 
 
 def filled(records: Records) -> list[list[str]]:
-    """Rows of a topic and what is on record about it."""
+    """Return one row per topic: its name, and what the records say about it."""
     topics = yaml.safe_load(files("chexzero.report").joinpath("checklist.yaml").read_text(encoding="utf-8"))
     rows = []
     for one in topics:
@@ -181,7 +182,7 @@ def filled(records: Records) -> list[list[str]]:
 
 
 def methods(records: Records) -> str:
-    """A paragraph for the Methods, of what is on record."""
+    """Return a draft paragraph for the Methods, from the records."""
     keys = ("sources", "preprocessing", "model", "initial", "training", "selection", "overlap")
     told = [FROM_RECORDS[key](records) for key in keys]
     sentences = [text.rstrip(".") + "." for text in told if text]
@@ -196,7 +197,7 @@ def methods(records: Records) -> str:
 
 
 def flow(records: Records) -> list[tuple[str, str, str]]:
-    """Boxes of the flow diagram per part: in the tables, left out, kept."""
+    """Return the flow diagram's boxes, per part of the build: in the tables, left out, kept."""
     boxes = []
     for role, part, found in _parts(records):
         reasons = found.get("left_out")
@@ -222,10 +223,10 @@ def write_reporting(records: Records, folder: Path, full_paths: bool = False) ->
             f"Topics of CLAIM 2024 and TRIPOD+AI, without the items' numbers (a journal's own form has them): "
             f"{len(rows) - open_topics} of {len(rows)} are filled from records, {open_topics} are the author's to write. reporting.md and reporting.tex beside this page hold the table, "
             f"the paragraph below and the flow of exclusions.",
-            f"Methods, of what is on record: {text}",
+            f"Draft of the Methods, from the records: {text}",
         ],
         [
-            Table("Topics and what is on record", ["Topic", "On record"], rows),
+            Table("Topics and what the records say", ["Topic", "On record"], rows),
             Table("Flow of exclusions", ["In the tables", "Left out", "Kept"], [list(box) for box in boxes]),
         ],
     )

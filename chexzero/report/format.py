@@ -1,4 +1,4 @@
-"""How numbers are written in the report's tables; what is undefined becomes None, which is shown as `n/a`."""
+"""Format numbers for the report's tables; undefined values become None, which is shown as `n/a`."""
 
 import numpy as np
 
@@ -25,4 +25,4 @@ def p_text(p: float) -> str | None:
 
 
 def unit_name(result: SetResult) -> str:
-    return "images, one a study" if result.units.level == "image" else "studies"
+    return "images, one per study" if result.units.level == "image" else "studies"

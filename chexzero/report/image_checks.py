@@ -1,4 +1,4 @@
-"""Checks of the images themselves: stored twice, turned or mirrored, darker or brighter than those trained on."""
+"""Checks of the images: stored twice, turned or mirrored, darker or brighter than the training images."""
 
 from pathlib import Path
 
@@ -23,12 +23,12 @@ MEAN_APART, CONTRAST_APART = 2.0, 1.6
 
 
 def looks_alike(name: str, one: ImageStatistics, other_name: str, other: ImageStatistics) -> list[Check]:
-    """Orientation and brightness of a set against another's."""
+    """Compare orientation and brightness of a set with another's."""
     return [_orientation(name, one, other_name, other), _brightness(name, one, other_name, other)]
 
 
 def _orientation(name: str, one: ImageStatistics, other_name: str, other: ImageStatistics) -> Check:
-    """Each image is laid on the other set's average image, as it is and turned; the set's mean decides."""
+    """Compare each image, as stored and turned, with the other set's average image; the mean over the set decides."""
     title = f"{name} images lie as the {other_name} images do"
     if way := best_turn(turn_gains(one, other.small.mean(0))):
         return Check(title, LOOK, f"they fit the average {other_name} image better when {way}")
@@ -36,13 +36,15 @@ def _orientation(name: str, one: ImageStatistics, other_name: str, other: ImageS
 
 
 def lies_as_a_chest(name: str, one: ImageStatistics) -> Check:
-    """Frontal images against a schematic chest: also where all sets lie wrong in the same way."""
+    """Compare frontal images with a schematic chest, which also finds mistakes that all sets share."""
     title = f"{name} images show the heart on the right side of the image"
     if len(one.small) < FEW:
-        return Check(title, NOT_POSSIBLE, f"the set names {len(one.small)} frontal images, too few to tell")
+        return Check(title, NOT_POSSIBLE, f"fewer than {FEW} images are known to be frontal, too few to tell")
     if way := wrong_way(one):
         return Check(
-            title, LOOK, f"they look like radiographs when {way} (mirrored, turned or negative on the way here?)"
+            title,
+            LOOK,
+            f"they look like radiographs when {way} (were they mirrored, turned or inverted on the way here?)",
         )
     return Check(title, PASSED, f"{len(one.small)} frontal images compared with a schematic chest in eight ways")
 
@@ -69,7 +71,7 @@ def _brightness(name: str, one: ImageStatistics, other_name: str, other: ImageSt
 
 
 def equal_images(valid: EvaluationSet, test: EvaluationSet) -> list[Check]:
-    """The same image stored twice, under whatever ids, within a set and across the two."""
+    """Find images stored twice, under any id, within a set and across the two sets."""
     hashes = {one.name: image_hashes(one.images) for one in (valid, test)}
     checks = []
     for one in (valid, test):
@@ -85,7 +87,7 @@ def equal_images(valid: EvaluationSet, test: EvaluationSet) -> list[Check]:
 
 
 def image_checks(valid: EvaluationSet, test: EvaluationSet, training: Path | None) -> list[Check]:
-    """All checks of the images. training: the image file that the run trained on, where it is at hand."""
+    """All checks of the images. training: the image file that the run trained on, if it is available."""
     frontal = {one.name: np.flatnonzero(one.table["view"] == "frontal") for one in (valid, test)}
     found = {
         one.name: read_statistics(one.images, frontal[one.name] if len(frontal[one.name]) else None, one.pixel_range)
@@ -100,6 +102,9 @@ def image_checks(valid: EvaluationSet, test: EvaluationSet, training: Path | Non
         *looks_alike("test", found["test"], "validation", found["valid"]),
     ]
     if training is None or not training.is_file():
-        return [*checks, Check("images lie as the training images do", NOT_POSSIBLE, "no training images at hand")]
+        return [
+            *checks,
+            Check("images lie as the training images do", NOT_POSSIBLE, "the training images are not available"),
+        ]
     kept = read_statistics(training, pixel_range=test.pixel_range)
     return [*checks, *(c for name in found for c in looks_alike(name, found[name], "training", kept))]

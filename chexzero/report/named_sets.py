@@ -26,15 +26,15 @@ def named_set_section(data: NamedSet, scores: FindingScores, summaries: Sequence
     text = [
         f"{len(data.table)} images of {data.images.name}, {len(data.findings)} columns of {data.labels.name}.",
         protocol.protocol,
-        "Intervals are Newcombe's; that of a mean combines the findings' own with their correlation. Published figures "
+        "Intervals are Newcombe's; that of a mean combines the findings' intervals and correlations. Published figures "
         "are the authors' own, on the images that they name.",
     ]
     if protocol.source:
         text.append(f"Source: {protocol.source}")
     if unknown:
-        text.append(f"{unknown} labels are not known; these images are left out of that finding's figures.")
+        text.append(f"{unknown} labels are blank; such an image is left out of that finding's figures.")
     if undefined:
-        text.append(f"Without a positive and a negative image, hence undefined: {_some(undefined)}.")
+        text.append(f"Undefined, because a class is missing: {_some(undefined)}.")
     metrics: dict[str, Any] = {
         "images": len(data.table),
         "summaries": {one.summary.title: _summary_metrics(one) for one in summaries},
@@ -63,14 +63,14 @@ def overview_section(results: Sequence[tuple[NamedSet, Sequence[SummaryScore]]])
     """One row per set: the mean over all its findings."""
     rows = [[data.protocol.title, data.name, len(data.table), *_cells(summaries[0])[1:]] for data, summaries in results]
     columns = ["Set", "Name", "Images", "Findings", "Mean AUROC", "95 % interval", *COUNT_NAMES.values()]
-    text = ["Findings are those with a positive and a negative image; each set counts once per finding."]
+    text = ["A set's mean is over its findings with both positive and negative images, each counted once."]
     metrics = {data.name: _summary_metrics(summaries[0]) for data, summaries in results}
     table = Table("Mean zero-shot AUROC over the findings of each set", columns, rows)
     return Section("sets", "Evaluation sets by name", text, [table], [], metrics)
 
 
 def add_choices(section: Section, found: Mapping[str, Choices]) -> None:
-    """Accuracy of the likeliest of several findings, and precision of retrieval, for each way of asking."""
+    """Add accuracy of the most probable of several findings, and retrieval precision, for each prompt wording."""
     first = next(iter(found.values()))
     ranks = list(first.precision)
     rows: list[list[Any]] = []
@@ -93,18 +93,18 @@ def add_choices(section: Section, found: Mapping[str, Choices]) -> None:
             },
         }
     section.text.append(
-        f"Of {', '.join(first.names)}, {len(first.credit)} images have exactly one. Accuracy: how often its probability is "
-        f"the highest of the {len(first.names)} (ties share the credit; chance {1 / len(first.names):.3f}; Wilson's interval, "
-        "patients kept together). Precision at k: the share of a finding's images among the k that its prompts rank first, "
-        "mean over the findings. Published accuracies are of other prompts, and of other images where the set was drawn "
-        "again."
+        f"{len(first.credit)} images have exactly one of {', '.join(first.names)}. Accuracy: how often its probability "
+        f"is the highest of the {len(first.names)} (ties share the credit; chance {1 / len(first.names):.3f}; Wilson's "
+        "interval, clustered by patient). Precision at k: the share of a finding's images among the k that its prompts "
+        "rank first, mean over the findings. Published accuracies come from other prompts, and from other images where "
+        "the set was drawn again."
     )
     columns = ["Prompts", "Accuracy", "95 % interval", *(f"precision at {k}" for k in ranks)]
     section.tables.insert(0, Table(f"The likeliest of {len(first.names)} findings", columns, rows))
 
 
 def prompt_choice_section(ways: Sequence[SetWays]) -> Section:
-    """What the wording of prompts is worth: every set asked in every way, and the way that validation chose."""
+    """Compare prompt wordings: the mean AUROC of every set with each, and with the one chosen on validation images."""
     rows = [
         [
             one.data.protocol.title,
@@ -119,10 +119,11 @@ def prompt_choice_section(ways: Sequence[SetWays]) -> Section:
     ]
     columns = ["Set", *WAYS, "Chosen on", "Chosen", "Worth", "95 % interval", "Best in hindsight"]
     text = [
-        "Mean AUROC over the findings, asked in several ways: CheXzero's pair ({} against “no {}”), the finding alone, "
-        "“there is {}” against “there is no {}” and alone, and CheXzero's pair with the features of all known synonyms "
-        "averaged. One way is chosen on validation images alone; Worth is its mean minus that of CheXzero's pair on the "
-        "same images (DeLong's interval). The best in hindsight is not a result: it was chosen on the set itself."
+        "Mean AUROC over the findings with several prompt wordings: CheXzero's pair ({} against “no {}”), the finding "
+        "alone, “there is {}” against “there is no {}” and alone, and CheXzero's pair with the features of all known "
+        "synonyms averaged. One wording is chosen on validation images alone; Worth is its mean minus that of "
+        "CheXzero's pair on the same images (DeLong's interval). The best in hindsight is not a result: it was chosen on the set "
+        "itself."
     ]
     metrics = {
         one.data.name: {
@@ -134,9 +135,7 @@ def prompt_choice_section(ways: Sequence[SetWays]) -> Section:
         for one in ways
     }
     title = f"Mean AUROC by wording; {REFERENCE} is CheXzero's"
-    return Section(
-        "prompt_choice", "What the wording of prompts is worth", text, [Table(title, columns, rows)], [], metrics
-    )
+    return Section("prompt_choice", "Effect of the prompt wording", text, [Table(title, columns, rows)], [], metrics)
 
 
 def _cells(one: SummaryScore) -> list[Any]:
@@ -183,7 +182,7 @@ def _findings_table(data: NamedSet, scores: FindingScores) -> Table:
 
 
 def _figures(data: NamedSet, scores: FindingScores, folder: Path) -> list[Figure]:
-    """AUROC and interval of every finding, best at the top; none where nothing is defined."""
+    """AUROC and interval of every finding, best at the top; no figure if no AUROC is defined."""
     shown = [
         j
         for j in np.argsort(np.nan_to_num(scores.auroc, nan=-1.0))

@@ -25,7 +25,7 @@ PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "scikit-learn", "h5py")
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Leaves of nested JSON as `(dotted key, cell)`; lists of scalars are joined, longer ones counted."""
+    """Return the leaves of nested JSON as `(dotted key, cell)`; up to 12 scalars are joined, other lists counted."""
     if isinstance(value, Mapping):
         return [
             leaf for key, inner in value.items() for leaf in flatten(inner, f"{prefix}.{key}" if prefix else str(key))
@@ -37,7 +37,7 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def key_table(caption: str, value: Mapping[str, Any]) -> Table:
-    """Nested JSON as rows; what is not set is left out."""
+    """Return nested JSON as rows; unset values are left out."""
     return Table(caption, ["What", "Value"], [[key, cell] for key, cell in flatten(value) if cell not in (None, "")])
 
 
@@ -49,9 +49,9 @@ def selection_section(
     valid: SetResult,
     n_images: int,
 ) -> Section:
-    """Which checkpoint answers, on what evidence, among how many, and how often the test set was read for it.
+    """The selected checkpoint, the validations it was selected from, and how often the test set was read.
 
-    n_images: rows of the validation set, all of which counted while training.
+    n_images: rows of the validation set, all of which count in training's validations.
     """
     run = run or RunFolder(Path())
     selection, text, tables = run.selection, [selected["reason"]], []
@@ -76,14 +76,14 @@ def selection_section(
         ]
         tables.append(Table(f"The best validations by {metric}", ["Step", metric, "Note"], rows))
     text.append(
-        f"The test set is read by this command alone, and its predictions are kept, so that it is not read "
-        f"again for the same checkpoint. Evaluated on this test set so far, by any run: {len(test_reads)} "
+        f"Training does not read the test set. Evaluations and comparisons keep their predictions, so that it is not "
+        f"read again for the same checkpoint. Evaluated on this test set so far, from any run: {len(test_reads)} "
         f"choice{'s' * (len(test_reads) != 1)} of checkpoints."
     )
     if len(test_reads) > 1:
         text.append(
-            "The test set has been looked at more than once. If the better number was then kept, it is no "
-            "longer an estimate for new patients."
+            "The test set has been read more than once. If the better number was then kept, it is a biased estimate "
+            "for new patients."
         )
         tables.append(
             Table(
@@ -115,7 +115,7 @@ def _float(value: object) -> float:
 
 
 def counted_otherwise(metric: str, value: float, valid: SetResult, n_images: int) -> list[str]:
-    """Why the figure that selected a checkpoint is not the report's own on validation; nothing where it must be."""
+    """Explain why the figure that selected the checkpoint differs from the report's; empty where they agree."""
     if metric not in METRICS or metric == "val_loss" or (valid.units.level == "image" and len(valid) == n_images):
         return []
     here = mean_over_labels(valid.auroc, members(metric))[0]
@@ -125,14 +125,14 @@ def counted_otherwise(metric: str, value: float, valid: SetResult, n_images: int
         else f"each study counts once, with all its views ({len(valid)} studies of {n_images} images)"
     )
     return [
-        f"In training every image of the validation set counted: {metric} {value:.3f}, by which the checkpoint "
-        f"was selected. In all other validation figures of this report {counts}: {metric} {here:.3f} for the "
-        f"same checkpoint."
+        f"In training, every image of the validation set counted: the checkpoint was selected by {metric} "
+        f"{value:.3f}. In all other validation figures of this report, {counts}: {metric} {here:.3f} for the same "
+        f"checkpoint."
     ]
 
 
 def data_section(data_dir: Path, sets: Sequence[EvaluationSet], run: RunFolder | None) -> Section:
-    """What the build recorded about the data, what lies in the two evaluation sets, and how large images are stored."""
+    """The build's record of the data, the contents of the two evaluation sets, and the sizes of stored images."""
     rows = [
         [
             one.name,
@@ -147,13 +147,13 @@ def data_section(data_dir: Path, sets: Sequence[EvaluationSet], run: RunFolder |
     columns = ["Set", "Images", "Studies", "Patients", "Views", "Stored pixels"]
     tables = [Table("The evaluation sets as read", columns, rows)]
     build = read_build(data_dir)
-    text = [] if build else [f"{data_dir} has no build.json: how these files were made is not on record."]
+    text = [] if build else [f"{data_dir} has no build.json: how these files were made is unknown."]
     if run:
         text.append(f"The run was trained on images stored at {_size(run.image_size())} pixels.")
     tables += [table for table in (_counts(build.get("counts")), _left_out(build.get("left_out"))) if table]
     rest = {key: value for key, value in build.items() if key not in ("overlap", "files", "counts", "left_out")}
     if rest:
-        tables.append(key_table("What else the build recorded (build.json)", rest))
+        tables.append(key_table("Further records of the build (build.json)", rest))
     return Section("data", "Data", text, tables)
 
 
@@ -205,23 +205,23 @@ def _views(table: pd.DataFrame) -> str:
 
 
 def overlap_section(data_dir: Path, claim: Claim) -> Section:
-    """What may be said of training and evaluation data, and the overlap audit's own summary."""
+    """What is known about overlap of training and evaluation data, and the overlap audit's summary."""
     report = data_dir / "overlap_report.json"
     summary, _ = read_audit(data_dir)
     if not summary:
         return Section(
             "overlap",
             "Overlap of training and evaluation data",
-            [f"No overlap audit is on record for these data. {claim.text}"],
+            [f"No overlap audit of these data was found. {claim.text}"],
         )
     text = [claim.text]
     if claim.known:
         text.append(
-            "The run's training images and the evaluated files have the SHA-256 that the audit covered. What the "
-            "initial weights were trained on before, if they were not random, is not covered."
+            "The SHA-256 of the run's training images and of the evaluated files are those that the audit covered. The "
+            "audit does not cover what the initial weights were trained on, if they were not random."
         )
     elif summary.get("sentence"):
-        text.append(f"Of the data folder, not of this model, the audit says: {summary['sentence']}")
+        text.append(f"The audit's result holds for the data folder, not for this model: {summary['sentence']}")
     text += [f"The whole audit is in {report.name} beside the data."] if report.is_file() else []
     rest = {key: value for key, value in summary.items() if key != "sentence"}
     return Section(
@@ -237,7 +237,7 @@ def overlap_section(data_dir: Path, claim: Claim) -> Section:
 def record(
     run: RunFolder | None, settings: Mapping[str, Any], predictors: Sequence[Predictor], sets: Sequence[EvaluationSet]
 ) -> dict[str, Any]:
-    """What `metrics.json` keeps of how its figures came about."""
+    """Return the provenance that `metrics.json` stores."""
     hashes = {str(one.checkpoint): one.sha256 for one in predictors}
     for one in sets:
         hashes |= {str(one.images): one.images_sha256, str(one.labels): one.labels_sha256}
@@ -255,7 +255,7 @@ def record(
 def provenance_section(
     run: RunFolder | None, settings: Mapping[str, Any], predictors: Sequence[Predictor], sets: Sequence[EvaluationSet]
 ) -> Section:
-    """Settings, versions and SHA-256 of everything that went in."""
+    """Settings, versions and SHA-256 of all inputs."""
     kept = record(run, settings, predictors, sets)
     hashes, versions = kept["sha256"], kept["versions"]
     tables = [
@@ -269,7 +269,7 @@ def provenance_section(
 
 
 def model_words(run: RunFolder | None) -> str:
-    """The model in a few words, from the run's record: `dinov3_tiny (0.9 million parameters, 160 px)`."""
+    """The model in a few words, from the run's record: `dinov3_tiny (0.9 million parameters, images of 160 px)`."""
     model = run.config.get("model") if run else None
     if not isinstance(model, Mapping):
         return "a model without a training record"

@@ -1,7 +1,7 @@
-"""Checks that compare the validation with the test set, to catch mistakes that leave plausible-looking numbers.
+"""Checks that compare the validation set with the test set, to catch mistakes that leave plausible-looking numbers.
 
-`python -m benchmarks.planted` measures how often they cry out over sound pairs of sets, and which planted mistakes
-they find.
+`python -m benchmarks.planted` measures their rate of false alarms on correct pairs of sets, and which planted
+mistakes they find.
 """
 
 from collections.abc import Sequence
@@ -26,21 +26,22 @@ PASSED, LOOK, NOT_POSSIBLE = "passed", "LOOK HERE", "not possible"
 #: Chance of a false alarm that each statistical check is set to, after correction for its labels or pairs.
 ALPHA = 0.005
 
-#: Populations differ: a difference in AUROC up to this is no mistake, for one label and for the mean of all.
+#: Populations differ: differences in AUROC up to this raise no alarm, for one label and for the mean of all.
 SHIFT, MEAN_SHIFT = 0.10, 0.02
 
-#: Standard errors by which two columns together must fit each other's predictions better than their own: of 78 pairs of
-#: columns that a model hardly knows one reaches 2 by chance. Of a label that the model does not know, the prediction may
-#: follow another label instead, so each column must gain by itself too. And positive cases that a column must have.
+#: Standard errors by which two columns must fit each other's predictions better than their own. EXCHANGED: both
+#: together (of 78 pairs of columns that a model hardly knows, one reaches 2 by chance). EACH: either column alone, as
+#: predictions for a label that the model does not know may follow another label. EXCHANGED_CASES: positive cases that
+#: each column needs.
 EXCHANGED, EACH, EXCHANGED_CASES = 2.2, 1.0, 3
 
-#: A label's probabilities that lie closer together than this are near the rounding of float32 features.
+#: Range of a label's probabilities below which they differ by little more than the rounding of float32 features.
 ROUNDING = 1e-5
 
-#: Shares of positive cases that differ by more than this, and as many positives expected where there is none.
+#: Flagged: shares of positive cases that differ by more than SHARES, and none where more than EXPECTED were expected.
 SHARES, EXPECTED = 0.5, 10
 
-#: Rows that are both without finding and with one, as a share of the former, from which they are no slip.
+#: Share of the No Finding cases that may also have a finding, as slips of annotation; more are flagged.
 CONTRADICTIONS = 0.05
 
 
@@ -52,15 +53,15 @@ class Check:
 
 
 def _critical(tests: int = 1) -> float:
-    """Standard errors that a difference must exceed on one side, with `tests` looked at."""
+    """Standard errors that a one-sided difference must exceed, Bonferroni-corrected for `tests` comparisons."""
     return float(norm.isf(ALPHA / tests))
 
 
 def means_agree(one: SetResult, other: SetResult) -> Check:
-    """A mean far below the other set's: labels or rows of the one set do not belong to its images."""
+    """Flag a mean AUROC far below the other set's: labels or rows of this set may not belong to its images."""
     name = f"{one.title} labels belong to the {one.title} images"
     columns = np.flatnonzero(one.counted & other.counted & np.isin(LABELS, FINDINGS))
-    if not len(columns):  # small sets: what is defined must do
+    if not len(columns):  # small sets: use every label that is defined
         columns = np.flatnonzero(np.isfinite(one.auroc) & np.isfinite(other.auroc) & np.isin(LABELS, FINDINGS))
     if not len(columns):
         return Check(name, NOT_POSSIBLE, "no finding is defined on both sets")
@@ -83,13 +84,13 @@ def _mean_error(result: SetResult, columns: NDArray) -> float:
 
 
 def labels_agree(one: SetResult, other: SetResult) -> Check:
-    """Label by label: an area on one set far from that on the other (a label permuted or inverted; No Finding too)."""
+    """Flag labels whose AUROC differs much between the sets: permuted or inverted columns, No Finding included."""
     name = "every label's AUROC is alike on both sets"
     both = np.flatnonzero(np.isfinite(one.auroc) & np.isfinite(other.auroc))
     if not len(both):
         return Check(name, NOT_POSSIBLE, "no label is defined on both sets")
     apart = one.auroc - other.auroc
-    errors = []  # of the ends that face each other
+    errors = []  # from the interval ends that face each other
     for result, sign in ((one, apart), (other, -apart)):
         lower, upper = newcombe_interval(result.auroc, result.n_pos, len(result) - result.n_pos, 1.0)
         errors.append(np.where(sign > 0, result.auroc - lower, upper - result.auroc))
@@ -108,9 +109,9 @@ def labels_agree(one: SetResult, other: SetResult) -> Check:
 
 
 def columns_in_place(one: SetResult, other: SetResult) -> Check:
-    """Two findings exchanged in one file: each column fits the predictions for the other better, there alone.
+    """Flag two findings exchanged in one file: on that set alone, each column fits the other's predictions better.
 
-    No Finding stays out: the double negative it is asked with makes any other prediction fit it better.
+    No Finding is left out: its prompt is a double negative, so any other prediction fits it better.
     """
     name = f"{one.title} label columns stand under their names"
     enough = np.isfinite(one.auroc) & (one.n_pos >= EXCHANGED_CASES)
@@ -152,7 +153,7 @@ def _exchange_gains(result: SetResult, columns: NDArray) -> tuple[NDArray, NDArr
 
 
 def inverted(result: SetResult) -> Check:
-    """Findings whose area lies below 0.5 by more than chance: prompts or labels the wrong way round."""
+    """Flag findings whose AUROC is below 0.5 by more than chance: prompts or labels may be inverted."""
     name = f"no finding is upside down on {result.title}"
     upper = newcombe_interval(result.auroc, result.n_pos, len(result) - result.n_pos, _critical(len(FINDINGS)))[1]
     below = [label for i, label in enumerate(LABELS) if label in FINDINGS and upper[i] < 0.5]
@@ -164,7 +165,7 @@ def inverted(result: SetResult) -> Check:
 
 
 def shares_agree(one: SetResult, other: SetResult) -> Check:
-    """Positive cases that are missing, or the rule, in one set alone: labels all zero, or a column inverted."""
+    """Flag labels whose positive cases are missing or the majority in one set alone: all zero, or inverted."""
     name = f"{one.title} labels are as frequent as can be expected"
     if not ((one.n_pos > 0) & (one.n_pos < len(one))).any():
         return Check(
@@ -179,7 +180,7 @@ def shares_agree(one: SetResult, other: SetResult) -> Check:
 
 
 def labels_consistent(one: SetResult, other: SetResult) -> Check:
-    """Cases without finding that have one, where the other set has none: a column permuted, inverted or moved."""
+    """Flag No Finding cases that have a finding, if the other set has none: a column permuted, inverted or moved."""
     name = f"no {one.title} case is both without finding and with one"
     findings = [i for i, label in enumerate(LABELS) if label in FINDINGS and label != "Support Devices"]
     sound = LABELS.index(NO_FINDING)
@@ -197,7 +198,7 @@ def labels_consistent(one: SetResult, other: SetResult) -> Check:
 
 
 def spread(result: SetResult) -> Check:
-    """A model that has not learned or has collapsed gives all images nearly the same probabilities."""
+    """Flag nearly constant probabilities: the model has not learned or has collapsed."""
     name = f"probabilities differ between the {result.title} images"
     ranges = np.ptp(result.probability, axis=0)
     least = int(ranges.argmin())
@@ -208,14 +209,14 @@ def spread(result: SetResult) -> Check:
 
 
 def ids_unique(one: EvaluationSet) -> Check:
-    """The same id in two rows of a set."""
+    """Flag ids that occur in two rows of a set."""
     twice = one.table["id"][one.table["id"].duplicated()]
     detail = f"{len(twice)} rows repeat an id" + (f", the first is {twice.iloc[0]}" if len(twice) else "")
     return Check(f"every {one.name} id stands once", LOOK if len(twice) else PASSED, detail)
 
 
 def shared_cases(valid: EvaluationSet, test: EvaluationSet) -> list[Check]:
-    """Patients and image files that stand in both sets, ids that stand twice in one."""
+    """Flag patients and image files that are in both sets, and ids that occur twice in one."""
     patients = set(valid.table["patient_id"]) & set(test.table["patient_id"])
     same = valid.images_sha256 == test.images_sha256
     return [
@@ -240,7 +241,7 @@ def not_trained_on(name: str, n_images: int, known: TrainedImages, found: int) -
 
 
 def as_built(build: dict, sets: Sequence[EvaluationSet]) -> Check:
-    """Image and label files are those that the build wrote, by SHA-256."""
+    """Check by SHA-256 that image and label files are those that the build wrote."""
     name, files = "data files are as they were built", build.get("files")
     files = files if isinstance(files, dict) else {}
     changed, known = [], 0
@@ -258,7 +259,7 @@ def as_built(build: dict, sets: Sequence[EvaluationSet]) -> Check:
 
 
 def as_recorded(recorded: dict[str, float], probability: np.ndarray, truth: np.ndarray) -> Check:
-    """The validation AUROC that training recorded for this step, and the one of all validation images here."""
+    """Compare the validation AUROC that training recorded for this step with the one measured here on all images."""
     name = "validation AUROC as training recorded it"
     value = recorded.get("mean_13", float("nan"))
     here = mean_over_labels(auroc(truth, probability), FINDINGS)[0]
@@ -272,7 +273,7 @@ def as_recorded(recorded: dict[str, float], probability: np.ndarray, truth: np.n
 
 
 def label_checks(valid: SetResult, test: SetResult) -> list[Check]:
-    """The checks that need labels and probabilities alone."""
+    """The checks that need only labels and probabilities."""
     pairs = ((test, valid), (valid, test))
     two_sided = (means_agree, columns_in_place, shares_agree, labels_consistent)
     return [
@@ -283,7 +284,7 @@ def label_checks(valid: SetResult, test: SetResult) -> list[Check]:
 
 
 def trained_elsewhere(claim: Claim) -> Check:
-    """The run's training images are none of the evaluated files; whether the audit covers them is said too."""
+    """Check that the run was not trained on an evaluated file; not possible unless the audit covers the run."""
     verdict = LOOK if claim.leak else PASSED if claim.known else NOT_POSSIBLE
     return Check("the model was not trained on an evaluation set", verdict, claim.text.rstrip("."))
 

@@ -1,4 +1,4 @@
-"""The report's sections about the numbers: areas, operating points, calibration, prompts, ensembles."""
+"""The report's sections of scores: AUROC, operating points, calibration, prompts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,22 +44,19 @@ def areas_section(valid: SetResult, test: SetResult, figures: Sequence[Figure]) 
     )
     text = [
         f"Validation: {len(valid)} {unit_name(valid)}; test: {len(test)} {unit_name(test)}. Prompts: “Edema” "
-        f"against “no Edema” and so on. Where a class is missing the area is undefined (n/a), and the mean is "
-        f"taken over the labels that are defined.{_undefined(valid)}{_undefined(test)}",
-        f"The intervals are Newcombe's (2006), which hold with few positive cases too; those of the means combine them "
-        f"by the labels' correlation. The columns “as CheXzero” are the percentiles of {len(test.samples)} resamples, "
-        f"as CheXzero has them: too narrow where a label has few positive cases. A label with fewer than {FEW} positive "
-        f"or negative cases is marked “few”: its area is hardly an estimate.",
+        f"against “no Edema” and so on. Where a class is missing, AUROC is undefined (n/a); means are taken over the "
+        f"defined labels.{_undefined(valid)}{_undefined(test)}",
+        f"The intervals are Newcombe's (2006), which also hold with few positive cases; those of the means combine the "
+        f"labels' intervals and correlations. The columns “as CheXzero” are percentiles of {len(test.samples)} "
+        f"resamples, CheXzero's method, which is too narrow where a label has few positive cases. A label with fewer "
+        f"than {FEW} positive or negative cases is marked “few”: its AUROC is too imprecise to interpret.",
     ]
     left_out = valid.units.left_out + test.units.left_out
     if left_out:
-        text.append(
-            f"{left_out} studies have no frontal view and are left out (`--level study_mean` would count them)."
-        )
+        text.append(f"{left_out} studies have no frontal view and are left out (`--level study_mean` includes them).")
     text.append(
         f"{NO_FINDING} is asked with upstream's pair, “{NO_FINDING}” against “no {NO_FINDING}”, a double "
-        f"negative: an area below 0.5 is expected there (CheXzero's own is 0.070). A sound pair stands under "
-        f"Prompts."
+        f"negative: an AUROC below 0.5 is expected (CheXzero's own is 0.070). The section Prompts has a sound pair."
     )
     return Section("areas", "Zero-shot AUROC", text, [table], list(figures))
 
@@ -122,15 +119,15 @@ def operating_section(valid: SetResult, test: SetResult) -> Section:
         "operating_points",
         "Operating points",
         [
-            "A case counts as positive at or above the threshold. Labels without a positive and a negative case in the "
-            "validation set have no threshold, hence n/a."
+            "A case counts as positive at or above the threshold. Labels without both positive and negative cases in "
+            "the validation set have no threshold (n/a)."
         ],
         [table],
     )
 
 
 def calibration_section(valid: SetResult, test: SetResult, scaled: np.ndarray, figure: Figure) -> Section:
-    """Expected calibration error per label, as predicted and of `scaled` (N, 14), fitted on validation."""
+    """Expected calibration error per label, as predicted and after scaling on validation (`scaled`, (N, 14))."""
     rows, metrics = [], {}
     for i, label in enumerate(LABELS):
         defined = np.isfinite(scaled[:, i]).all()
@@ -163,9 +160,9 @@ def calibration_section(valid: SetResult, test: SetResult, scaled: np.ndarray, f
         "Calibration",
         [
             "The probabilities are upstream's: the softmax of two plain cosines, not scaled by the model's logit scale. "
-            "They rank cases; they lie between 0.12 and 0.88 by construction and are not meant as the chance of disease. "
-            "Scaled on validation: an unpenalised logistic regression (Platt) fitted to the validation set, label by label, and "
-            "applied to the test set; no other number here uses it."
+            "They rank cases; they lie between 0.12 and 0.88 by construction and are not probabilities of disease. "
+            "Scaled on validation: an unpenalised logistic regression (Platt) fitted per label to the validation set "
+            "and applied to the test set; no other number here uses it."
         ],
         [table],
         [figure],

@@ -1,4 +1,4 @@
-"""What an evaluation hands to the report: sections of plain text, tables and figures.
+"""The content of the report: sections of plain text, tables and figures.
 
 The report escapes every string; nothing in here is markup.
 """
@@ -19,7 +19,7 @@ class Table:
 
 @dataclass
 class Figure:
-    """A PNG written under the results folder, and what it shows (also its alternative text)."""
+    """A PNG written under the results folder, and its caption (also the alternative text)."""
 
     path: Path
     caption: str
@@ -27,7 +27,7 @@ class Figure:
 
 @dataclass
 class Section:
-    """One part of the report. `key` names it in `metrics.json`, `metrics` is what goes there."""
+    """One part of the report. `metrics` is written to `metrics.json` under `key`."""
 
     key: str
     title: str

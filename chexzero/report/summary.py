@@ -1,4 +1,4 @@
-"""What stands before the sections: the banner, the summary, the facts; and the table that the command prints."""
+"""The report's front matter (banner, summary, facts) and the table that the command prints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +15,17 @@ from chexzero.runs.evidence import Claim
 
 
 def banner(choice: Choice, drawn: bool, alarms: Sequence[Check]) -> list[str]:
-    """What must be read before any number: checks that failed, then whether the data are drawn."""
+    """The report's banner: failed checks, then a notice if the data were drawn by a program."""
     failed = [f"{check.name}: FAILED. {check.detail}{'' if check.detail.endswith('?') else '.'}" for check in alarms]
     if failed:
-        failed.insert(0, f"{_failed(alarms)}: no number below is to be trusted before they are explained.")
+        failed.insert(0, f"{_failed(alarms)}: trust no number below before they are explained.")
     if not drawn:
         return failed
     return [
         *failed,
         "This corpus was drawn by a program. No number in this report is a clinical result.",
         f"The images are chest phantoms and the reports were composed; the model is "
-        f"{model_words(choice.run)}, trained on them to show that the whole way works. CheXzero's "
+        f"{model_words(choice.run)}, trained on them to show that the whole pipeline runs. CheXzero's "
         f"figures come from real radiographs.",
     ]
 
@@ -37,7 +37,7 @@ def _failed(alarms: Sequence[Check]) -> str:
 def summary(
     choice: Choice, valid: SetResult, test: SetResult, drawn: bool, alarms: Sequence[Check], claim: Claim
 ) -> list[str]:
-    """The one sentence, how the checkpoint was selected, and whether what it was trained on is known."""
+    """The result in one sentence, how the checkpoint was selected, and what is known of its training data."""
     mean, findings = test.mean("mean_5"), test.mean("mean_13")
     paper = reported_figures()["chexzero"]["test_mean_auroc_5"]
     beside = (
@@ -61,18 +61,18 @@ def say(mean: Mean) -> str:
 
 
 def facts(choice: Choice, valid: SetResult, test: SetResult, data_dir: Path) -> dict[str, str]:
-    """The few facts under the title."""
+    """The facts listed under the summary."""
     return {
         "Model": model_words(choice.run),
         "Checkpoint": ", ".join(choice.selected.get("ensemble", [choice.selected["checkpoint"]])),
         "Data": f"{data_dir}: {len(valid)} validation, {len(test)} test cases ({unit_name(test)})",
-        "Intervals": f"95 %, Newcombe's, which hold with few positive cases; those marked “as CheXzero” are the "
+        "Intervals": f"95 %, Newcombe's, which also hold with few positive cases; those marked “as CheXzero” are "
         f"percentiles of {len(test.samples)} resamples of the cases",
     }
 
 
 def print_alarms(alarms: Sequence[Check]) -> None:
-    """Say on standard output which checks failed."""
+    """Print the checks that failed."""
     if alarms:
         print(f"\n{_failed(alarms)}:")
     for check in alarms:

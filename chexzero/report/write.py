@@ -1,4 +1,4 @@
-"""Sections to `report.html` (one file, no network), `report.md`, and each table to CSV and LaTeX.
+"""Write sections to `report.html` (one file, no network) and `report.md`, and each table to CSV and LaTeX.
 
 Every string that comes from a file passes through an escaping template; nothing in a section is markup.
 """
@@ -24,7 +24,7 @@ NOT_DEFINED = "n/a"
 
 @dataclass(frozen=True)
 class Report:
-    """A report before it is written. `banner` stands above everything else, `facts` are what a reader wants first."""
+    """A report before it is written. `banner` is shown above the title, `facts` below the summary."""
 
     title: str
     summary: list[str]
@@ -43,7 +43,7 @@ def cell_text(value: Any) -> str:
 
 
 def number_columns(table: Table) -> list[bool]:
-    """Which columns hold numbers and intervals alone (they are set right-aligned); `n/a` and blanks do not decide."""
+    """Whether each column holds only numbers and intervals (right-aligned then); `n/a` and blanks are ignored."""
     columns = [[row[i] for row in table.rows if row[i] not in (None, "")] for i in range(len(table.columns))]
     return [bool(cells) and all(map(_is_number, cells)) for cells in columns]
 
@@ -55,12 +55,12 @@ def _is_number(value: Any) -> bool:
 
 
 def markdown_text(value: Any) -> str:
-    """Text that Markdown shows as it is: one line, no markup, no HTML, no new table cell."""
+    """Escape text for Markdown: one line, no markup, no HTML, no new table cell."""
     return escape_markdown(cell_text(value))
 
 
 def latex_text(value: Any) -> str:
-    """Text that LaTeX sets as it is."""
+    """Escape text for LaTeX."""
     special = {
         "\\": r"\textbackslash{}",
         "{": r"\{",
@@ -83,12 +83,12 @@ def latex_text(value: Any) -> str:
 
 
 def data_uri(figure: Figure) -> str:
-    """The PNG itself, so that the page needs no other file."""
+    """The PNG as a data URI, so that the page needs no other file."""
     return "data:image/png;base64," + base64.b64encode(figure.path.read_bytes()).decode("ascii")
 
 
 def shareable(report: Report) -> Report:
-    """The report without the folders of the machine that it was made on."""
+    """Return the report with folder names of this machine removed."""
     sections = [
         replace(
             section,
@@ -128,7 +128,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def as_csv(table: Table) -> str:
-    """The table with all digits; undefined cells are empty."""
+    """The table as CSV at full precision; undefined cells are empty."""
     text = io.StringIO()
     writer = csv.writer(UnixLines(text))
     writer.writerow(map(no_formula, table.columns))
@@ -137,12 +137,12 @@ def as_csv(table: Table) -> str:
 
 
 def frame_csv(frame: pd.DataFrame) -> str:
-    """A frame as `as_csv` writes a table, without its index."""
+    """A frame as CSV in the format of `as_csv`, without its index."""
     return as_csv(Table("", list(frame.columns), frame.to_numpy(object).tolist()))
 
 
 def as_latex(table: Table) -> str:
-    """A `tabular` in booktabs' style."""
+    """The table as a LaTeX `tabular` in booktabs style."""
     align = "".join("r" if numbers else "l" for numbers in number_columns(table))
     styler = pd.DataFrame(table.rows, columns=table.columns, dtype=object).style.hide(axis="index")
     tabular = (

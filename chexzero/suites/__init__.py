@@ -1,6 +1,6 @@
-"""Evaluation beyond the 14 labels. A suite is a module with two functions and a description file beside it:
+"""Evaluation beyond the 14 labels. A suite is a module with two functions, and mostly a description file beside it:
 
-`add_arguments(parser)` adds its flags (every suite's, grouped, whichever is asked for), and
+`add_arguments(parser)` adds its flags (those of all suites are added, whichever run), and
 `run(context) -> chexzero.report.sections.Section` evaluates. Importing a suite imports no torch.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["SUITES", "EvaluationContext", "Suite", "add_arguments"]
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite by the name of its module, which is imported when it is first used."""
+    """A suite by the name of its module, which is imported on first use."""
 
     module: str
 
@@ -30,7 +30,7 @@ class Suite:
         return import_module(f"chexzero.suites.{self.module}").add_arguments
 
 
-#: What `run_zero_shot.py --suite` takes beside `chexpert`.
+#: Values of `run_zero_shot.py --suite` besides `chexpert`.
 SUITES: Mapping[str, Suite] = {
     "cxr-lt": Suite("cxr_lt"),
     "chexbench": Suite("chexbench"),
@@ -41,12 +41,12 @@ SUITES: Mapping[str, Suite] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of every suite to `parser`, one group a suite."""
+    """Add the flags of every suite to `parser`, one group per suite."""
     file_flag(
         parser.add_argument_group("suites chexbench and retrieval"),
         "report_texts",
-        "reports of the images asked about: a CSV with id,impression, or CheXpert-Plus's own table (default: "
-        "the one that the data were built from)",
+        "reports of the images: a CSV with id,impression, or CheXpert-Plus's own table (default: the one that the data "
+        "were built from)",
     )
     for suite in SUITES.values():
         suite.add_arguments(parser)

@@ -1,7 +1,7 @@
-"""CheXbench's image perception for a CLIP model: multiple choice by similarity.
+"""CheXbench's image perception axis for a CLIP model: multiple choice by similarity.
 
-The questions come from any labelled set and a seed, or from the file of an earlier run, and are written beside the
-results.
+The questions are made from any labelled set and a seed, or read from the file of an earlier run or from CheXbench's
+`data.json`. Made and re-read questions are written beside the results.
 """
 
 import argparse
@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask the questions of this file instead of making new ones: one that this suite wrote, or CheXbench's "
         "data.json (with --chexbench_images, the folder that its image paths lie in)",
     )
-    group.add_argument("--chexbench_per_task", type=int, default=1000, metavar="N", help="most questions a task")
+    group.add_argument(
+        "--chexbench_per_task", type=int, default=1000, metavar="N", help="maximum number of questions per task"
+    )
 
 
 def run(context: EvaluationContext) -> Section:
@@ -57,15 +59,15 @@ def run(context: EvaluationContext) -> Section:
     else:
         questions = make_questions(context, images, description, section)
         section.text.append(
-            f"The questions were made with the seed {context.seed} and are in {QUESTIONS}; ask the "
-            f"same again with --chexbench_questions."
+            f"The questions were made with the seed {context.seed} and are in {QUESTIONS}; to ask the same again, name "
+            f"that file with --chexbench_questions."
         )
     made_from = {"file": Path(given).name} if given else {"images": str(images), "seed": context.seed}
     write_questions(context.out_dir / QUESTIONS, questions, made_from)
     section.text.append(
         "The option most similar to the image counts as the answer; ties share the credit. Intervals are 95 % Wilson "
-        "intervals, widened for patients who are asked about more than once. Without the image, the mean of all "
-        "images answers: what it has above chance is in the wording. The paper's figures are for its own questions."
+        "intervals, widened for patients with more than one question. “Without the image” uses the mean of all images "
+        "instead: accuracy above chance there comes from the wording. The paper's figures are for its own questions."
     )
     ids, _ = context.image_ids(images)
     path = context.images_path(images)
@@ -99,12 +101,10 @@ def run(context: EvaluationContext) -> Section:
 
 
 def run_released(context: EvaluationContext, section: Section, given: str, released: Released) -> Section:
-    """Answer CheXbench's own questions, with CheXagent's accuracy beside by task and source."""
+    """Answer CheXbench's own questions, beside CheXagent's accuracy by task and source."""
     folder = Path(context.option("chexbench_images", context.data_dir))
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is no folder; name the one that the images of {given} lie in with --chexbench_images"
-        )
+        raise UserError(f"{folder} is not a folder; name the folder of the images of {given} with --chexbench_images")
     files = find_files(folder, [question.image for question in released.questions])
     there = [i for i, file in enumerate(files) if file is not None]
     if not there:
@@ -133,8 +133,8 @@ def run_released(context: EvaluationContext, section: Section, given: str, relea
     section.text += [
         f"The questions are CheXbench's own ({Path(given).name}): {len(released.questions)} are asked, "
         f"{released.not_asked.total()} are not. The option most similar to the image counts as the answer; ties share the "
-        "credit. Options that are bare yes or no are asked together with their question. Intervals are Wilson's, "
-        "questions about one image kept together. Without the image, the mean of all images answers.",
+        "credit. Options that are only yes or no are asked together with their question. Intervals are Wilson's, "
+        "clustered by image. “Without the image” uses the mean of all images instead.",
         f"CheXagent's accuracies: {figures['source']}. It is a generative model that was trained for such questions.",
     ]
     section.tables.append(Table("Accuracy on CheXbench's questions, by source", ["task", "source", *COLUMNS], table))
@@ -144,7 +144,7 @@ def run_released(context: EvaluationContext, section: Section, given: str, relea
 
 
 def _part(released: Released, i: int) -> str:
-    """What accuracies of a question's task are taken by: the slice of fine-grained ones, else the source."""
+    """The part of the task that a question counts for: its slice if fine-grained, else its source."""
     return released.slices[i] if released.questions[i].task == "fine_grained" else released.sources[i]
 
 
@@ -161,7 +161,7 @@ def _same_source(published: str, name: str) -> bool:
 def make_questions(
     context: EvaluationContext, images: str, description: dict[str, Any], section: Section
 ) -> list[Question]:
-    """All tasks' questions; a task that the set cannot give is named in the section's text."""
+    """Make the questions of all tasks; the section's text names tasks that the set cannot supply."""
     data = read_labelled(context, images, context.option("chexbench_labels"))
     chosen = [j for j, label in enumerate(data.labels) if label not in description["not_diseases"]]
     diseases, truth = [data.labels[j].lower() for j in chosen], data.truth[:, chosen]
@@ -197,7 +197,7 @@ def make_questions(
 def answer(
     context: EvaluationContext, questions: list[Question], features: np.ndarray, mean_image: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Credit 0..1 of each question with its image, and with the mean image. features: (Q, D), one row a question."""
+    """Credit 0..1 of each question with its image, and with the mean image. features: (Q, D), one row per question."""
     texts = list(dict.fromkeys(text for question in questions for text in question.options))
     position = {text: i for i, text in enumerate(texts)}
     embedded = context.text_features(texts)
@@ -225,7 +225,7 @@ def summary(questions: list[Question], credit: np.ndarray, blind: np.ndarray) ->
 
 
 def _views(context: EvaluationContext, images: str, data: LabelledImages) -> list[str | None]:
-    """AP, PA or lateral per image; frontal where no image says which of the two it is; None where unknown."""
+    """AP, PA or lateral per image; frontal instead if no image of the set says AP or PA; None where unknown."""
     views = [view.lower() for view in data.column("view", [""] * len(data.ids))]
     direction = data.column("ap_pa", data.column("AP/PA", [""] * len(data.ids)))
     manifest = context.manifest_path(images)
@@ -252,6 +252,6 @@ def _table(results: dict[str, Any], tasks: dict[str, Any]) -> Table:
 
 
 def _cells(result: dict[str, Any]) -> list[Any]:
-    """A row's cells under `COLUMNS`, the published one apart."""
+    """A row's cells for `COLUMNS`, except the published one."""
     ends = interval(result["lower"], result["upper"])
     return [result["questions"], result["accuracy"], ends, result["chance"], result["without_image"]]

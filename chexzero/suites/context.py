@@ -1,4 +1,4 @@
-"""What a suite is given: the model, where the data lie, its flags, and features that are computed once a run."""
+"""The input of a suite: the model, the data's folders, the flags, and features that are computed once per run."""
 
 import argparse
 import sys
@@ -25,22 +25,22 @@ class EvaluationContext:
     batch_size: int = 64
     seed: int = 1234
     options: dict[str, Any] = field(default_factory=dict)
-    image_size: int = RESOLUTION  # side in pixels to which a folder's images are brought
+    image_size: int = RESOLUTION  # side in pixels to which a folder's images are scaled
     _images: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)
     _folders: dict[Path, list[Path]] = field(default_factory=dict, repr=False)
     _texts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def option(self, name: str, default: Any = None) -> Any:
-        """The flag `name`, or `default` where it was not given."""
+        """The flag `name`, or `default` if it was not given."""
         value = self.options.get(name)
         return default if value is None else value
 
     def images_path(self, images: str | Path) -> Path:
-        """The image file of a split (`"valid"`, `"test"`), or the file or folder itself."""
+        """The image file of a set (`"valid"`, `"test"`), or the file or folder itself."""
         return self.data_dir / images_file(images) if images in ("valid", "test") else Path(images)
 
     def manifest_path(self, images: str | Path) -> Path:
-        """The manifest of a split's images: in the folder of manifests, else in the one beside the data."""
+        """The manifest of a set's images: in the folder of manifests, else in `splits` beside the data folder."""
         name = f"{Path(images).stem}.csv"
         beside = self.data_dir.parent / "splits" / name
         return beside if beside.is_file() and not (self.splits_dir / name).is_file() else self.splits_dir / name
@@ -48,7 +48,7 @@ class EvaluationContext:
     def image_ids(self, images: str | Path) -> tuple[list[str] | None, int]:
         """The ids of an image file (None for upstream's, which carry none) and how many images there are.
 
-        The ids of a folder of images are the files' names without their endings, as MIMIC-CXR-JPG names a `dicom_id`.
+        The ids of a folder of images are the file names without endings, which in MIMIC-CXR-JPG are the `dicom_id`s.
         """
         path = self.images_path(images)
         if path.is_dir():
@@ -58,11 +58,11 @@ class EvaluationContext:
             return image_ids(handle), len(handle["cxr"])
 
     def image_features(self, images: str | Path, rows: np.ndarray | None = None) -> np.ndarray:
-        """Features (N, D) float32, L2-normalised, of a split's images (`"valid"`, `"test"`), of any image file or of
-        a folder of images; computed once a run.
+        """Features (N, D) float32, L2-normalised, of a set's images (`"valid"`, `"test"`), of any image file or of
+        a folder of images; computed once per run.
 
         With `rows` (ascending) only these are embedded. Raises `UserError` for a file that cannot be read and for
-        images the model cannot tell apart at all.
+        images that the model cannot tell apart at all.
         """
         from chexzero.imaging.image_files import ImageFiles
         from chexzero.zero_shot import check_features, embed_images
@@ -106,7 +106,7 @@ class EvaluationContext:
         return features
 
     def features_of(self, images: str | Path, rows: np.ndarray) -> np.ndarray:
-        """Features of the rows `rows` in their order, which may name a row twice; only these are embedded."""
+        """Features of `rows` in their order; a row may occur twice. Only these rows are embedded."""
         wanted, place = np.unique(rows, return_inverse=True)
         _, n = self.image_ids(images)
         return self.image_features(images, wanted if len(wanted) < n else None)[place]
@@ -119,7 +119,7 @@ class EvaluationContext:
         return self._folders[folder]
 
     def text_features(self, texts: list[str]) -> np.ndarray:
-        """Features (T, D) float32 of `texts`, L2-normalised; each distinct text is encoded once a run."""
+        """Features (T, D) float32 of `texts`, L2-normalised; each distinct text is encoded once per run."""
         from chexzero.zero_shot import embed_texts
 
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]

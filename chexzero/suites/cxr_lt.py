@@ -1,7 +1,7 @@
-"""CXR-LT 2024 and 2026 asked of a CLIP model: long-tailed and unseen findings by prompts alone.
+"""CXR-LT 2024 and 2026 for a CLIP model: long-tailed and unseen findings by prompts alone.
 
 Any label CSV with any of an edition's findings (or of another prompt file's) is scored as the challenge scores it: macro
-average precision first, then AUROC, F1 and calibration; by frequency group where training counts are given.
+average precision first, then AUROC, F1 and calibration; by frequency group if training counts are given.
 """
 
 import argparse
@@ -32,7 +32,7 @@ GROUPS = ("head", "medium", "tail")
 
 @dataclass(frozen=True)
 class Edition:
-    """A year of the challenge: its prompt file, and key of a task -> group of findings, title and how many they are.
+    """A year of the challenge: its prompt file, and task key -> (group of findings, title, number of findings).
 
     Groups: `seen` and `unseen` findings, and the `task2` of the prompt file. The keys are those of the published figures.
     """
@@ -78,10 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=EDITIONS,
         default=2024,
-        help="whose findings and figures: 2024 (MIMIC-CXR, 45 findings) or 2026 (PadChest and NIH, 36; default: 2024)",
+        help="edition of the challenge: 2024 (MIMIC-CXR, 45 findings) or 2026 (PadChest and NIH, 36; default: 2024)",
     )
     file_flag(group, "cxr_lt_images", "images to score (.h5 or a folder; default: the test set)")
-    file_flag(group, "cxr_lt_labels", "their labels, one 0/1 column a finding (default: <images>_labels.csv)")
+    file_flag(group, "cxr_lt_labels", "their labels, one 0/1 column per finding (default: <images>_labels.csv)")
     file_flag(group, "cxr_lt_valid_images", "images to choose thresholds on (default: the validation set)")
     file_flag(group, "cxr_lt_valid_labels", "their labels; a finding they lack gets no threshold")
     file_flag(group, "cxr_lt_counts", "CSV with finding,count of the training set, and a row `images` with its size")
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_counts(path: str | Path, findings: list[str], prompts: dict[str, Any]) -> np.ndarray:
-    """Share of the training set each finding has, from a CSV `finding,count` with a row `images`: (L,), 0..1."""
+    """Read each finding's share of the training set from a CSV `finding,count` with a row `images`: (L,), 0..1."""
     remedy = "give the columns finding and count, and a row `images` with the number of training images"
     table = read_table(path, ["finding", "count"], remedy=remedy)
     counts = {}
@@ -128,7 +128,7 @@ class Scored:
     samples: dict[str, np.ndarray]
 
     def means(self, columns: np.ndarray, critical: np.ndarray) -> dict[str, float]:
-        """The challenge's means over some columns; critical: (L,) of bool, which findings' misses are counted."""
+        """The challenge's means over some columns; critical: (L,) of bool, findings whose misses are counted."""
         per = {name: values[columns] for name, values in self.per_label.items()}
         truth, probability = self.truth[:, columns], self.probability[:, columns]
         thresholds = self.thresholds[columns]
@@ -150,8 +150,8 @@ class Scored:
     def intervals(self, columns: np.ndarray) -> dict[str, tuple[float, float, float]]:
         """Lower end, upper end and chance of mAP and mAUROC over some columns, undefined findings left out.
 
-        Percentile intervals, moved so that the resamples' mean is the value: rows that are drawn twice raise the
-        average precision of a resample (measured: 0.016 at 200 images), and unmoved intervals cover 87 to 91 %.
+        Percentile intervals, shifted so that the resamples' mean is the value: rows drawn twice raise the average
+        precision of a resample (measured: 0.016 at 200 images), and unshifted intervals cover 87 to 91 %.
         """
         random = metrics.random_average_precision(len(self.truth), self.truth[:, columns].sum(0))
         found = {}
@@ -171,7 +171,7 @@ def score(
 ) -> Scored:
     """Score probabilities (N, L) against the truth (N, L), with thresholds (L,), NaN where none could be chosen.
 
-    patients: (N,), who is drawn as a whole in the `n_samples` resamples.
+    patients: (N,), each drawn as a whole in the `n_samples` resamples.
     """
     at_half, at_threshold = rates(truth, probability >= 0.5), rates_at(truth, probability, thresholds)
     per_label = {
@@ -236,8 +236,8 @@ def run(context: EvaluationContext) -> Section:
 def ranking(year: int, task: str, ours: dict[str, float], n_ours: int) -> Table:
     """The challenge's teams and this model, best macro average precision first.
 
-    With only some of the task's classes this model stands below the teams without a rank: a mean over other classes
-    is another task.
+    With only some of the task's classes this model is listed below the teams without a rank: a mean over other classes
+    is not comparable.
     """
     keys = ("mAP", "mAUROC", "mF1", "mECE")
     _, title, n_task = EDITIONS[year].tasks[task]
@@ -255,7 +255,7 @@ def ranking(year: int, task: str, ours: dict[str, float], n_ours: int) -> Table:
     for place, row in enumerate(rows, 1):
         row[1] = place
     rows += [] if ranked else [model]
-    note = "" if ranked else "; other classes are another task, so this model has no rank"
+    note = "" if ranked else "; means over other classes are not comparable, so this model has no rank"
     return Table(
         f"CXR-LT {year} {title} ({n_task} classes), ranked by mAP. The teams' figures are from the "
         f"challenge's own test set{note}.",
@@ -273,7 +273,7 @@ def _tasks(prompts: dict[str, Any]) -> dict[str, list[str]]:
 def _validation(
     context: EvaluationContext, prompts: dict[str, Any], findings: list[str]
 ) -> tuple[LabelledImages | None, str]:
-    """The validation images with those of the findings that they are labelled for, and their table's name."""
+    """The validation images with the findings that they are labelled for (None without any), and their table's name."""
     images = context.option("cxr_lt_valid_images", "valid")
     path = labels_file(context, images, context.option("cxr_lt_valid_labels"))
     columns = header(path, "name the validation labels with --cxr_lt_valid_labels")
@@ -297,13 +297,13 @@ def _explain(data: LabelledImages, chosen_on: str, prompts: dict[str, Any], n_sa
     critical = ", ".join(prompts["critical"] or ["none"])
     return [
         f"{len(data.ids)} images, {len(data.labels)} findings of {data.path.name}. A finding's probability "
-        "compares the image with the averaged prompts of its synonyms and with their negation; no label is "
-        "trained on.",
+        "compares the image with the averaged prompts of its synonyms and with their negation; no labels are used "
+        "for training.",
         f"Thresholds have the best F1 on {chosen_on}. A finding without a case is undefined and left "
-        "out of the means. Chance is what scores in random order are expected to reach. Intervals are of "
-        f"{n_samples:,} resamples of patients, moved by the bootstrap's own bias.",
-        f"ECE uses {N_BINS} bins of equal width over the probability of the finding. How the challenge bins "
-        "could not be verified, and probabilities of unscaled cosines lie near one half: compare with care.",
+        "out of the means. Chance is the expected value for scores in random order. Intervals are of "
+        f"{n_samples:,} resamples of patients, shifted by the bootstrap's bias.",
+        f"ECE uses {N_BINS} bins of equal width over the probability of the finding. The challenge's binning could not "
+        "be verified, and probabilities from unscaled cosines lie near one half: compare with care.",
         f"Critical findings, whose misses are counted: {critical}; this choice is the project's.",
     ]
 
@@ -332,7 +332,9 @@ def _means_table(means: dict[str, float], intervals: dict[str, tuple[float, floa
             cells = [interval(lower, upper), metrics.number(chance)]
         rows.append([MEANS[name], metrics.number(value), *cells])
     return Table(
-        "Means over the findings; an interval where one is taken", ["metric", "value", "95 % interval", "chance"], rows
+        "Means over the findings, with intervals of mAP and mAUROC",
+        ["metric", "value", "95 % interval", "chance"],
+        rows,
     )
 
 
@@ -383,8 +385,8 @@ def _group_table(section: Section, result: Scored, shares: np.ndarray) -> Table:
         for group, row in means.items()
     }
     return Table(
-        "By frequency in the training set: head over 10 %, medium 1 to 10 %, tail under 1 %; the average is "
-        "over the groups, each counting once",
+        "By frequency in the training set: head over 10 %, medium 1 to 10 %, tail under 1 %; the average "
+        "weights the groups equally",
         ["group", "findings", "mAP", "mAUROC", "mF1", "mF1 at threshold", "mECE"],
         [[group, sizes[group], *(metrics.number(mean, 3) for mean in row)] for group, row in means.items()],
     )

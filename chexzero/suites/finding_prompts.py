@@ -26,7 +26,7 @@ def read_prompts(path: str | Path = PROMPTS) -> dict[str, Any]:
         lists = [entry.get("phrases"), entry.get("negative", ["-"])] if isinstance(entry, dict) else []
         if not isinstance(name, str) or unknown or not all(_is_texts(texts) for texts in lists):
             raise UserError(
-                f"{path}: the finding {name} must be `phrases: [text, ...]`, if wanted with "
+                f"{path}: the finding {name} must be `phrases: [text, ...]`, optionally with "
                 f"`negative: [text, ...]`; correct it"
             )
     for sign in ("positive", "negative"):
@@ -56,7 +56,7 @@ def _is_texts(value: Any) -> bool:
 
 
 def _fields(template: str) -> list[tuple[str, str | None, str | None]]:
-    """Name, format and conversion of each `{}` of a template; none where its braces do not match."""
+    """Name, format and conversion of each `{}` of a template; empty if its braces do not match."""
     try:
         return [(field, form, as_) for _, field, form, as_ in Formatter().parse(template) if field is not None]
     except ValueError:
@@ -64,7 +64,7 @@ def _fields(template: str) -> list[tuple[str, str | None, str | None]]:
 
 
 def spelled(name: str, prompts: dict[str, Any]) -> str:
-    """The finding that a column's name stands for: aliases resolved, and whatever its case where that is enough."""
+    """The finding that a column names: aliases resolved, upper and lower case ignored if nothing matches exactly."""
     known = {**{finding: finding for finding in prompts["findings"]}, **(prompts["aliases"] or {})}
     return known.get(name) or {other.lower(): finding for other, finding in known.items()}.get(name.lower(), name)
 

@@ -1,4 +1,4 @@
-"""Who belongs to which group: sex, race and age of the manifests, put into the groups of `subgroups.yaml`."""
+"""Groups of patients: sex, race and age from the manifests, assigned to the groups of `subgroups.yaml`."""
 
 import math
 from pathlib import Path
@@ -29,7 +29,7 @@ def read_groups(path: str | Path) -> dict[str, Any]:
 
 
 def read_demographics(manifest: Path, ids: list[str], ids_in: Path) -> pd.DataFrame:
-    """The columns sex, age and race of a manifest, one row for each id (strings, NaN where empty)."""
+    """Read the columns sex, age and race of a manifest, one row per id (strings, NaN where empty)."""
     table = read_table(
         manifest,
         ["id", "sex", "age", "race"],
@@ -40,9 +40,9 @@ def read_demographics(manifest: Path, ids: list[str], ids_in: Path) -> pd.DataFr
 
 
 def assign(people: pd.DataFrame, description: dict[str, Any]) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """Who belongs to which group: attribute -> group -> (N,) of bool, and a note for each group nobody belongs to.
+    """Return attribute -> group -> (N,) of bool, and notes on groups without images.
 
-    Attributes nobody has a value of are left out with a note.
+    Attributes without any value are left out, with a note.
     """
     groups = {}
     for attribute, members in description["attributes"].items():

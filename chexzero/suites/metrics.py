@@ -1,4 +1,4 @@
-"""Metrics the suites share, for all labels at once where they are cheap and for all resamples where they are not.
+"""Metrics that the suites share, vectorised over labels or, for bootstraps, over resamples.
 
 Shapes: N rows, L labels, S resamples. Truth is 0 or 1, scores are any finite numbers, probabilities lie in 0..1.
 A label without a positive row has no average precision: NaN, left out of every mean.
@@ -21,11 +21,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ranking:
-    """One label's rows put in order once, for any number of resamples of the clusters (patients) they belong to.
+    """One label's rows, ranked once for any number of resamples of their clusters (patients).
 
-    The K different scores of positive rows, falling, divide the negatives into 2 K + 1 parts: above the first score,
-    equal to it, between it and the second, ... Rows of the matrices are scores and parts, columns the C clusters, and
-    cells how many rows of the cluster lie there. A resample is a column of counts, so one product sums each part.
+    The K different scores of positive rows, in descending order, divide the negatives into 2 K + 1 parts: above the
+    first score, equal to it, between it and the second, ... The matrices count the rows of each cluster (C columns) per
+    score or part (rows). A resample is a column of counts, so one matrix product sums every part.
     """
 
     positives: csr_matrix  # (K, C)
@@ -48,7 +48,7 @@ class Ranking:
 
 
 def rank(truth: NDArray[np.bool_], scores: NDArray, clusters: NDArray[np.integer]) -> Ranking:
-    """Put one label's rows in order. truth, scores: (N,). clusters: (N,), whole numbers from 0: who is drawn."""
+    """Rank one label's rows. truth, scores: (N,). clusters: (N,), whole numbers from 0, the units that are drawn."""
     n_clusters = clusters.max() + 1
     falling = np.unique(-scores[truth])
     place = np.searchsorted(falling, -scores)
@@ -64,7 +64,7 @@ def bootstrap(y_true: ArrayLike, y_score: ArrayLike, clusters: ArrayLike, n_samp
     """Average precision and AUROC of each column in upstream's resamples of the clusters: two (S, L).
 
     y_true, y_score: (N, L). clusters: (N,), rows of one patient share a value and are drawn together; where all
-    differ, resample i draws the very rows that upstream draws.
+    differ, resample i draws exactly the rows that upstream draws.
     """
     truth, scores = check_arrays(y_true, y_score)
     index, names = pd.factorize(np.asarray(clusters))
@@ -82,7 +82,8 @@ def bootstrap(y_true: ArrayLike, y_score: ArrayLike, clusters: ArrayLike, n_samp
 def random_average_precision(n_rows: int, n_positive: ArrayLike) -> Floats:
     """Expected average precision of `n_rows` rows in random order (no ties), per label; NaN without a positive.
 
-    The row at rank k counts 1 / P if it is positive, and then has 1 + (k - 1)(P - 1) / (N - 1) positives so far.
+    The row at rank k has weight 1 / P if it is positive; the expected positives up to it are then
+    1 + (k - 1)(P - 1) / (N - 1).
     """
     positive = np.asarray(n_positive, dtype=np.float64)
     harmonic = (1 / np.arange(1, n_rows + 1)).sum()
@@ -121,11 +122,11 @@ def hit_chance(n_candidates: int, n_hits: ArrayLike, k: int) -> Floats:
 
 
 def block_chance(sizes: ArrayLike, k: int) -> Floats:
-    """Chance that fewer than `k` rows come before each block, when blocks of rows stand in random order.
+    """Chance that fewer than `k` rows come before each block, when blocks of rows are in random order.
 
     sizes: (U,), rows of each block; equal reports are one block, since a model cannot tell them apart. Returns (U,).
-    A block has any number m of the others before it with chance 1 / U, and then any m of them; `ways[m, s]`
-    counts those with s rows in all.
+    Each number m of other blocks before a block has chance 1 / U, and each choice of m blocks is equally likely;
+    `ways[m, s]` counts the choices with s rows in all.
     """
     sizes = np.asarray(sizes, dtype=int)
     chances = {}
@@ -144,13 +145,13 @@ def block_chance(sizes: ArrayLike, k: int) -> Floats:
 
 
 def number(value: float | None, digits: int = 6) -> float | int | None:
-    """A number for JSON: rounded (whole numbers stay whole), None for what is undefined."""
+    """A number for JSON: rounded (whole numbers stay whole), None if undefined."""
     if value is None or not np.isfinite(value):
         return None
     return int(value) if isinstance(value, (int, np.integer)) else round(float(value), digits)
 
 
 def nan_mean(values: ArrayLike) -> float:
-    """Mean of what is defined; NaN if nothing is."""
+    """Mean of the finite values; NaN if there are none."""
     values = np.asarray(values, dtype=np.float64)
     return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float("nan")

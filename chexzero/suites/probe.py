@@ -1,7 +1,7 @@
 """Linear probe and few shots: what labels add to frozen image features.
 
 A logistic regression per finding (scikit-learn) on the features of 1 %, 10 % and 100 % of the patients, and of a few
-images per class. Patients are never divided between learning, validation and test; each amount of labels is drawn
+images per class. No patient is in two of the parts for training, validation and test; each amount of labels is drawn
 several times; the strength of the penalty is chosen on the validation part.
 """
 
@@ -31,7 +31,7 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FRACTIONS = (0.01, 0.1, 1.0)
 SHOTS = (1, 2, 4, 8, 16)
 
-#: Shares of the patients that are set aside where no images are named for it.
+#: Shares of the patients set aside for a part for which no images are named.
 TEST_SHARE, VALID_SHARE = 0.2, 0.1
 
 
@@ -41,13 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     file_flag(group, "probe_images", "labelled images to learn from (.h5 or a folder; default: the validation set)")
     file_flag(group, "probe_labels", "their labels: 0, 1 or empty where unknown (default: <images>_labels.csv)")
     for part, default in (
-        ("valid", f"{VALID_SHARE:.0%}% of the patients learnt from"),
-        ("test", f"the test set, or where --probe_images is given {TEST_SHARE:.0%}% of its patients"),
+        ("valid", f"{VALID_SHARE:.0%}% of the training patients"),
+        ("test", f"the test set; with --probe_images, {TEST_SHARE:.0%}% of its patients"),
     ):
         file_flag(group, f"probe_{part}_images", f"images for the {part} part (default: {default})")
         file_flag(group, f"probe_{part}_labels", "their labels (default: <images>_labels.csv)")
     group.add_argument(
-        "--probe_seeds", type=int, default=5, metavar="N", help="draws of each amount of labels (default: %(default)s)"
+        "--probe_seeds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="random draws per amount of labels (default: %(default)s)",
     )
 
 
@@ -68,7 +72,7 @@ class Outcome:
     """One amount of labels on the test part. areas: (L,), mean of the draws. means: (draws,), macro mean of each.
 
     lower, upper: 95 % interval of the mean of `means` over test images. strengths: the C that each draw chose. images,
-    learnt: mean number of images learnt from, and of findings of which a draw had both classes.
+    learnt: mean number of training images, and of findings for which a draw had both classes.
     """
 
     name: str
@@ -108,9 +112,9 @@ def run(context: EvaluationContext) -> Section:
 
 
 def read_parts(context: EvaluationContext, images: str) -> tuple[Part, Part, Part, list[str], list[str]]:
-    """Images to learn from, to choose on and to test on, their findings, and sentences that say where they are from.
+    """Return the parts for training, validation and test, their findings, and sentences on the parts' origin.
 
-    Findings are the columns that all parts have, and that have both classes in each of them.
+    Findings are the columns that all parts have, with both classes in each part.
     """
     given = {name: context.option(f"probe_{name}_images") for name in ("valid", "test")}
     if context.option("probe_images") is None:
@@ -127,7 +131,7 @@ def read_parts(context: EvaluationContext, images: str) -> tuple[Part, Part, Par
         if name in parts:
             known = np.isin(parts["train"].patients, parts[name].patients)
             if known.any():
-                text.append(f"{known.sum()} images of patients of the {name} part are not learnt from.")
+                text.append(f"{known.sum()} images of patients of the {name} part are left out of training.")
             if known.all():
                 raise UserError(
                     f"every patient of {read['train'].path} is one of the {name} part ({read[name].path}), so nothing is "
@@ -149,7 +153,7 @@ def read_parts(context: EvaluationContext, images: str) -> tuple[Part, Part, Par
         )
     left = [label for label, has in zip(shared, both, strict=True) if not has]
     if left:
-        text.append(f"Without both classes in every part, hence left out: {', '.join(left)}.")
+        text.append(f"Left out, because a part lacks one class: {', '.join(left)}.")
     train, valid, test = (
         Part(part.features, part.truth[:, both], part.patients)
         for part in (parts["train"], parts["valid"], parts["test"])
@@ -163,13 +167,13 @@ def _part(data: LabelledImages, findings: Sequence[str]) -> Part:
 
 
 def _draw(patients: NDArray, share: float, rng: np.random.Generator) -> NDArray:
-    """A share of the patients, at least one."""
+    """Draw a share of the patients, at least one."""
     names = np.unique(patients)
     return rng.permutation(names)[: max(1, round(share * len(names)))]
 
 
 def label_fractions(train: Part, valid: Part, test: Part, draws: int, seed: int) -> list[Outcome]:
-    """Probes on shares of the patients; all of them are one draw."""
+    """Probes on shares of the patients; the full share is drawn once."""
     found = []
     for share in FRACTIONS:
         rngs = [np.random.default_rng([seed, 1, draw]) for draw in range(draws if share < 1 else 1)]
@@ -184,7 +188,7 @@ def few_shots(train: Part, valid: Part, test: Part, draws: int, seed: int) -> li
     """Probes on k positive and k negative images of each finding, of different patients."""
     found = []
     patients = np.unique(train.patients, return_inverse=True)[1]
-    coded = Part(train.features, train.truth, patients)  # numbers are compared faster than names
+    coded = Part(train.features, train.truth, patients)  # integers compare faster than strings
     for shots in SHOTS:
         rows = [
             lambda label, draw=draw, shots=shots: _shots(
@@ -197,7 +201,7 @@ def few_shots(train: Part, valid: Part, test: Part, draws: int, seed: int) -> li
 
 
 def _shots(train: Part, label: int, shots: int, rng: np.random.Generator) -> NDArray:
-    """Rows of `shots` positive and as many negative images of a finding, one per patient; fewer where there are not."""
+    """Rows of `shots` positive and as many negative images of a finding, one per patient; fewer if too few exist."""
     order = rng.permutation(len(train.truth))
     rows = order[
         np.sort(np.unique(train.patients[order], return_index=True)[1])
@@ -208,12 +212,12 @@ def _shots(train: Part, label: int, shots: int, rng: np.random.Generator) -> NDA
 def _probe(
     name: str, train: Part, valid: Part, test: Part, draws: Sequence[Callable[[int], NDArray]], images: float
 ) -> Outcome:
-    """Fit each draw, choose its strength on `valid`, score it on `test`. draws: label -> the rows learnt from."""
+    """Fit each draw, choose its strength on `valid`, score it on `test`. draws: label -> the training rows."""
     scores, strengths, learnt = [], [], []
     for rows in draws:
         on_valid, on_test, known = fit(train, rows, (valid.features, test.features))
         areas = [metrics.nan_mean(score_findings(valid.truth, one).auroc) for one in on_valid]
-        best = int(np.argmax(areas))  # of equally good ones the strongest penalty
+        best = int(np.argmax(areas))  # ties go to the strongest penalty
         scores.append(on_test[best])
         strengths.append(STRENGTHS[best])
         learnt.append(known)
@@ -223,7 +227,7 @@ def _probe(
 def fit(train: Part, rows: Callable[[int], NDArray], others: Sequence[Floats]) -> tuple[Floats, Floats, int]:
     """Scores (len(STRENGTHS), N, L) of two sets of features, and how many findings could be learnt.
 
-    A finding of which the rows have one class only is scored alike for every image (an area of one half).
+    If the rows have only one class of a finding, every image gets the same score (AUROC 0.5).
     """
     n_labels, known = train.truth.shape[1], 0
     scores = [np.zeros((len(STRENGTHS), len(features), n_labels)) for features in others]
@@ -247,7 +251,7 @@ def fit(train: Part, rows: Callable[[int], NDArray], others: Sequence[Floats]) -
 def summarise(
     name: str, scores: Sequence[Floats], test: Part, strengths: list[float], images: float, learnt: float
 ) -> Outcome:
-    """Areas on the test part, each the mean of the draws; scores: (N, L) per draw."""
+    """AUROCs on the test part, each the mean of the draws; scores: (N, L) per draw."""
     found = [score_findings(test.truth, one) for one in scores]
     areas = np.mean([one.auroc for one in found], axis=0)
     ends = newcombe_interval(areas, found[0].n_pos, found[0].n_known - found[0].n_pos)
@@ -261,10 +265,10 @@ def _explain(draws: int) -> list[str]:
         "The image encoder is frozen; per finding, a logistic regression (scikit-learn) learns from its features, "
         "scaled to unit variance. Its C is the one of "
         f"{', '.join(f'{strength:g}' for strength in STRENGTHS)} with the best mean AUROC on the validation part, the "
-        "same for all findings. Of a draw's patients all images are learnt from; shots are so many positive and so many "
-        "negative images per finding, one per patient.",
-        f"Amounts are drawn {draws} times (all labels once). SD is over the draws, the interval over the test images. A "
-        "finding of which a draw has one class only counts as 0.5.",
+        "same for all findings. A draw trains on all images of its patients; k shots are k positive and k negative "
+        "images per finding, one per patient.",
+        f"Each amount of labels is drawn {draws} times (100 % once). SD is over the draws, the interval over the test "
+        "images. A finding with only one class in a draw counts as 0.5.",
     ]
 
 

@@ -1,7 +1,7 @@
-"""Multiple-choice questions from a labelled set: the same seed gives the same questions, and a file keeps them.
+"""Multiple-choice questions from a labelled set: the same seed gives the same questions, and they are saved in a file.
 
 In every task the answers are balanced (as many images of each view, with as without a finding, ...), so that an
-answer chosen without the image stays near chance; the suite measures what remains of it.
+answer chosen without the image stays near chance; the suite measures what remains above chance.
 """
 
 import re
@@ -16,12 +16,12 @@ from chexzero.common.errors import UserError
 from chexzero.common.files import read_json, write_json
 
 N_OPTIONS = 4
-N_CANDIDATES = 200  # images whose sets of diseases are looked at for three that are wrong here
+N_CANDIDATES = 200  # images searched for three sets of diseases that are wrong for the question's image
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question: an image id, its patient, the options in the order asked, and the position of the right one."""
+    """One question: an image id, its patient, the options in the order asked, and the index of the right one."""
 
     task: str
     image: str
@@ -31,13 +31,13 @@ class Question:
 
 
 class Maker:
-    """Makes the questions of each task. ids, patients: one an image; per_task: the most questions of a task."""
+    """Make the questions of each task. ids, patients: one per image; per_task: most questions per task."""
 
     def __init__(self, ids: Iterable[str], patients: Iterable[str], per_task: int, seed: int) -> None:
         self.ids, self.patients, self.per_task, self.seed = list(ids), list(patients), per_task, seed
 
     def view(self, views: Sequence[str | None], wording: dict[str, str]) -> list[Question]:
-        """Which view is it? views: AP, PA, frontal, lateral or None (not asked about) per image."""
+        """Ask for the view. views: AP, PA, frontal, lateral or None (not asked about) per image."""
         rng = self._rng("view")
         names = [name for name in wording if name in views]
         if len(names) < 2:
@@ -51,7 +51,7 @@ class Maker:
         ]
 
     def binary(self, truth: np.ndarray, diseases: Sequence[str], wording: Sequence[str]) -> list[Question]:
-        """Is it there? As many images with as without each disease. truth: (N, L), one column a disease."""
+        """Ask whether a disease is present, of as many images with as without it. truth: (N, L), one column each."""
         rng = self._rng("binary")
         most = max(1, self.per_task // (2 * max(len(diseases), 1)))
         questions = []
@@ -66,7 +66,7 @@ class Maker:
         return questions
 
     def single(self, truth: np.ndarray, diseases: Sequence[str]) -> list[Question]:
-        """Which one of four does the image have? The other three are absent; every disease is the answer as often."""
+        """Ask which of four diseases the image has; the other three are absent. Answers are balanced if possible."""
         rng = self._rng("single")
         enough = (truth == 0).sum(1) >= N_OPTIONS - 1
         rows = [np.flatnonzero((truth[:, j] == 1) & enough) for j in range(len(diseases))]
@@ -79,7 +79,7 @@ class Maker:
         return questions
 
     def sets(self, truth: np.ndarray, diseases: Sequence[str]) -> list[Question]:
-        """Which set of four does the image have? The others are other images' sets, each with a disease absent."""
+        """Ask which of four sets of diseases the image has; the others are other images', with one absent here."""
         rng = self._rng("sets")
         several = np.flatnonzero(truth.sum(1) >= 2)
         questions = []
@@ -92,9 +92,9 @@ class Maker:
         return questions
 
     def reasoning(self, texts: Sequence[str], swaps: Sequence[Sequence[str]], skip: Sequence[str]) -> list[Question]:
-        """Which sentence describes the image: one of its report, or the same with a side or a severity exchanged?
+        """Ask which sentence is the report's: one of its own, or the same with a side or a severity exchanged.
 
-        Of each exchange as many go one way as the other, so that no word is likelier to be right.
+        Each exchange is asked equally often in both directions, so that no word is more likely to be right.
         """
         rng = self._rng("reasoning")
         found: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
@@ -119,7 +119,7 @@ class Maker:
         return Question(task, self.ids[i], self.patients[i], tuple(options[k] for k in order), int(np.argmin(order)))
 
     def _rng(self, task: str) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *task.encode()])  # a task's questions do not hang on the others
+        return np.random.default_rng([self.seed, *task.encode()])  # a task's questions do not depend on the other tasks
 
 
 def exchange(sentence: str, swaps: Sequence[Sequence[str]], skip: Sequence[str]) -> tuple[str, str, str] | None:

@@ -1,4 +1,4 @@
-"""CheXbench's released questions (`data.json`): which of them a CLIP model can answer, and the images that they name.
+"""CheXbench's released questions (`data.json`): those that a CLIP model can answer, and their image files.
 
 The file is one JSON object, task -> items. A choice item has `data_source, slice, image_path, question, option_0 ..
 option_3, answer`; options that are not used are NaN, and several images are joined by `|`.
@@ -23,7 +23,7 @@ ASKED: Mapping[str, str] = {
     "Fine-Grained Reasoning": "fine_grained",
 }
 
-#: Why the others are not asked.
+#: Released task -> why it is not asked.
 NOT_ASKED: Mapping[str, str] = {
     "Temporal Classification": "compares two images",
     "Visual Question Answering": "asks for an answer in words",
@@ -38,7 +38,7 @@ BARE = ("yes", "no", "true", "false")
 
 @dataclass(frozen=True)
 class Released:
-    """Questions that can be asked, where each is from, and how many of each task are not asked, by the reason.
+    """Questions that can be asked, their sources, and the number not asked by task and reason.
 
     `questions[i].image` is the image's path as the file writes it; `sources[i]` is `data_source`, `slices[i]` `slice`.
     """
@@ -49,7 +49,7 @@ class Released:
     not_asked: Counter[tuple[str, str]]
 
     def kept(self, rows: Sequence[int], reason: str) -> "Released":
-        """These questions alone; the others count as not asked for `reason`."""
+        """Keep only these questions; the others count as not asked for `reason`."""
         wanted = set(rows)
         gone = (question.task for i, question in enumerate(self.questions) if i not in wanted)
         title = {name: task for task, name in ASKED.items()}
@@ -69,7 +69,7 @@ def is_released(content: Any) -> bool:
 
 
 def read_released(path: str | Path, content: Mapping[str, Any]) -> Released:
-    """The questions of a released file's content. Raises `UserError` for an item that is no question."""
+    """Read the questions of a released file's content. Raises `UserError` for an item that is no question."""
     questions, sources, slices = [], [], []
     not_asked: Counter[tuple[str, str]] = Counter()
     for task, items in content.items():
@@ -102,8 +102,8 @@ def _question(path: str | Path, task: str, number: int, item: Any) -> Question:
         or not 0 <= answer < len(texts)
     ):
         raise UserError(
-            f"{path}, {task}, question {number}: image_path must be a text, option_0 and on two texts or more, and answer "
-            "the number of one; name CheXbench's data.json as it was released"
+            f"{path}, {task}, question {number}: image_path must be a text, the options from option_0 on two texts or "
+            "more, and answer the number of one; name CheXbench's data.json as it was released"
         )
     if isinstance(asked, str) and all(text.strip().lower() in BARE for text in texts):
         texts = [f"{asked} {text}" for text in texts]
@@ -111,9 +111,9 @@ def _question(path: str | Path, task: str, number: int, item: Any) -> Question:
 
 
 def find_files(folder: Path, names: Sequence[str]) -> list[Path | None]:
-    """The image files of paths as the questions write them, under a folder; None where there is none.
+    """Find the image files of the questions' paths under a folder; None for a path without a file.
 
-    `folder` may be the one that the paths start in, or any further down: `data/openi/images/x.png` is looked for as it
+    `folder` may be the one that the paths start in, or one further down: `data/openi/images/x.png` is looked for as it
     is, then without `data/`, then without `data/openi/`, ...
     """
     found: dict[str, Path | None] = {}
@@ -124,7 +124,7 @@ def find_files(folder: Path, names: Sequence[str]) -> list[Path | None]:
         found[name] = place = next((place for place in places if place.is_file()), None)
         if place is not None and (other := taken.setdefault(place, name)) != name:
             raise UserError(
-                f"{place} would answer for both {other!r} and {name!r}; name the folder that holds their data/ with "
+                f"{place} fits both {other!r} and {name!r}; name the folder that holds their data/ with "
                 "--chexbench_images"
             )
     return [found[name] for name in names]

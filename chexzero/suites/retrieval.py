@@ -1,7 +1,7 @@
 """Retrieval: from an image to its report among all reports, and back.
 
-Candidates are the reports (images) of all pairs. Reports with the same words are all hits. A candidate that is no hit
-and as similar as the best hit counts as before it, so a model that cannot tell anything apart finds nothing.
+Candidates are the reports (images) of all pairs. Reports with the same words are all hits. A non-hit that is as similar
+as the best hit ranks before it, so a model that cannot tell candidates apart finds nothing.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: EvaluationContext) -> Section:
-    """Recall at k in both directions, beside chance; see the module."""
+    """Measure recall at k in both directions, beside chance; see the module."""
     description = read_settings(DESCRIPTION)
     images = context.option("retrieval_images", "valid")
     ids, texts, without = read_reports(context, images)
@@ -47,7 +47,7 @@ def run(context: EvaluationContext) -> Section:
         f"{len(ids)} pairs of {path.name} with {len(distinct)} different reports ({without} images have none"
         + (f"; {len(ids)} of {n_found} drawn with the seed {context.seed})" if len(ids) < n_found else ")")
         + ". Equal reports are all hits; chance is the expected recall of a random order. Intervals are 95 % Wilson "
-        "intervals, widened because images with the same report go together."
+        "intervals, widened because images with the same report are not independent."
     ]
     section.metrics = {"pairs": len(ids), "distinct_reports": len(distinct), **results}
     section.tables.append(
@@ -82,7 +82,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 def recall(images: np.ndarray, reports: np.ndarray, report: np.ndarray, ks: list[int]) -> dict[str, Any]:
     """Recall at each k in both directions.
 
-    images: (N, D). reports: (U, D), the distinct ones. report: (N,), which of them each image has. Returns
+    images: (N, D). reports: (U, D), the distinct ones. report: (N,), index of each image's report. Returns
     `image_to_report` and `report_to_image` -> `recall@k` -> recall, lower, upper, chance.
     """
     sizes = np.bincount(report, minlength=len(reports))
@@ -105,7 +105,7 @@ def recall(images: np.ndarray, reports: np.ndarray, report: np.ndarray, ks: list
 
 
 def ranks_of_reports(images: np.ndarray, reports: np.ndarray, report: np.ndarray) -> np.ndarray:
-    """How many reports that are no hit come before the image's own: (N,), in blocks of images."""
+    """Count the non-hit reports ranked before each image's own: (N,), in blocks of images."""
     shares = np.bincount(report, minlength=len(reports))
     before = np.empty(len(images), dtype=np.int64)
     step = max(1, BLOCK // len(reports))
@@ -118,7 +118,7 @@ def ranks_of_reports(images: np.ndarray, reports: np.ndarray, report: np.ndarray
 
 
 def ranks_of_images(images: np.ndarray, reports: np.ndarray, report: np.ndarray) -> np.ndarray:
-    """How many images that are no hit come before each distinct report's best hit: (U,), in blocks of reports."""
+    """Count the non-hit images ranked before each distinct report's best hit: (U,), in blocks of reports."""
     before = np.empty(len(reports), dtype=np.int64)
     step = max(1, BLOCK // len(images))
     for start in range(0, len(reports), step):

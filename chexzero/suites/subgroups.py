@@ -1,6 +1,6 @@
-"""Do AUROC and F1 differ between groups of patients? By sex, race and age, with balanced resampling.
+"""Differences in AUROC and F1 between groups of patients, by sex, race and age, with balanced resampling.
 
-Demographics come from the manifests by id. A gap is a group against the largest group of its attribute that has
+Demographics come from the manifests by id. A gap is a group's value minus that of the attribute's largest group with
 enough cases; its interval comes from 2,000 stratified resamples and is widened for the attribute's other comparisons.
 """
 
@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("suite subgroups")
     file_flag(group, "subgroups_images", "images to score (.h5 or a folder; default: the validation set)")
     file_flag(group, "subgroups_labels", "their labels (default: <images>_labels.csv)")
-    file_flag(group, "subgroups_manifest", "manifest with id, sex, age, race (default: the images' one in splits/)")
+    file_flag(
+        group, "subgroups_manifest", "manifest with id, sex, age, race (default: the images' manifest in splits/)"
+    )
     group.add_argument("--subgroups_findings", nargs="+", metavar="LABEL", help="labels to compare (default: all)")
 
 
@@ -88,9 +90,9 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """AUROC and balanced F1 of each group, and the gaps.
 
-    truth, probability: (N, L). thresholds: (L,). groups: attribute -> group -> (N,) of bool. patients: (N,), who is
+    truth, probability: (N, L). thresholds: (L,). groups: attribute -> group -> (N,) of bool. patients: (N,), each
     resampled as a whole. Returns attribute -> label -> {"groups": {name: {...}}, "reference": name or None,
-    "gaps": {name: {"auroc": {...}, "f1": {...}}}}; a gap is the group less the reference.
+    "gaps": {name: {"auroc": {...}, "f1": {...}}}}; a gap is the group minus the reference.
     """
     results: dict[str, dict[str, Any]] = {}
     for attribute, members in groups.items():
@@ -134,7 +136,7 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     """One group and one label: truth, score, patients (n,). Returns the figures and, with enough cases, resamples.
 
-    `cases` is the number of patients in the smaller class: what decides how much the group can say.
+    `cases` is the number of patients in the smaller class, which limits the precision.
     """
     positive = truth.astype(bool)
     cases = [len(set(patients[positive])), len(set(patients[~positive]))]
@@ -164,7 +166,7 @@ def measure(
 
 
 def balanced_f1(positive: np.ndarray, predicted: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """F1 at equal shares of both classes, so that groups with different prevalence compare.
+    """F1 at equal shares of both classes, so that groups with different prevalence can be compared.
 
     positive, predicted: (n,) of bool. counts: (n, S), how often each row counts. Returns (S,): with the share s of
     positives found and f of negatives called positive, F1 = 2 s / (1 + s + f).
@@ -184,7 +186,7 @@ def balanced_resamples(
 ) -> dict[str, np.ndarray]:
     """AUROC and balanced F1 (n_samples,) when patients are drawn with replacement, within each class.
 
-    Both classes weigh the same in every resample. As many are drawn as there are: fewer would make the
+    Both classes have equal weight in every resample. As many patients are drawn as there are: fewer would make the
     intervals too wide, more too narrow.
     """
     samples = {"auroc": np.empty(n_samples), "f1": np.empty(n_samples)}
@@ -223,12 +225,12 @@ def _section(results: dict[str, dict[str, Any]], min_cases: int) -> Section:
     found = sum(any(gap[metric]["found"] for gap in gaps.values()) for gaps, metric in families)
     section.text = [
         f"Each group against the largest of its attribute, by {N_SAMPLES:,} resamples of patients with replacement, "
-        "both classes weighing the same (so F1 does not follow prevalence). An interval holds for all comparisons "
-        "of its attribute and label together, and is widened for small groups (Hesterberg 2015).",
-        f"A group with fewer than {min_cases} patients with the finding, or without it, is too few to say "
-        "anything and is not compared.",
-        f"{found} of {len(families)} comparisons (attribute, label, metric) have a gap whose interval leaves out 0; "
-        f"if there were none at all, about {ALPHA * len(families):.1f} would.",
+        "with equal weight for both classes (so F1 does not depend on prevalence). An interval holds for all "
+        "comparisons of its attribute and label together, and is widened for small groups (Hesterberg 2015).",
+        f"A group with fewer than {min_cases} patients with the finding, or without it, is too small and is not "
+        "compared.",
+        f"{found} of {len(families)} comparisons (attribute, label, metric) have a gap whose interval excludes 0; "
+        f"without any true gap, about {ALPHA * len(families):.1f} would.",
     ]
     for attribute, labels in results.items():
         section.tables += [_groups_table(attribute, labels), _gaps_table(attribute, labels)]

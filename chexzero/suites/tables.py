@@ -1,4 +1,4 @@
-"""What the suites read beside the images: labels, manifests, reports and their own description files."""
+"""The suites' inputs besides images: labels, manifests, reports and their own description files."""
 
 import csv
 from collections import Counter
@@ -17,8 +17,8 @@ from chexzero.common.formats import read_build, read_labels
 from chexzero.evaluation.named_sets import labels_or_unknown
 from chexzero.suites.context import EvaluationContext
 
-#: Columns that name a row rather than a finding; `dicom_id` ... `ViewPosition` stand in MIMIC-CXR-LT's tables, `ImageID` ...
-#: `PatientID` in those of CXR-LT 2026.
+#: Columns that identify a row rather than a finding; `dicom_id` ... `ViewPosition` are MIMIC-CXR-LT's, `ImageID` ...
+#: `PatientID` those of CXR-LT 2026.
 ID_COLUMNS = (
     "id",
     "patient_id",
@@ -48,15 +48,15 @@ ID_COLUMNS = (
     "PatientID",
 )
 
-#: Columns that hold the images' ids, and whose images they are, in the order they are looked for.
+#: Columns of image ids and of patient ids, in order of preference.
 KEYS = ("id", "dicom_id", "ImageID")
 PATIENTS = ("patient_id", "subject_id", "PatientID")
 
-LABELS_REMEDY = "name a CSV that has one 0/1 column a label"
+LABELS_REMEDY = "name a CSV that has one 0/1 column per label"
 
 
 def read_description(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Read a suite's YAML description, sure that it is a mapping with exactly the keys `keys` (`about` apart)."""
+    """Read a suite's YAML description. Raises `UserError` unless it has exactly the keys `keys` (and maybe `about`)."""
     values = read_yaml(path, "correct it, or name a description file like those in chexzero/suites")
     if not isinstance(values, dict):
         raise UserError(f"{path} must be a mapping with the keys {', '.join(keys)}; correct it")
@@ -69,7 +69,7 @@ def read_description(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def join(wanted: Iterable[str], wanted_in: str | Path, there: Iterable[str], there_in: str | Path) -> np.ndarray:
-    """For each id of `wanted` its position in `there`; `UserError` for ids that are missing or stand there twice."""
+    """Return the position in `there` of each id of `wanted`; `UserError` for missing ids and duplicates in `there`."""
     wanted, position = list(wanted), pd.Index(list(there))
     if position.has_duplicates:
         double = position[position.duplicated()][0]
@@ -100,7 +100,7 @@ class LabelledImages:
 
     @cached_property
     def features(self) -> np.ndarray:
-        """The images are embedded when this is first read: by then every table of the suite has been checked."""
+        """Embed the images, on first use: by then every table of the suite has been checked."""
         return self.context.features_of(self.images, self.rows)
 
     def column(self, name: str, default: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ class LabelledImages:
         return np.where(values.isna(), np.asarray(default, dtype=object), values.to_numpy()).astype(str)
 
     def patients(self) -> np.ndarray:
-        """Who each image is of (`PATIENTS`); its own id where nobody is named."""
+        """The patient of each image (`PATIENTS`); the image's id if none is named."""
         return self.column(next((name for name in PATIENTS if name in self.table), PATIENTS[0]), self.ids)
 
 
@@ -120,23 +120,23 @@ def labels_file(context: EvaluationContext, images: str | Path, given: str | Pat
 
 
 def header(path: str | Path, remedy: str) -> list[str]:
-    """The column names of a CSV, without reading its rows; `UserError` for a name that stands there twice."""
+    """The column names of a CSV, without reading its rows; `UserError` for a repeated name."""
     path = require_file(path, remedy)
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             names = next(csv.reader(handle), [])
     except (UnicodeDecodeError, csv.Error):
-        return list(read_table(path, remedy=remedy).columns)  # which says what is wrong
+        return list(read_table(path, remedy=remedy).columns)  # raises the error that says what is wrong
     if double := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path} has two columns {double[0]!r}; remove one of them")
     return names
 
 
 def label_columns(path: str | Path) -> list[str]:
-    """The columns of a label CSV that do not name a row; `UserError` where there is none."""
+    """The columns of a label CSV that do not identify a row; `UserError` if there are none."""
     labels = [name for name in header(path, LABELS_REMEDY) if name not in ID_COLUMNS]
     if not labels:
-        raise UserError(f"{path} has no label columns; name a CSV that has one 0/1 column a finding")
+        raise UserError(f"{path} has no label columns; name a CSV that has one 0/1 column per finding")
     return labels
 
 
@@ -147,12 +147,12 @@ def read_labelled(
     labels: Sequence[str] | None = None,
     unknown: bool = False,
 ) -> LabelledImages:
-    """Join the label CSV of an image file by id (`id`, MIMIC's `dicom_id`, or `ImageID` with its ending taken off).
+    """Join the label CSV of an image file by id (`id`, MIMIC's `dicom_id`, or `ImageID` without its ending).
 
     images: `"valid"`, `"test"`, an image file or a folder of images. labels_path: by default `<images>_labels.csv`
-    beside the images. labels: the columns to read; by default every column that does not name a row. unknown: whether
-    a label may be empty (NaN). Images without ids (upstream's files) are joined by position when there are as many
-    rows.
+    beside the images. labels: the columns to read; by default every column that does not identify a row. unknown:
+    whether a label may be empty (NaN). Images without ids (upstream's files) are joined by position when there are as
+    many rows.
     """
     path = labels_file(context, images, labels_path)
     labels = label_columns(path) if labels is None else list(labels)
@@ -193,7 +193,7 @@ def read_reports(context: EvaluationContext, images: str | Path) -> tuple[list[s
     """The reports of `--report_texts` that belong to an image file (or `"valid"`, `"test"`).
 
     Takes a CSV with `id, impression` (as `data_prep` writes) or CheXpert-Plus's own table with `path_to_image,
-    section_impression`; by default the CheXpert-Plus table that the data were built from, where it still is. Returns
+    section_impression`; by default the CheXpert-Plus table that the data were built from, if it still exists. Returns
     the ids, their texts, and how many of the images have no text.
     """
     texts_path = context.option("report_texts") or _table_of_the_build(context)
@@ -225,7 +225,7 @@ def read_reports(context: EvaluationContext, images: str | Path) -> tuple[list[s
 
 
 def _chexpert_plus_id(path: str) -> str:
-    """The id that the build gives an image of CheXpert-Plus, whatever stands in front of its split and ends it."""
+    """The id that the build gives an image of CheXpert-Plus, for any path before its split and any file ending."""
     parts = path.replace("\\", "/").split("/")
     parts = [{"val": "valid", "validation": "valid"}.get(part, part) for part in parts]
     start = next((i for i, part in enumerate(parts) if part in ("train", "valid", "test")), 0)

@@ -1,1 +1,1 @@
-"""What surrounds the training loop of `run_train.py`."""
+"""The parts of training around the loop in `run_train.py`."""

@@ -1,8 +1,8 @@
 """Image augmentation on the device, from the stored bytes: `--augment`.
 
-The random numbers of an image follow from the seed, the epoch and its row alone, so that a resumed run, any number of
-workers and ranks, and the parts of a gradient cache all see the same picture. The whole batch is changed by a few tensor
-operations that never wait for the device. (torchvision's transforms draw one set of numbers per call, kornia's invert
+The random numbers of an image depend only on the seed, the epoch and its row, so a resumed run, any number of workers
+and ranks, and the parts of a gradient cache all see the same picture. A few tensor operations, which never wait for the
+device, change the whole batch. (torchvision's transforms draw one set of numbers per call, kornia's invert
 matrices and check values on the host; `torch.nn.functional` has the parts of both.)
 """
 
@@ -17,16 +17,16 @@ from torch.nn import functional
 
 from chexzero.imaging.normalise import MEAN
 
-#: Strength -> its largest value, and what it does. All are 0, off, unless named.
+#: Strength -> its largest value, and its effect. All are 0 (off) unless named.
 STRENGTHS: dict[str, tuple[float, str]] = {
-    "crop": (0.9, "cut away up to this share of the side, at a random place, and scale what is left"),
-    "rotate": (180, "turn by up to so many degrees"),
-    "shear": (45, "slant by up to so many degrees"),
+    "crop": (0.9, "cut away up to this share of the side, at a random place, and scale the rest"),
+    "rotate": (180, "turn by up to this many degrees"),
+    "shear": (45, "shear by up to this many degrees"),
     "shift": (0.5, "move by up to this share of the side"),
     "gamma": (2, "raise to a power between e^-G and e^G"),
     "contrast": (0.9, "multiply the distance from the image's mean by 1 - C to 1 + C"),
     "brightness": (0.9, "add up to this share of white"),
-    "blur": (8, "blur every second image, with a deviation of up to so many pixels of the tower's resolution"),
+    "blur": (8, "blur half of the images, with a deviation of up to this many pixels at the tower's resolution"),
     "noise": (0.5, "add noise with a deviation of up to this share of white"),
     "cutout": (0.9, "cover a square of up to this share of the side with the mean grey"),
 }
@@ -51,9 +51,9 @@ NUMBERS = [*STRENGTHS, "flip", "crop_y", "crop_x", "shift_x", "blurred", "noise_
 
 
 def strengths(text: str) -> dict[str, float]:
-    """Read `medium` or `crop=0.2,rotate=10` or `medium,noise=0`: presets and strengths, later words before earlier.
+    """Read `medium` or `crop=0.2,rotate=10` or `medium,noise=0`: presets and strengths; later words override earlier.
 
-    Raises `ValueError` that names what is wrong.
+    Raises a `ValueError` that names the wrong word.
     """
     found: dict[str, float] = {}
     for word in text.split(","):
@@ -75,7 +75,7 @@ def strengths(text: str) -> dict[str, float]:
 
 
 def canonical(text: str) -> str:
-    """The strengths that are meant, one by one, as a run records them. For argparse."""
+    """Return the strengths written out one by one, as a run records them. For argparse."""
     try:
         found = strengths(text)
     except ValueError as error:
@@ -84,7 +84,7 @@ def canonical(text: str) -> str:
 
 
 class Augmentation:
-    """Changes the images of a run as `--augment` and `--augment_flip` ask.
+    """Change the images of a run as `--augment` and `--augment_flip` ask.
 
     text: `--augment`'s strengths, or None. rows: number of rows of the training file. resolution: side of the tower's images in pixels.
     """
@@ -98,7 +98,7 @@ class Augmentation:
         return any(self.by.values()) or self.flip
 
     def numbers(self, epoch: int, rows: torch.Tensor) -> torch.Tensor:
-        """The random numbers of some rows in an epoch: float32 (B, len(NUMBERS)), 0..1."""
+        """Return the random numbers of some rows in an epoch: float32 (B, len(NUMBERS)), 0..1."""
         if epoch != self._epoch:  # of all rows at once: 15 MiB and 0.1 s per 200,000
             seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
             generator = torch.Generator().manual_seed(seed)
@@ -120,8 +120,8 @@ def augment(
 ) -> torch.Tensor:
     """Change a batch: (B, H, W), 0..255, to float32 (B, R, R), 0..255, by the numbers (B, len(NUMBERS)) of each image.
 
-    Crop, turn, slant, move and scaling to R are one resampling, bicubic as `prepare`'s; what lies outside the image is
-    black. Without any strength the result is `prepare`'s before it normalises.
+    Crop, turn, shear, shift and scaling to R are one resampling, bicubic as `prepare`'s; outside the image is black.
+    Without any strength the result is that of `prepare` before it normalises.
     """
     of = dict(zip(NUMBERS, numbers.T, strict=True))
     x, y = _places(of, by, resolution, flip)
@@ -153,11 +153,11 @@ def augment(
 def _places(
     of: Mapping[str, torch.Tensor], by: Mapping[str, float], resolution: int, flip: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each output pixel lies in the image: x and y, (B, R, R), -1..1 from edge to edge."""
+    """Return the position of each output pixel in the image: x and y, (B, R, R), -1..1 from edge to edge."""
     size = 1 - by.get("crop", 0) * of["crop"]
     angle = math.radians(by.get("rotate", 0)) * _both(of["rotate"])
     slant = (math.radians(by.get("shear", 0)) * _both(of["shear"])).tan()
-    x, y = (  # the middle of what is seen; the number named shift moves up and down, shift_x to the sides
+    x, y = (  # the centre of the visible part; the number `shift` moves it vertically, `shift_x` horizontally
         (1 - size) * _both(of[crop]) + 2 * by.get("shift", 0) * _both(of[shift])
         for crop, shift in (("crop_x", "shift_x"), ("crop_y", "shift"))
     )
@@ -192,12 +192,12 @@ def _blur(pixels: torch.Tensor, sigma: torch.Tensor, most: float) -> torch.Tenso
 
 
 def _noise(of: Mapping[str, torch.Tensor], resolution: int) -> torch.Tensor:
-    """Normal noise (B, R, R): a square of a fixed sheet for each image, so that every device has the same."""
+    """Normal noise (B, R, R): a square of a fixed sheet per image, so that every device gives the same."""
     sheet = _sheet(2 * resolution, of["noise"].device)
     places = torch.arange(resolution, device=sheet.device)
     rows, columns = (
         (places + (of[f"noise_{axis}"] * len(sheet)).long()[:, None]) % len(sheet) for axis in "yx"
-    )  # the sheet goes on where it ends
+    )  # the sheet wraps around
     return sheet[rows[:, :, None], columns[:, None, :]]
 
 

@@ -1,7 +1,7 @@
-"""Which pairs make each batch.
+"""The order of training pairs: which pairs make each batch.
 
-The order is computed before anything is read, from the seed and the epoch alone. It is the same for any number of
-workers, and a resumed run starts in the middle of it.
+The order depends only on the seed and the epoch and is computed before anything is read. It is the same for any number
+of workers, and a resumed run starts in the middle of it.
 """
 
 import os
@@ -20,7 +20,7 @@ from chexzero.training.config import TrainConfig
 
 
 class Rows(list[int]):
-    """The rows of a batch, and the epoch in which they are read: what a dataset varies with it follows from both."""
+    """The rows of a batch, and the epoch in which they are read; a dataset may vary its texts by both."""
 
     def __init__(self, rows: Iterable[int], epoch: int):
         super().__init__(rows)
@@ -33,10 +33,9 @@ class Rows(list[int]):
 class Batches(Sampler[list[int]]):
     """The batches of an epoch: rows shuffled by seed and epoch, the last short batch kept.
 
-    rows: which rows are trained on. batch_size: over all ranks; each rank takes its own part of each batch, so that
-    no row is read twice. With several ranks the last batch of an epoch is cut to a multiple of their number.
-    `studies` (a number for every row of the file): no two rows of the same study in one batch. `held_out` only keeps
-    the rows that are not trained on.
+    rows: the rows to train on. batch_size: over all ranks; each rank takes its own part of each batch, so no row is
+    read twice. With several ranks the last batch of an epoch is cut to a multiple of their number. `studies` (a number
+    per row of the file): no two rows of the same study in one batch. `held_out`: the rows not trained on, only stored.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Batches(Sampler[list[int]]):
         self.set_position(0, 0)
 
     def set_position(self, epoch: int, batch: int) -> None:
-        """The next iteration begins with this batch of this epoch."""
+        """Let the next iteration begin with this batch of this epoch."""
         self.epoch, self.first = epoch, batch
         order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(_mix(self.seed, epoch)))
         order = self.rows[order.numpy()]
@@ -82,9 +81,9 @@ class Batches(Sampler[list[int]]):
 
 
 def one_per_study(order: NDArray, studies: NDArray, batch_size: int) -> list[NDArray]:
-    """Cut `order` into batches in which no study comes twice; each row once, in order as far as that goes.
+    """Cut `order` into batches in which no study occurs twice; each row occurs once, in order as far as possible.
 
-    order, studies: (N,), the rows and the study of each. A row whose study is in the batch already waits for the
+    order, studies: (N,), the rows and the study of each. A row whose study is already in the batch waits for the
     next; at the end, when only views of the same studies are left, batches are short.
     """
     batches: list[NDArray] = []
@@ -115,7 +114,7 @@ def _place(pair: tuple[int, int], batch: list, seen: set, still: list, batch_siz
         seen.add(study)
 
 
-#: Of the training images so many are looked at before a run: reading all of them would take minutes.
+#: Number of training images checked before a run: checking all of them would take minutes.
 SAMPLE = 256
 
 
@@ -163,7 +162,7 @@ def hold_out(patients: NDArray | None, n_rows: int, n_pairs: int, seed: int) -> 
 
 
 def default_workers() -> int:
-    """Worker processes per rank: with a GPU up to 6 of its share of the cores, without one none."""
+    """Return the worker processes per rank: one less than its share of the cores, 1 to 6; 0 without a GPU."""
     if not torch.cuda.is_available():
         return 0
     return min(6, max(1, len(os.sched_getaffinity(0)) // torch.cuda.device_count() - 1))

@@ -49,25 +49,25 @@ _upstream = partial(setting, group="CheXzero's flags and defaults")
 _data = partial(setting, group="data")
 _model = partial(setting, group="model")
 _length = partial(setting, group="length, validation and selection")
-_stop = partial(setting, group="stopping and going on", free=True)
+_stop = partial(setting, group="stopping and resuming", free=True)
 _speed = partial(setting, group="speed and memory")
 _optimisation = partial(setting, group="optimisation")
 _loss = partial(setting, group="loss")
 _tuning = partial(setting, group="fine-tuning")
 _images = partial(setting, group="augmentation of the images")
-_texts = partial(setting, group="what of a report is trained on")
+_texts = partial(setting, group="text of the reports")
 _logs = partial(setting, group="logs", free=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Settings of a run. `free` ones may change when a run goes on: no number of the training depends on them."""
+    """Settings of a run. `free` ones may change when a run is resumed: training does not depend on them."""
 
     cxr_filepath: str = _upstream("data/cxr.h5", "training images", metavar="FILE", free=True)
     txt_filepath: str | None = _upstream(
         None,
-        "training reports (default: impressions.csv beside the images, or upstream's mimic_impressions.csv where that "
-        "alone exists)",
+        "training reports (default: impressions.csv beside the images, or upstream's mimic_impressions.csv if only "
+        "that exists)",
         metavar="FILE",
         free=True,
     )
@@ -78,11 +78,11 @@ class TrainConfig:
         100, "steps between checkpoints; 0: only validated ones", metavar="STEPS", least=0, free=True
     )
     log_interval: int = _upstream(10, "steps between rows of train_log.csv", metavar="STEPS", least=0, free=True)
-    save_dir: str = _upstream("checkpoints/", "where the runs' folders are", metavar="DIR", free=True)
+    save_dir: str = _upstream("checkpoints/", "folder of the runs' folders", metavar="DIR", free=True)
     seed: int = _upstream(1234, "random seed for weights and batch order", least=0, most=2**32 - 1)
     optimizer: str = _upstream("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adam"))
     momentum: float = _upstream(0.9, "momentum of SGD", least=0)
-    context_length: int = _upstream(77, "longer reports are cut", metavar="TOKENS", least=3)
+    context_length: int = _upstream(77, "maximum tokens per report; longer reports are cut", metavar="TOKENS", least=3)
     random_init: bool = _upstream(False, "train from random weights: ViT-B/16 at 320 pixels")
     model_name: str = _upstream("pt-imp", "name of the run's folder", metavar="NAME", free=True)
 
@@ -105,7 +105,7 @@ class TrainConfig:
     text_weights: str | None = _model(
         None,
         "a CheXzero or CLIP checkpoint, the folder of an exported model, openai, open_clip:MODEL/TAG, or random "
-        "(default: openai; random beside a random vision tower)",
+        "(default: openai; random if the vision tower is random)",
         metavar="FILE|NAME|random",
     )
     image_resolution: int | None = _model(
@@ -125,10 +125,12 @@ class TrainConfig:
         least=0,
         most=0.95,
     )
-    grad_checkpointing: bool = _model(False, "keep no activations inside the blocks: less memory, more time")
+    grad_checkpointing: bool = _model(
+        False, "recompute the blocks' activations in the backward pass: less memory, more time"
+    )
 
     max_steps: int | None = _length(
-        None, "train so many steps, over as many epochs as that takes (default: by --epochs)", least=0
+        None, "train this many steps, in as many epochs as needed (default: set by --epochs)", least=0
     )
     val_interval: int = _length(200, "steps between validations (default: 200; 0: none)", least=0)
     valid: str | None = _length(
@@ -137,7 +139,7 @@ class TrainConfig:
     valid_labels: str | None = _length(
         None, "their labels (default: valid_labels.csv beside them)", metavar="FILE", free=True
     )
-    val_pairs: int = _length(0, "hold so many training pairs (whole patients) out and report their loss", least=0)
+    val_pairs: int = _length(0, "hold out this many training pairs (whole patients) and report their loss", least=0)
     select_by: str = _length(
         "mean_5",
         "column of metrics.csv that selects the checkpoint (default: mean_5, the competition labels)",
@@ -148,20 +150,24 @@ class TrainConfig:
         None, "keep only the selected checkpoint and the K next best (default: keep all)", least=0, free=True
     )
     patience: int = _length(
-        0, "stop after so many validations without improvement (default: 0, never)", least=0, free=True
+        0, "stop after this many validations without improvement (default: 0, never)", least=0, free=True
     )
     min_delta: float = _length(0.0, "smallest improvement that counts for --patience", least=0, free=True)
 
-    resume: str | None = _stop(None, "auto: go on with the run of this name if there is one", choices=("auto",))
-    overwrite: bool = _stop(False, "remove the run of this name and begin again")
+    resume: str | None = _stop(None, "auto: resume the run of this name if there is one", choices=("auto",))
+    overwrite: bool = _stop(False, "delete the run of this name and start again")
     save_last_interval: int = _stop(
-        500, "steps between writes of last.pt, beside those at validations (default: 500)", least=0
+        500, "steps between writes of last.pt, in addition to those at validations (default: 500)", least=0
     )
 
-    precision: str = _speed("fp32", "what the towers compute in", choices=PRECISIONS)
-    grad_accum: int = _speed(1, "compute a batch in so many parts, each against all pairs of the batch", least=1)
+    precision: str = _speed("fp32", "number format that the towers compute in", choices=PRECISIONS)
+    grad_accum: int = _speed(1, "compute a batch in this many parts, each against all pairs of the batch", least=1)
     num_workers: int | None = _speed(
-        None, "processes that read (default: by the cores with a GPU, else 0)", least=0, most=256, free=True
+        None,
+        "worker processes that read data (default: with a GPU by the number of cores, else 0)",
+        least=0,
+        most=256,
+        free=True,
     )
     cache_features: bool = _speed(
         False, "with --freeze_blocks all: compute the tower's features of each image once, and train from a file"
@@ -171,7 +177,7 @@ class TrainConfig:
 
     adam_beta2: float = _optimisation(
         0.999,
-        "how long AdamW remembers squared gradients (default: 0.999; 0.95 for short trainings)",
+        "AdamW's decay of the average of squared gradients (default: 0.999; 0.95 for short trainings)",
         metavar="BETA",
         least=0,
     )
@@ -183,53 +189,57 @@ class TrainConfig:
         least=0,
         most=0.999999,
     )
-    warmup_steps: int = _optimisation(0, "linear warm-up of the learning rate", least=0)
-    lr_schedule: str = _optimisation("constant", "after the warm-up", choices=("constant", "cosine"))
+    warmup_steps: int = _optimisation(0, "steps of linear learning-rate warm-up", least=0)
+    lr_schedule: str = _optimisation("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
     clip_grad_norm: float | None = _optimisation(
-        None, "clip the gradient's norm (default: no)", metavar="NORM", least=0
+        None, "largest norm of the gradient (default: no limit)", metavar="NORM", least=0
     )
     clip_logit_scale: float | None = _optimisation(
-        None, "largest factor on the cosines (default: none; OpenAI's is 100)", metavar="SCALE", least=1
+        None, "largest factor on the cosines (default: no limit; OpenAI's is 100)", metavar="SCALE", least=1
     )
 
-    loss: str = _loss("clip", "softmax over the batch (CLIP) or each pair alone (SigLIP)", choices=LOSSES)
+    loss: str = _loss("clip", "softmax over the batch (CLIP) or a sigmoid per pair (SigLIP)", choices=LOSSES)
     label_smoothing: float = _loss(
         0.0, "share of each row's target that is spread over all pairs (default: 0)", metavar="SHARE", least=0, most=0.9
     )
     one_per_study: bool = _loss(False, "never two images of a study in one batch")
     equal_text: str = _loss(
-        "negative", "what pairs of a batch with the same text are to each other", choices=EQUAL_TEXT
+        "negative", "how pairs of a batch with the same text count for each other", choices=EQUAL_TEXT
     )
 
     augment: str | None = _images(
         None,
         f"change the images at random: {', '.join(augment.PRESETS)}, or strengths NAME=VALUE,... of "
-        f"{', '.join(augment.STRENGTHS)} (default: no; docs/TRAINING.md)",
+        f"{', '.join(augment.STRENGTHS)} (default: none; see docs/TRAINING.md)",
         metavar="STRENGTHS",
         parse=augment.canonical,
     )
-    augment_flip: bool = _images(False, "mirror every second image: left and right of the reports become wrong")
+    augment_flip: bool = _images(
+        False, "mirror half of the images at random: left and right in the reports become wrong"
+    )
     show_batch: str | None = _images(
-        None, "write a picture of the first images as the model would see them, and leave", metavar="FILE", free=True
+        None, "write a picture of the first images as the model sees them, and exit", metavar="FILE", free=True
     )
 
     text_positions: str | None = _texts(
         None,
-        "with a --context_length beyond that of the text weights (77): stretch their positions, or draw the later ones",
+        "for a --context_length beyond that of the text weights (77): interpolate their position embeddings, or draw "
+        "the later ones at random",
         choices=POSITIONS,
     )
     text_section: str = _texts(
         "impression",
-        "alternate: one by epochs; all but impression need a column findings beside it in the reports",
+        "sections to train on (alternate: changes every epoch); all but impression need a column findings in the "
+        "reports",
         choices=texts.SECTIONS,
     )
     text_sentences: str = _texts(
-        "all", "of a report: all sentences, shuffled, a random part of them, or one", choices=texts.SENTENCES
+        "all", "sentences of a report to train on: all, all shuffled, a random part, or one", choices=texts.SENTENCES
     )
 
     tensorboard: bool = _logs(True, "write event files for TensorBoard (default: yes)")
     wandb: bool = _logs(False, "log to Weights & Biases too")
-    wandb_project: str = _logs("chexzero", "name of the project there")
+    wandb_project: str = _logs("chexzero", "project in Weights & Biases")
 
     vision_lr: float | None = _tuning(None, "learning rate of the vision tower (default: --lr)", metavar="LR", least=0)
     projection_lr: float | None = _tuning(
@@ -238,7 +248,7 @@ class TrainConfig:
     text_lr: float | None = _tuning(None, "learning rate of the text encoder (default: --lr)", metavar="LR", least=0)
     layer_decay: float = _tuning(
         1.0,
-        "each vision block learns at this factor of the rate of the block after it (default: 1)",
+        "ratio of each vision block's learning rate to that of the next block (default: 1)",
         metavar="FACTOR",
         most=1,
     )
@@ -246,7 +256,7 @@ class TrainConfig:
         0, "freeze the vision tower's embeddings and first N blocks, or all of it", metavar="N|all", parse=_blocks
     )
     freeze_steps: int | None = _tuning(
-        None, "for how many steps --freeze_blocks holds (default: the whole run)", metavar="STEPS", least=0
+        None, "steps for which --freeze_blocks holds (default: the whole run)", metavar="STEPS", least=0
     )
     lora_rank: int = _tuning(
         0,
@@ -274,13 +284,13 @@ def parse_config(description: str, argv: Sequence[str] | None = None) -> TrainCo
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The settings with the files that lie beside the training images; refuse those that no run can have."""
+    """Fill in the files beside the training images. Raises `UserError` for settings that exclude each other."""
     if not config.adam_beta2 < 1:
         raise UserError(f"--adam_beta2 {config.adam_beta2} must be below 1; choose for instance 0.95")
     if config.label_smoothing and config.loss != "clip":
         raise UserError(f"--label_smoothing is for --loss clip; leave it out with --loss {config.loss}")
     if config.resume and config.overwrite:
-        raise UserError("--resume goes on with a run and --overwrite removes it; leave one of them out")
+        raise UserError("--resume continues a run and --overwrite deletes it; leave one of them out")
     if config.select_by == "val_loss" and not config.val_pairs:
         raise UserError("--select_by val_loss needs held-out pairs; add for instance --val_pairs 1000")
     folder = Path(config.cxr_filepath).parent
@@ -295,7 +305,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse, before anything is loaded, files that are not there and packages that are not installed."""
+    """Raise `UserError`, before anything is loaded, for files and packages that are missing."""
     for path in (config.cxr_filepath, config.txt_filepath):
         require_file(path or "", REMEDY)
     for path in (config.valid, config.valid_labels) if config.val_interval else ():
@@ -313,7 +323,7 @@ def check(config: TrainConfig) -> None:
 
 
 def import_wandb() -> Any:
-    """The wandb package, or a `UserError` that says how to get it."""
+    """Import the wandb package. Raises a `UserError` that says how to install it."""
     try:
         import wandb
     except ImportError as error:
@@ -323,8 +333,7 @@ def import_wandb() -> Any:
     return wandb
 
 
-#: Settings that may change when a run goes on. It may also become longer where the learning rate does not depend on
-#: its length.
+#: Settings that may change when a run is resumed. Its length may change too if the learning rate does not depend on it.
 FREE_SETTINGS = {one.name for one in fields(TrainConfig) if one.metadata["free"]}
 LENGTH_SETTINGS = {"epochs", "max_steps"}
 DEFAULTS = TrainConfig().as_dict()

@@ -1,7 +1,7 @@
-"""One process or many: who this process is, and what the ranks tell each other.
+"""One process or many: rank, device and communication between ranks.
 
 torchrun (or the exports in docs/CLUSTER.md) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without
-them this is a run of one process and nothing here communicates.
+them the run has one process and nothing here communicates.
 """
 
 import os
@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from chexzero.common.errors import UserError
 
-#: How long a rank waits for another. Long, for rank 0 validates and writes while the others wait; a rank that dies
-#: ends the job at once all the same, because torchrun and srun then end the rest.
+#: How long a rank waits for another. Long, because rank 0 validates and writes while the others wait. If a rank dies,
+#: torchrun and srun end the others at once.
 TIMEOUT = timedelta(hours=1)
 GRACE = 0.5  # seconds
 
@@ -25,7 +25,7 @@ def start() -> torch.device:
     size, local_rank = _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
     if _number("SLURM_STEP_NUM_TASKS", 1) > 1 and not os.environ.get("WORLD_SIZE", "").strip():
         raise UserError(
-            "srun started several tasks, but WORLD_SIZE is not set, so that they do not know each other; "
+            "srun started several tasks, but WORLD_SIZE is not set, so that they cannot find each other; "
             "export RANK, LOCAL_RANK and WORLD_SIZE as docs/slurm/*.sbatch do, or WORLD_SIZE=1 for "
             "runs of their own"
         )
@@ -46,7 +46,7 @@ def start() -> torch.device:
 
 
 def _number(name: str, default: int) -> int:
-    """An environment variable that is a count or a place, from 0; empty counts as not set."""
+    """Read an environment variable that is a count or an index from 0; empty counts as not set."""
     text = os.environ.get(name, "").strip()
     if text and not text.isdecimal():
         raise UserError(
@@ -57,7 +57,7 @@ def _number(name: str, default: int) -> int:
 
 
 def _check_companions(size: int) -> None:
-    """Raise `UserError` unless what torch needs beside a WORLD_SIZE above 1 is set, too."""
+    """Raise `UserError` unless the other variables that torch needs for a WORLD_SIZE above 1 are set."""
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name, "").strip()]
     if missing:
         raise UserError(
@@ -71,8 +71,7 @@ def _check_companions(size: int) -> None:
 def finish() -> None:
     """Leave the group of ranks."""
     if dist.is_initialized():
-        # gloo's threads need Python's lock to let go of what they sent. A process that ends before they have had it
-        # waits for them and keeps the lock from them: it would sometimes hang.
+        # gloo's worker threads need the GIL to free their send buffers; exiting at once can deadlock.
         time.sleep(GRACE)
         dist.destroy_process_group()
 
@@ -91,18 +90,18 @@ def is_main() -> bool:
 
 
 def is_first_on_node() -> bool:
-    """Whether this process does what each machine needs once."""
+    """Whether this process does the work that each machine needs once."""
     return _number("LOCAL_RANK", 0) == 0
 
 
 def wait_for_main() -> None:
-    """Return when rank 0, and every other rank, has come here."""
+    """Wait until every rank, rank 0 included, has reached this call."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` over the ranks, on their device; without waiting for the device."""
+    """Mean of `values` over the ranks, computed on their device without waiting for it."""
     if dist.is_initialized():
         dist.all_reduce(values)
         values /= world_size()

@@ -1,7 +1,7 @@
-"""`--cache_features`: what a locked tower makes of each training image is computed once and kept in a file.
+"""`--cache_features`: a locked tower's features of the training images, computed once and kept in a file.
 
-Locked-image tuning (LiT, Zhai et al. 2022) then runs at the speed of the text tower. The file is named by the hashes of
-the tower's weights and of the images, so that other runs on them take it too, and no other run does.
+Locked-image tuning (LiT, Zhai et al. 2022) then runs at the speed of the text tower. The file's name is a hash of all
+that the features depend on (weights, images, resolution, precision, pixel range), so only runs with the same share it.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class FeatureRows:
 
 
 def use_cached_features(config: TrainConfig, dataset: CXRDataset, model: CLIP, device: torch.device) -> None:
-    """Let `dataset` give the locked tower's features instead of images; compute them where no file has them yet.
+    """Let `dataset` give the locked tower's features instead of images; compute them if no file has them yet.
 
     Raises `UserError` where the features of an image would change during the run.
     """
@@ -71,13 +71,15 @@ def use_cached_features(config: TrainConfig, dataset: CXRDataset, model: CLIP, d
         _write(path, config, dataset, model, device)
     distributed.wait_for_main()
     if not path.is_file():
-        raise UserError(f"{path}, which rank 0 has written, is not seen here; --save_dir must be a disk that all share")
+        raise UserError(
+            f"{path}, which rank 0 has written, is not visible here; --save_dir must be on a disk that all ranks share"
+        )
     dataset.images = FeatureRows(path)  # type: ignore[assignment]  # the same two methods
     log.info("the tower's features of %d images are read from %s", len(dataset), path)
 
 
 def _key(config: TrainConfig, model: CLIP) -> str:
-    """SHA-256 of all that the features depend on."""
+    """Return the SHA-256 of everything that the features depend on."""
     images = next(iter(describe_data([config.cxr_filepath])["files"].values()))
     content = hashlib.sha256()
     for part in (

@@ -1,4 +1,4 @@
-"""Training choices for a pretrained tower: learning rates, freezing, LoRA. At the defaults all of it does nothing.
+"""Fine-tuning of a pretrained tower: learning rates, freezing, LoRA. Default flags change nothing.
 
 In a training script: `add_arguments(parser)`; `prepare(model, config)` once, before the optimiser and before the model
 is wrapped; `parameter_groups(model, config)` for the optimiser; `set_frozen(model, step, config)` between each backward
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare(model: CLIP, config: TrainConfig) -> CLIP:
-    """Put LoRA in, and freeze what is frozen for the whole run; changes and returns `model`.
+    """Add LoRA and freeze the parameters frozen for the whole run; changes and returns `model`.
 
     Raises `UserError` for settings that do not fit together or do not fit the tower.
     """
@@ -45,7 +45,7 @@ def prepare(model: CLIP, config: TrainConfig) -> CLIP:
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     if learning < total:
-        log.info("%.1f of %.1f million parameters learn", learning / 1e6, total / 1e6)
+        log.info("%.1f of %.1f million parameters are trained", learning / 1e6, total / 1e6)
     return model
 
 
@@ -73,15 +73,15 @@ def _add_lora(trunk: Any, rank: int, alpha: float) -> None:
         raise UserError("--lora_rank needs the package peft; install it with `pip install peft`") from error
     scale = cast(int, alpha)  # peft takes any number and declares an int
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=scale, target_modules=LORA_TARGETS), trunk)
-    for block in trunk.blocks:  # else timm's DINOv3 reads qkv.weight itself and passes the update by
+    for block in trunk.blocks:  # else timm's DINOv3 reads qkv.weight directly and skips the update
         if hasattr(block.attn, "qkv_bias_separate"):
             block.attn.qkv_bias_separate = True
 
 
 def merge_lora(model: CLIP) -> dict[str, torch.Tensor]:
-    """The model's state dict with LoRA's updates added to the weights: the keys are those of a model without LoRA.
+    """Return the state dict with LoRA's updates added to the weights, under the keys of a model without LoRA.
 
-    A model without LoRA gives its state dict. The model itself is not changed.
+    Without LoRA, this is the model's state dict. The model itself is not changed.
     """
     state = model.state_dict()
     with torch.no_grad():
@@ -93,7 +93,7 @@ def merge_lora(model: CLIP) -> dict[str, torch.Tensor]:
 
 
 def parameter_groups(model: CLIP, config: TrainConfig) -> list[dict]:
-    """Groups for a torch optimiser, `{"params": [...], "lr": rate}`: one for each learning rate, `--lr`'s first.
+    """Return groups for a torch optimiser, `{"params": [...], "lr": rate}`: one per learning rate, `--lr`'s first.
 
     At the defaults there is one group with every parameter in the model's order, which is what upstream trains.
     With `--layer_decay` d, block i of n (from 0) learns at d ** (n - i) of the tower's rate, the embeddings at
@@ -122,10 +122,10 @@ def _first(rate: float | None, default: float) -> float:
 
 
 def set_frozen(model: CLIP, step: int, config: TrainConfig) -> None:
-    """Take the gradients off what is frozen at this step (from 0), so that the optimiser passes it by.
+    """Remove the gradients of parameters frozen at this step (from 0), so that the optimiser skips them.
 
-    To be called between the backward pass and the optimiser's step. Only the gradients go: parameters that changed
-    `requires_grad` in the middle of a run would not be kept equal over the ranks by DistributedDataParallel.
+    Call it between the backward pass and the optimiser's step. Only gradients are removed: DistributedDataParallel
+    would not keep parameters equal over the ranks if their `requires_grad` changed during a run.
     """
     if config.freeze_steps is None or step >= config.freeze_steps:
         return
@@ -134,7 +134,7 @@ def set_frozen(model: CLIP, step: int, config: TrainConfig) -> None:
 
 
 def _frozen(model: CLIP, blocks: int | str) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of the embeddings and the first `blocks` blocks of the vision tower, or of all of the tower."""
+    """Yield the parameters of the vision tower's embeddings and first `blocks` blocks, or of the whole tower."""
     layers = _layers(model)
     last = max(layers.values()) if blocks == ALL else int(blocks)
     for name, parameter in model.named_parameters():
@@ -143,10 +143,10 @@ def _frozen(model: CLIP, blocks: int | str) -> Iterator[tuple[str, nn.Parameter]
 
 
 def _layers(model: CLIP) -> dict[str, int]:
-    """The layer of each of the vision tower's parameters, the projection apart.
+    """Return the layer of each parameter of the vision tower, except the projection.
 
-    0 for the embeddings, i + 1 for block i, and the number after the last block's for what follows the blocks. A
-    tower of timm without a single row of blocks (a convolutional network) is divided as timm divides it.
+    0 for the embeddings, i + 1 for block i, and the next number for what follows the last block. A timm tower without
+    a single list of blocks (a convolutional network) is divided as timm divides it.
     """
     names = [name for name, _ in model.named_parameters() if name.startswith("visual.") and not _PROJECTION.match(name)]
     trunk = getattr(model.visual, "trunk", None)

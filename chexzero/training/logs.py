@@ -1,4 +1,4 @@
-"""What a run writes down: `train_log.csv`, `metrics.csv`, `config.json`, TensorBoard and Weights & Biases."""
+"""The records of a run: `train_log.csv`, `metrics.csv`, `config.json`, TensorBoard and Weights & Biases."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ from chexzero.training.config import TrainConfig, import_wandb
 
 log = logging.getLogger(__name__)
 
-#: Columns that a clock or a gauge fills: equal runs differ in these alone.
+#: Columns of measured time and memory: equal runs differ only in these.
 SPEED_COLUMNS = ["pairs_per_second", "data_wait", "tflops", "share_of_peak", "memory_gib", "validating", "saving"]
 TRAIN_COLUMNS = [
     "step",
@@ -58,9 +58,9 @@ HASHED_UP_TO = 4 * 2**30
 
 
 class CsvLog:
-    """A CSV with a row per step, appended to; cut back to a step when a run resumes there.
+    """A CSV with one row per logged step; rows are appended, and cut back to a step when a run resumes there.
 
-    `added`: those of `columns` that earlier versions did not write; a file without them is read too.
+    `added`: those of `columns` that earlier versions did not write; a file without them can be read too.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], added: Sequence[str] = ()):
@@ -68,7 +68,7 @@ class CsvLog:
         self.before = [name for name in columns if name not in added]
 
     def begin(self) -> None:
-        """Write the header alone."""
+        """Write the header only."""
         write_text(self.path, self._lines([]))
 
     def cut_after(self, step: int) -> None:
@@ -76,7 +76,7 @@ class CsvLog:
         write_text(self.path, self._lines([row for row in self.rows() if row["step"] <= step]))
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row; what is missing, None or NaN is left empty."""
+        """Add a row; missing, None and NaN values are left empty."""
         try:
             with open(self.path, "a", newline="", encoding="utf-8") as handle:
                 handle.write(self._line(row))
@@ -87,7 +87,7 @@ class CsvLog:
             ) from error
 
     def rows(self) -> list[dict[str, Any]]:
-        """The whole rows there are: whole numbers as int, others as float, a digest as text, an empty cell as None.
+        """Return the complete rows: whole numbers as int, others as float, digests as text, empty cells as None.
 
         Raises `UserError` for a file that this class has not written, or that was damaged since.
         """
@@ -114,11 +114,11 @@ class CsvLog:
         return rows
 
     def text(self) -> str:
-        """The file as it is; empty where there is none."""
+        """Return the file's text; empty if there is no file."""
         return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
 
     def put_back(self, text: str) -> None:
-        """Make the file again as `text` had it."""
+        """Rewrite the file with `text`."""
         write_text(self.path, text)
 
     def _lines(self, rows: Sequence[dict[str, Any]]) -> str:
@@ -134,7 +134,7 @@ class CsvLog:
 
 
 class Boards:
-    """TensorBoard files under `<run>/tensorboard`, and Weights & Biases; each only where it was asked for."""
+    """TensorBoard files under `<run>/tensorboard`, and Weights & Biases; each only if its flag is set."""
 
     def __init__(self, folder: Path, config: TrainConfig, step: int):
         self.folder, self.writer, self.wandb = folder, None, None
@@ -176,7 +176,7 @@ class Boards:
 
     @contextmanager
     def _saying(self) -> Iterator[None]:
-        """Turn what the disk refuses to the thread that writes, met here a row later, into one sentence."""
+        """Turn a disk error of TensorBoard's writer thread, raised here one row later, into a `UserError`."""
         try:
             yield
         except Exception as error:
@@ -188,7 +188,7 @@ class Boards:
 
 
 def describe_run(config: TrainConfig, model: CLIP, data: dict[str, Any]) -> dict[str, Any]:
-    """The content of `config.json`: enough to run it again and to see that it is the same."""
+    """Return the content of `config.json`: enough to repeat the run and to check that it is the same."""
     return {
         "run_id": uuid.uuid4().hex[:12],
         "settings": config.as_dict(),
@@ -215,8 +215,8 @@ def describe_run(config: TrainConfig, model: CLIP, data: dict[str, Any]) -> dict
 def describe_data(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     """Size and SHA-256 of each data file, the side of the images in pixels, and whether the data are drawn.
 
-    Of a file too large to be hashed at the start of a run, the hash is the one that the `build.json` beside it has for
-    a file of this size. A file that is not as its `build.json` says is named in a warning.
+    A file too large to be hashed at the start of a run gets the hash that the `build.json` beside it has for a file of
+    this size. A file that differs from its `build.json` is named in a warning.
     """
     files: dict[str, Any] = {}
     sides: dict[str, int] = {}

@@ -21,17 +21,17 @@ EQUAL_TEXT = ("negative", "positive")
 
 
 class PairLoss(nn.Module):
-    """A loss of the rows of a logit matrix that knows which pairs of the batch of all ranks match."""
+    """Base of the losses of the rows of a logit matrix: tells which pairs of the batch of all ranks match."""
 
     def __init__(self, equal_text: str = "negative", smoothing: float = 0.0):
         super().__init__()
         self.equal_text, self.smoothing = equal_text, smoothing
 
     def matches(self, texts: torch.Tensor) -> torch.Tensor:
-        """What matches each of this rank's rows among the pairs of all ranks. texts: this rank's tokens (b, T).
+        """Return the matches of each of this rank's rows among the pairs of all ranks.
 
-        Returns the index of the row's own pair, int64 (b,); with `equal_text="positive"` all pairs with its text,
-        bool (b, b x ranks).
+        texts: this rank's tokens (b, T). Returns the index of the row's own pair, int64 (b,); with
+        `equal_text="positive"` all pairs with its text, bool (b, b x ranks).
         """
         if self.equal_text == "negative":
             return torch.arange(len(texts), device=texts.device) + distributed.rank() * len(texts)
@@ -40,7 +40,7 @@ class PairLoss(nn.Module):
 
 
 class ContrastiveLoss(PairLoss):
-    """Loss of the rows of a logit matrix; `equal_text` says what pairs with the same text are to each other.
+    """Softmax loss of the rows of a logit matrix; `equal_text` says how pairs with the same text count.
 
     `negative` (upstream): each row's own pair matches it and all others are negatives; the cross-entropy.
     `positive`: every pair with the same text matches the row. Each match is set against the negatives alone, and a
@@ -65,11 +65,11 @@ class ContrastiveLoss(PairLoss):
 
 
 class SigmoidLoss(PairLoss):
-    """Sigmoid loss of the rows of a logit matrix: each entry alone says whether its image and text match.
+    """Sigmoid loss of the rows of a logit matrix: each entry is a separate decision whether image and text match.
 
     A row's loss is the sum over its entries of -log sigmoid(z) where they match and -log sigmoid(-z) elsewhere (Zhai
     et al. 2023, SigLIP, as open_clip's `SigLipLoss` has it). The rows of one rank against the pairs of all ranks are
-    that rank's part of the sum, so several ranks and parts of a batch need nothing of their own.
+    that rank's part of the sum, so several ranks and parts of a batch need no extra code.
     """
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -81,14 +81,14 @@ class SigmoidLoss(PairLoss):
 
 @dataclass(frozen=True)
 class Loss:
-    """A choice of `--loss`, and where the factor on the cosines and the number added to them begin."""
+    """A choice of `--loss`, with initial values of the factor on the cosines (its log) and of the bias."""
 
     criterion: type[PairLoss]
     log_scale: float | None = None  # None: CLIP's own
     bias: float | None = None  # None: the model has none
 
 
-#: `--loss` -> what it is. SigLIP's beginnings are those of its paper.
+#: `--loss` -> its class and initial values. SigLIP's are those of its paper.
 LOSSES = {"clip": Loss(ContrastiveLoss), "siglip": Loss(SigmoidLoss, log_scale=math.log(10), bias=-10.0)}
 
 
@@ -118,7 +118,7 @@ def all_pairs(
 def text_codes(tokens: torch.Tensor) -> torch.Tensor:
     """One int64 per text, (B, T) -> (B,): equal for equal texts and, but for one chance in 2^64, only for these.
 
-    A sum of tokens times fixed random numbers (it wraps around), so that padding with zeros changes nothing: ranks
+    The sum of the tokens times fixed random numbers (it wraps around). Padding with zeros changes nothing, so ranks
     whose batches are cut at different lengths compare eight bytes per text.
     """
     generator = torch.Generator().manual_seed(0)
@@ -127,6 +127,6 @@ def text_codes(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def equal_pairs(numbers: NDArray) -> int:
-    """Number of pairs i < j with equal numbers, that is, of pairs a batch calls negative although they match."""
+    """Return the number of pairs i < j with equal numbers: matching pairs that a batch treats as negatives."""
     counts = np.unique(numbers, return_counts=True)[1]
     return int((counts * (counts - 1)).sum()) // 2

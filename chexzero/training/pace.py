@@ -1,4 +1,4 @@
-"""How fast a run goes, and where its time goes: the columns of `train_log.csv` that say so."""
+"""Speed of a run and where its time goes: the speed columns of `train_log.csv`."""
 
 import logging
 import resource
@@ -20,8 +20,8 @@ from chexzero.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
-#: Peak of dense matrix products in TFLOP/s, from the makers' data sheets: part of the device's name -> precision. Of
-#: several parts that fit, the first counts. fp32 is without TF32, as torch multiplies unless told otherwise.
+#: Peak of dense matrix products in TFLOP/s, from data sheets: part of the device's name -> precision. The first part
+#: that fits counts. fp32 is without TF32, torch's default.
 PEAKS: dict[str, dict[str, float]] = {
     "B200": {"bf16": 2250, "fp16": 2250, "fp32": 75},
     "H100 PCIe": {"bf16": 756, "fp16": 756, "fp32": 51},
@@ -44,22 +44,22 @@ PEAKS: dict[str, dict[str, float]] = {
 
 
 def peak_tflops(device_name: str, precision: str) -> float | None:
-    """The peak of a device in TFLOP/s, or None for one that `PEAKS` does not have."""
+    """Return a device's peak in TFLOP/s, or None if `PEAKS` does not have it."""
     words = device_name.replace("-", " ")
     found = (peaks for part, peaks in PEAKS.items() if f" {part} " in f" {words} ")
     return next(found, {}).get(precision)
 
 
-LENGTHS = (1, 2, 3)  # tokens, of the texts that are counted
+LENGTHS = (1, 2, 3)  # tokens of the texts whose operations are counted
 
 
 def flops_per_pair(clip: CLIP) -> Callable[[int], float]:
-    """Count the operations that training on one pair takes; the result is a function of the text's length in tokens.
+    """Count the operations of training on one pair; returns a function of the text's length in tokens.
 
-    Forward and backward pass of both towers, a multiplication and an addition being two operations; what is frozen
-    takes no part in the backward pass, and what gradient checkpointing computes again does not count. Counted by
-    torch's counter on tensors without data: nothing is computed and no random number is drawn. The matrix products of
-    a transformer grow with the text's length, attention with its square, so three `LENGTHS` give all others.
+    Includes the forward and backward pass of both towers (a multiplication and an addition are two operations), without
+    the backward pass of frozen parts and without what gradient checkpointing recomputes. Torch's counter runs on meta
+    tensors: nothing is computed and no random number is drawn. The matrix products of a transformer grow with the
+    text's length, attention with its square, so three `LENGTHS` determine all others.
     """
     weights: dict[str, torch.Tensor] = {
         f"clip.{name}": tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
@@ -83,7 +83,7 @@ def flops_per_pair(clip: CLIP) -> Callable[[int], float]:
 
 
 class _Text(nn.Module):
-    """The text encoder alone, or with an image the whole CLIP: what does not grow with the text is counted once."""
+    """The text encoder alone, or, with an image, the whole CLIP, whose fixed part is counted once."""
 
     def __init__(self, clip: CLIP):
         super().__init__()
@@ -94,9 +94,9 @@ class _Text(nn.Module):
 
 
 class Pace:
-    """What a run has done since the last row of `train_log.csv`, and where the time went.
+    """Steps, pairs, operations and time since the last row of `train_log.csv`.
 
-    Nothing of it outlives the process: after a resume the rates are those of the steps taken since.
+    Nothing is saved: after a resume the rates are those of the steps since.
     """
 
     def __init__(self, clip: CLIP, config: TrainConfig, device: torch.device):
@@ -107,7 +107,7 @@ class Pace:
         self.begin()
 
     def begin(self) -> None:
-        """Start counting anew."""
+        """Reset all counts."""
         self._begun = time.perf_counter()
         self.steps, self.pairs, self.flops = 0, 0, 0.0
         self.seconds = {"data": 0.0, "validating": 0.0, "saving": 0.0}
@@ -122,18 +122,18 @@ class Pace:
             self.seconds[on] += time.perf_counter() - begun
 
     def step(self, pairs: int, tokens: int) -> None:
-        """Count a step on so many pairs (of all ranks), the texts padded to `tokens`."""
+        """Count a step on `pairs` pairs (of all ranks) with texts padded to `tokens`."""
         self.steps += 1
         self.pairs += pairs
         self.flops += pairs * self.flops_per_pair(tokens) if self.flops_per_pair else 0.0
 
     def training_seconds(self) -> float:
-        """Time since the last row without validating and saving."""
+        """Seconds since the last row, without validating and saving."""
         passed = time.perf_counter() - self._begun
         return max(1e-9, passed - self.seconds["validating"] - self.seconds["saving"])
 
     def row(self) -> dict[str, Any]:
-        """The columns of `train_log.csv` that are about speed; None where a device or model has no figure."""
+        """Return the speed columns of `train_log.csv`; None if there is no figure for the device or model."""
         training = self.training_seconds()
         passed = training + self.seconds["validating"] + self.seconds["saving"]
         tflops = self.flops / training / 1e12 if self.flops_per_pair else None
@@ -150,7 +150,7 @@ class Pace:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most memory held so far, in GiB: torch's on a GPU, else the process's."""
+    """Return the peak memory so far in GiB: torch's on a GPU, else the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
@@ -171,7 +171,7 @@ def _counted(clip: CLIP, config: TrainConfig) -> Callable[[int], float] | None:
     clip.set_grad_checkpointing(False)
     try:
         return flops_per_pair(clip)
-    except (NotImplementedError, RuntimeError) as error:  # a tower that asks for the content of its tensors
+    except (NotImplementedError, RuntimeError) as error:  # a tower that reads the values of its tensors
         log.warning("the operations of this model cannot be counted (%s); train_log.csv has none", _first_line(error))
         return None
     finally:

@@ -1,7 +1,7 @@
-"""Saving and finding again everything a stopped run needs, whatever stopped it.
+"""Save and load the state that a stopped run needs to resume.
 
-`last.pt` is written beside the old one and renamed into place; the old one stays as `last.previous.pt`. A kill at
-any moment leaves at least one whole file.
+`last.pt` is written to a temporary file and renamed into place; the old one stays as `last.previous.pt`. A kill at any
+moment leaves at least one complete file.
 """
 
 import logging
@@ -21,20 +21,20 @@ from chexzero.training.config import DEFAULTS, FREE_SETTINGS, LENGTH_SETTINGS, T
 
 log = logging.getLogger(__name__)
 
-#: Exit code after SIGTERM or SIGUSR1: saved, run me again (EX_TEMPFAIL of sysexits.h).
+#: Exit code after SIGTERM or SIGUSR1: the state is saved, requeue the job (EX_TEMPFAIL of sysexits.h).
 EXIT_REQUEUE = 75
 
 
 class Damaged(UserError):
-    """A state that was read and is not whole; one that cannot be read may be."""
+    """A state that was read and is damaged (unlike one that cannot be read, which may be intact)."""
 
 
 def save_file(content: Any, path: Path) -> None:
-    """`torch.save`, atomically: a full disk or a forbidden folder raises `UserError` and leaves what was there."""
+    """`torch.save`, atomically: a full disk or a read-only folder raises `UserError` and leaves the old file."""
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
             torch.save(content, handle)
-    except RuntimeError as error:  # torch's writer tells of its own trouble after a failed write
+    except RuntimeError as error:  # torch's writer raises its own error after a failed write
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
@@ -45,7 +45,7 @@ def save_file(content: Any, path: Path) -> None:
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:
-    """Write `last.pt`, keeping the one before."""
+    """Write `last.pt` and keep the previous one."""
     fresh = folder / f".{LAST}.new"
     save_file(state, fresh)
     if (folder / LAST).exists():
@@ -54,10 +54,10 @@ def save_last(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_last(folder: Path) -> dict[str, Any] | None:
-    """The newest whole state of a run, or None if it never came to save one.
+    """Return the newest intact state of a run, or None if it has saved none.
 
-    A damaged `last.pt` is passed over for the one before, with a warning, and set aside: the next `save_last` would
-    put it in the place of the whole one. Raises `UserError` if all are damaged, or one cannot be read.
+    If `last.pt` is damaged, the previous state is used, with a warning, and `last.pt` is renamed: otherwise the next
+    `save_last` would replace the intact file with it. Raises `UserError` if all are damaged, or one cannot be read.
     """
     paths = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
     for path in paths:
@@ -98,7 +98,7 @@ def load_state(path: Path) -> dict[str, Any]:
 def check_same(folder: Path, state: dict[str, Any], config: TrainConfig, data: dict[str, Any]) -> None:
     """Raise `UserError` unless a state was made with these settings and data (their content, not their path)."""
     free = FREE_SETTINGS | (LENGTH_SETTINGS if config.lr_schedule == "constant" else set())
-    before = DEFAULTS | state["settings"]  # settings that are newer than the run had their defaults
+    before = DEFAULTS | state["settings"]  # settings newer than the run had their default values
     changed = [
         f"--{name} {before[name]} (now {value})"
         for name, value in config.as_dict().items()
@@ -119,7 +119,7 @@ def check_same(folder: Path, state: dict[str, Any], config: TrainConfig, data: d
 
 
 class StopSignal:
-    """Whether SIGTERM or SIGUSR1 has come (SLURM sends them before the time limit). The loop asks between steps."""
+    """Record SIGTERM or SIGUSR1 (SLURM sends them before the time limit); the loop checks between steps."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -138,7 +138,7 @@ class StopSignal:
 
 
 def leave_when_told() -> None:
-    """Until a run listens for itself, SIGTERM and SIGUSR1 end the process at once: nothing is lost but the start."""
+    """Exit on SIGTERM and SIGUSR1 at once, until the run installs its own handler; nothing needs saving before that."""
 
     def leave(number: int, _frame: object) -> None:
         log.warning(
@@ -152,7 +152,7 @@ def leave_when_told() -> None:
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """State of the generators that a training step may use (torch's; nothing here draws from others)."""
+    """Return the state of torch's random generators; a training step uses no others."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()

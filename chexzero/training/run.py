@@ -1,6 +1,6 @@
-"""A training run between its steps: what is counted, written down, validated, saved and resumed.
+"""A training run between its steps: counting, logging, validation, saving and resuming.
 
-The loop itself is `run_train.train`. What must survive a kill is in `Progress`, the weights and the optimiser.
+The loop itself is `run_train.train`. What a kill must not lose is in `Progress`, the weights and the optimiser.
 """
 
 import logging
@@ -50,21 +50,21 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run has come, after whole steps."""
+    """A run's position, after complete steps."""
 
     step: int = 0
     epoch: int = 0  # from 0
     batch: int = 0  # batches done in this epoch
     example_ct: int = 0
     losses: list[float] = field(default_factory=list)  # since the last row of train_log.csv, over all ranks
-    equal: list[int] = field(default_factory=lambda: [0, 0])  # pairs of one study, of one text, in these steps
+    equal: list[int] = field(default_factory=lambda: [0, 0])  # pairs with equal study, with equal text, in these steps
     losses_since_validation: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sum and number
     validated: int = -1  # the last step that was validated
     exhausted: bool = False  # --patience has run out
 
 
 class Run:
-    """The record of one training run, new or resumed. Rank 0 writes, the others follow."""
+    """One training run, new or resumed. Only rank 0 writes."""
 
     def __init__(
         self, model: nn.Module, loader: DataLoader, device: torch.device, optimizer: Updates, config: TrainConfig
@@ -77,7 +77,7 @@ class Run:
         self.stop.listen()
         self.plan = cast(Batches, loader.sampler)
         self.train_log = CsvLog(self.folder / "train_log.csv", TRAIN_COLUMNS, added=SPEED_COLUMNS[2:])
-        #: Whose checkpoints the run validates and saves, in which folder: the model's, and those of its average.
+        #: Folder -> model whose checkpoints the run validates and saves there: the trained one, and its average.
         self.weights = {self.folder: bare(model)}
         if optimizer.average:
             self.weights[self.folder / AVERAGE] = optimizer.average.module
@@ -129,10 +129,10 @@ class Run:
         in_last_epoch = at.epoch == config.epochs - 1
         return at.epoch >= config.epochs or (in_last_epoch and at.batch >= len(self.plan))
 
-    # --- the way through the data ---
+    # --- iterating over the data ---
 
     def batches(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """Yield `(epoch, batch)` from where the run stands to its end."""
+        """Yield `(epoch, batch)` from the run's position to its end."""
         self.pace.begin()
         at = self.progress
         self.plan.set_position(at.epoch, at.batch)
@@ -154,8 +154,8 @@ class Run:
     def record(self, loss: torch.Tensor) -> None:
         """Count the step that gave `loss` (this rank's).
 
-        The loss is read from the device one step later, so that a GPU always has the next step to go on with. With it
-        the ranks learn whether one of them was told to stop, all at the same step.
+        The loss is read from the device one step later, so that a GPU always has a next step queued. With it the ranks
+        exchange whether one of them received a stop signal, so that all stop at the same step.
         """
         at = self.progress
         rows = self.plan.batches[at.batch]
@@ -167,23 +167,23 @@ class Run:
         self._bar.update()
 
     def due(self, *intervals: int) -> bool:
-        """Whether one of the intervals (in steps, 0: never) ends here; if so the step's loss is known, and finite."""
+        """Whether one of the intervals (in steps, 0: never) ends here; if so, check that the loss is finite."""
         due = any(interval and self.step % interval == 0 for interval in intervals)
         if due:
             self._settle()
         return due
 
     def validation_due(self) -> bool:
-        """Every `--val_interval` steps, and after the last one."""
+        """Whether to validate now: every `--val_interval` steps, and after the last step."""
         return bool(self.validators) and (self.due(self.config.val_interval) or (self.finished and self.due(1)))
 
     def checkpoints(self) -> dict[Path, CLIP]:
-        """Where this step's weights go, and with `--ema` those of their average, sure that they are finite."""
+        """Return path -> model of this step's checkpoints (with `--ema` the average too); checks for finite weights."""
         self._require_finite_weights()
         return {folder / checkpoint_name(self.step): model for folder, model in self.weights.items()}
 
     def log(self) -> tuple[float, str]:
-        """Write a row of `train_log.csv`; return the mean loss since the row before, and the progress in words."""
+        """Write a row of `train_log.csv`; return the mean loss since the previous row, and the progress as text."""
         at, pace = self.progress, self.pace.row()
         steps = max(1, len(at.losses))
         row = {
@@ -210,7 +210,7 @@ class Run:
         return row["loss"], words
 
     def validate(self) -> None:
-        """Validate on rank 0 while the others wait; write `metrics.csv` and `selection.json`; mind `--patience`."""
+        """Validate on rank 0 while the others wait; write `metrics.csv` and `selection.json`; apply `--patience`."""
         at = self.progress
         with self.pace.spent("validating"):
             if self.is_main:
@@ -239,7 +239,7 @@ class Run:
         return distributed.from_main(self.is_main and all(validator.exhausted() for validator in self.validators))
 
     def end_step(self) -> None:
-        """Save `last.pt` when due; after SIGTERM or SIGUSR1 leave with the exit code that asks to be requeued."""
+        """Save `last.pt` when due; after SIGTERM or SIGUSR1 exit with the code that asks for a requeue."""
         asked = self.stop_asked and not self.finished
         at_an_end = asked or self.finished or self.progress.validated == self.step
         if at_an_end or self.due(self.config.save_last_interval):
@@ -256,14 +256,14 @@ class Run:
             raise SystemExit(resume.EXIT_REQUEUE)
 
     def close(self) -> None:
-        """End the bar and the logs, and give the signals back."""
+        """Close the progress bar and the logs, and restore the signal handlers."""
         self._bar.close()
         self.stop.restore()
         if self.boards:
             self.boards.close()
         distributed.wait_for_main()
 
-    # --- what can go wrong ---
+    # --- failures ---
 
     def _settle(self) -> None:
         """Read the last step's loss from the device."""
@@ -287,10 +287,10 @@ class Run:
             self._fail(f"step {self.step} left weights that are not finite", rows)
 
     def _fail(self, what: str, rows: np.ndarray | tuple = ()) -> NoReturn:
-        """End the run, naming the batch and the last good checkpoint; nothing that was saved is touched."""
+        """End the run with an error that names the batch and the last good checkpoint; saved files stay untouched."""
         self._bar.close()
         if not self.is_main:
-            time.sleep(10)  # rank 0 has the message; the first rank to leave may end the others
+            time.sleep(10)  # rank 0 prints the message; the first rank to exit may end the others
             raise SystemExit(EXIT_USER_ERROR)
         ids = row_ids(self.config.cxr_filepath, rows)
         record = self.folder / "failed_batch.csv"
@@ -353,14 +353,14 @@ class Run:
         resume.check_same(self.folder, state, self.config, self.data)
         bare(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["updates"])
-        known = {one.name for one in fields(Progress)}  # states of earlier versions have more
+        known = {one.name for one in fields(Progress)}  # states of earlier versions have more fields
         self.progress = Progress(**{name: value for name, value in state["progress"].items() if name in known})
         if self.is_main:
             for one in (self.train_log, *self.metrics):
                 one.path.parent.mkdir(exist_ok=True)
                 if self._name(one) in state.get("logs", {}):
-                    one.put_back(state["logs"][self._name(one)])  # whatever has become of the file
-                one.cut_after(self.step)  # what an earlier version wrote gets the columns of this one
+                    one.put_back(state["logs"][self._name(one)])  # even if the file was changed since
+                one.cut_after(self.step)  # also rewrites an earlier version's file with the current columns
             log.info("going on with %s after step %d", self.folder, self.step)
         distributed.wait_for_main()
         if self.validators:
@@ -371,7 +371,7 @@ class Run:
             resume.restore_random_state(state["random"][distributed.rank()])
 
     def _say_how_images_lie(self) -> None:
-        """Warn of a set that is mirrored, turned or negative: left and right of its reports and labels are wrong."""
+        """Warn of sets that look mirrored, turned or inverted: left and right in their reports would be wrong."""
         config = self.config
         sets = [(config.cxr_filepath, config.txt_filepath or "")]
         if config.val_interval and config.valid and config.valid_labels:
@@ -388,7 +388,7 @@ class Run:
 
 
 def next_batch(feed: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor] | None:
-    """The next batch, or None at the end. A worker's `UserError` comes wrapped in a traceback and is freed of it."""
+    """Return the next batch, or None at the end. Strips the traceback that wraps a worker's `UserError`."""
     try:
         return next(feed, None)
     except UserError as error:
@@ -403,6 +403,6 @@ def next_batch(feed: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
 
 
 def row_ids(cxr_filepath: str, rows: np.ndarray | tuple) -> list[str]:
-    """Ids of some rows of an image file; `row 17` where it has none (upstream's files)."""
+    """Return the ids of some rows of an image file; `row 17` if it has none (upstream's files)."""
     with h5py.File(cxr_filepath, "r") as handle:
         return [handle["id"][row].decode() if "id" in handle else f"row {row}" for row in rows]

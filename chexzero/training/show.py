@@ -23,7 +23,7 @@ IMAGES, EPOCHS = 8, 4
 
 
 def augmentation(config: TrainConfig, dataset: CXRDataset, model: CLIP) -> Augmentation:
-    """The augmentation of a run; false where the images stay as they are."""
+    """The augmentation of a run; falsy if it changes nothing."""
     return Augmentation(
         config.augment, flip=config.augment_flip, rows=len(dataset), seed=config.seed, resolution=model.image_resolution
     )
@@ -32,8 +32,8 @@ def augmentation(config: TrainConfig, dataset: CXRDataset, model: CLIP) -> Augme
 def show_batch(path: Path, config: TrainConfig, loader: DataLoader, model: CLIP) -> None:
     """Write a contact sheet (PNG) of the run's first images and texts.
 
-    One line per pair: the image as it is stored and scaled, then, with `--augment`, as it is seen in the first epochs;
-    above them the tokens of its text, as words.
+    One line per pair: the image as stored and scaled, then, with `--augment`, as augmented in the first epochs; above
+    them its text, decoded from the tokens.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--show_batch {path} must end with .png; rename it")
@@ -64,6 +64,6 @@ def show_batch(path: Path, config: TrainConfig, loader: DataLoader, model: CLIP)
 
 
 def words_of(tokens: torch.Tensor) -> str:
-    """The text that some tokens (T,) stand for, without its start, end and padding."""
+    """Decode tokens (T,) to text, without start, end and padding."""
     tokenizer = default_tokenizer()
     return tokenizer.decode([int(token) for token in tokens[1 : int(tokens.argmax())]]).strip()

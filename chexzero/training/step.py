@@ -21,15 +21,15 @@ from chexzero.training.loss import LOSSES, all_pairs
 
 
 class Towers(nn.Module):
-    """A CLIP as it is trained: stored images and tokens in, logits against the pairs of all ranks out.
+    """A CLIP wrapped for training: stored images and tokens in, logits against the pairs of all ranks out.
 
-    `precision` is the type the towers compute in (weights, features and logits stay float32). With `chunks` > 1 the
-    batch goes through the towers in so many parts, whose activations are not kept: the backward pass computes them
-    again, part by part, from the cached features' gradients. The loss still sees every pair of the batch
-    (Gao et al. 2021, gradient cache), and memory is that of one part. `compiled` is the number of rows that compiled
-    code is made for (0: none is made): parts of another size, such as an epoch's last, and what is not trained on run
-    without it, since the compiler takes a minute for every shape it meets. `text_lengths`: texts are padded to the
-    next of these lengths for the same reason; what stands after a text changes nothing.
+    `precision` is the type that the towers compute in (weights, features and logits stay float32). With `chunks` > 1
+    the batch goes through the towers in this many parts, whose activations are not kept: the backward pass recomputes
+    them, part by part, from the cached features' gradients. The loss still sees every pair of the batch (Gao et al.
+    2021, gradient cache), and memory is that of one part. `compiled` is the number of rows for which code is compiled
+    (0: none): parts of another size, such as an epoch's last, and passes without gradients run uncompiled, since the
+    compiler takes a minute per shape. `text_lengths`: texts are padded to the next of these lengths for the same
+    reason; padding after a text changes nothing.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Towers(nn.Module):
 
 
 def begin_logits(clip: CLIP, config: TrainConfig) -> None:
-    """Let the logits begin where `--loss` wants them, unless the weights come from a training with that loss."""
+    """Set the initial logit scale and bias of `--loss`, unless the weights come from a training with that loss."""
     loss = LOSSES[config.loss]
     if loss.bias is None:
         clip.logit_bias = None
@@ -120,27 +120,29 @@ def for_training(clip: CLIP, device: torch.device, config: TrainConfig) -> nn.Mo
 
 
 def _with_whole_batches(clip: CLIP, device: torch.device, config: TrainConfig) -> CLIP:
-    """A CLIP with batch normalisation, its statistics taken over the ranks; `UserError` where they would be a part's."""
+    """Synchronise batch normalisation over the ranks. Raises `UserError` for settings that rule it out."""
     why = f"{config.vision} normalises by the statistics of the batch"
     if config.grad_accum > 1:
-        raise UserError(f"{why}, which its parts do not have; leave out --grad_accum, or take another --vision")
+        raise UserError(f"{why}, which differ in its parts; leave out --grad_accum, or take another --vision")
     if config.freeze_blocks:
-        raise UserError(f"{why}, and so would not stay as it is; leave out --freeze_blocks, or take another --vision")
+        raise UserError(
+            f"{why}, so frozen blocks would still change; leave out --freeze_blocks, or take another --vision"
+        )
     if distributed.world_size() == 1:
         return clip
     if device.type != "cuda":
-        raise UserError(f"{why}, which ranks share on GPUs alone; train with one process, or take another --vision")
+        raise UserError(f"{why}, which ranks can share only on GPUs; train with one process, or take another --vision")
     return nn.SyncBatchNorm.convert_sync_batchnorm(clip)
 
 
 def bare(model: nn.Module) -> CLIP:
-    """The CLIP inside what `for_training` made; any other model as it is."""
+    """Return the CLIP inside the result of `for_training`; any other model as it is."""
     inner: Any = getattr(model, "module", model)
     return getattr(inner, "clip", inner)
 
 
 class Updates:
-    """An optimiser with what may stand around its step: loss scaling, clipping, schedule, an average of the weights."""
+    """An optimiser with loss scaling, clipping, learning-rate schedule and an average of the weights."""
 
     def __init__(
         self,
@@ -153,7 +155,7 @@ class Updates:
         self.optimizer, self.model, self.config = optimizer, model, config
         self.total_steps, self.steps = total_steps, 0
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        # The decay rises to --ema: 1 - t^(-2/3) at update t, so that the weights of the beginning are soon forgotten.
+        # The decay rises to --ema as 1 - t^(-2/3) at update t, so that the initial weights are soon forgotten.
         self.average = (
             ModelEmaV3(bare(model), config.ema, use_warmup=True, exclude_buffers=True) if config.ema else None
         )
@@ -163,14 +165,14 @@ class Updates:
 
     @property
     def lr(self) -> float:
-        """Rate of the next step (of the first group)."""
+        """Learning rate of the next step (of the first group)."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Compute the gradients; in float16 of the scaled loss, so that small ones do not vanish."""
+        """Compute the gradients; with fp16 those of the scaled loss, so that small ones do not underflow."""
         self.scaler.scale(loss).backward()
 
     def step(self) -> None:
@@ -208,7 +210,7 @@ class Updates:
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: int, schedule: str) -> float:
-    """Factor on the learning rate of the update number `step` (from 0).
+    """Return the factor on the learning rate at update `step` (from 0).
 
     Linear over the first `warmup_steps` updates, then constant, or half a cosine down to 0 at `total_steps`.
     """

@@ -1,6 +1,6 @@
-"""What of a report is trained on, epoch by epoch: `--text_section`, `--text_sentences`; and how much of it is cut.
+"""The text of a report that an epoch trains on (`--text_section`, `--text_sentences`), and how much of it is cut.
 
-The choice follows from the seed, the epoch and the row alone, as that of `augment` does. No word is changed.
+The choice depends only on the seed, the epoch and the row, as in `augment`. No word is changed.
 """
 
 import logging
@@ -17,28 +17,30 @@ from chexzero.train import CXRDataset
 
 log = logging.getLogger(__name__)
 
-#: `--text_section` -> which of the texts (impression, findings) make the report in an epoch.
+#: `--text_section` -> the texts (of impression and findings) that make up the report in an epoch.
 SECTIONS: dict[str, Callable[[Sequence[str], int], list[str]]] = {
     "impression": lambda texts, epoch: [texts[0]],
     "findings": lambda texts, epoch: [texts[1]],
-    "both": lambda texts, epoch: list(dict.fromkeys((texts[1], texts[0]))),  # a report without sections is in both
+    "both": lambda texts, epoch: list(
+        dict.fromkeys((texts[1], texts[0]))
+    ),  # a report without sections is in both columns
     "alternate": lambda texts, epoch: [texts[epoch % 2] or texts[1 - epoch % 2]],
 }
-#: `--text_sentences` -> what becomes of the sentences of a report.
+#: `--text_sentences` -> function that selects or reorders the sentences of a report.
 SENTENCES: dict[str, Callable[[list[str], np.random.Generator], Sequence[str]]] = {
     "all": lambda sentences, draw: sentences,
     "shuffle": lambda sentences, draw: _some(sentences, len(sentences), draw),
     "sample": lambda sentences, draw: _some(sentences, int(draw.integers(1, len(sentences) + 1)), draw),
     "one": lambda sentences, draw: _some(sentences, 1, draw),
 }
-#: Between two sentences: white space after a full stop (not that of a list's `1.`) or an empty line.
+#: Break between two sentences: white space after `.`, `!` or `?` (not after a list's `1.`), or an empty line.
 _END = re.compile(r"(?<=[^\s\d][.!?])\s+|\n\s*\n")
-#: So many reports are tokenised before a run to count what is cut: all of a release would take minutes.
+#: Number of reports tokenised before a run to count cut tokens: all of a release would take minutes.
 COUNTED = 2000
 
 
 def dataset_options(section: str, sentences: str, seed: int) -> dict[str, Any]:
-    """What `chexzero.train.load_data` is to be told: which columns to read, and how to vary their texts."""
+    """Return the arguments of `chexzero.train.load_data`: the columns to read, and how to vary their texts."""
     if (section, sentences) == ("impression", "all"):
         return {"column": "impression"}
     columns = ["impression"] if section == "impression" else ["impression", "findings"]
@@ -47,7 +49,7 @@ def dataset_options(section: str, sentences: str, seed: int) -> dict[str, Any]:
 
 
 def report(texts: Sequence[str], row: int, epoch: int, *, section: str, sentences: str, seed: int) -> str:
-    """The text that a row trains with in an epoch; one space where it has none, as upstream's empty reports.
+    """Return the text that a row trains with in an epoch; one space if it has none, as upstream's empty reports.
 
     texts: impression and findings (or the impression alone).
     """
@@ -62,11 +64,11 @@ def _some(sentences: list[str], count: int, draw: np.random.Generator) -> list[s
 
 
 def cut_texts(dataset: CXRDataset, rows: NDArray, seed: int) -> dict[str, Any]:
-    """Count, and say, how much of the reports does not fit into the context: of all or, of many, of some drawn ones."""
+    """Count and log how much of the reports exceeds the context, over all reports or `COUNTED` drawn ones."""
     drawn = np.random.default_rng(seed).permutation(rows)[:COUNTED]
     vary = dataset.vary
     texts = [vary(dataset.sections[row], row, 0) if vary else dataset.texts[row] for row in drawn]
-    tokens = np.array([len(default_tokenizer().encode(text)) + 2 for text in texts])  # and the start and the end
+    tokens = np.array([len(default_tokenizer().encode(text)) + 2 for text in texts])  # plus start and end
     context = dataset.context_length
     found = {
         "context_length": context,

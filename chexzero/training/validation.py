@@ -1,4 +1,4 @@
-"""Validation by steps: zero-shot AUROC of the 14 labels, what it selects, and the loss on held-out pairs.
+"""Validation during training: zero-shot AUROC of the 14 labels, checkpoint selection, and loss on held-out pairs.
 
 `Validator` writes `metrics.csv` and `selection.json`. The test set is never opened here.
 """
@@ -50,7 +50,7 @@ class Validator:
         self.bias = SelectionBias(self.labels, averaged)
 
     def announce(self) -> None:
-        """Say which labels cannot be measured on this set, and what that means for the selection."""
+        """Warn of labels that cannot be measured on this set, and what that means for the selection."""
         missing = [label for label in LABELS if label not in self.defined]
         if missing:
             log.warning(
@@ -130,10 +130,10 @@ class Validator:
         )
 
     def _corrected(self, rows: list[dict[str, Any]]) -> float | None:
-        """The selected value without the optimism of the selection; None for the loss and for runs without record."""
+        """The selected value corrected for selection optimism; None for the loss and if predictions were not kept."""
         steps = [row["step"] for row in rows]
         for step in steps:
-            if step not in self.bias.inside:  # all of them after a resume
+            if step not in self.bias.inside:  # after a resume, all steps
                 predictions = kept_predictions(self.folder, step, len(self.labels))
                 if predictions is None:
                     return None
@@ -156,7 +156,7 @@ def zero_shot_row(labels: NDArray, predictions: NDArray) -> dict[str, float]:
 def bootstrap_interval(
     labels: NDArray, predictions: NDArray, metric: str, defined: list[str]
 ) -> tuple[float | None, float | None]:
-    """95 % interval of an AUROC column of `metrics.csv`; None where it is no AUROC or no resample defines it."""
+    """95 % interval of an AUROC column of `metrics.csv`; None if it is no AUROC or undefined in all resamples."""
     names = [label for label in selection.members(metric) if label in defined]
     if not names:
         return None, None
@@ -176,7 +176,7 @@ def held_out_loss(
     criterion: nn.Module,
     precision: str = "fp32",
 ) -> float:
-    """Loss on held-out pairs, each text matching its own image alone: the mean over batches in file order."""
+    """Loss on held-out pairs, each text matching only its own image: the mean over pairs, in file-order batches."""
     was_training = model.training
     towers = Towers(model.eval(), precision, alone=True)
     total = 0.0

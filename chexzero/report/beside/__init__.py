@@ -1,1 +1,1 @@
-"""What a result is set beside: published figures, readers, a baseline, paired differences."""
+"""Comparisons of a result: with published figures, readers and a baseline; paired differences."""

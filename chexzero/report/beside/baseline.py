@@ -16,7 +16,7 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, sorted by path as upstream sorts its ensemble; an exported model is one."""
+    """The checkpoints in a folder, sorted by path as upstream sorts its ensemble; an exported model's folder is one."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name one that holds checkpoints (.pt) with --baseline")
     from chexzero.models.other_libraries import is_model_folder  # imports torch

@@ -1,4 +1,4 @@
-"""Two models on the same cases: differences of areas with DeLong's test, corrected over the labels."""
+"""Two models on the same cases: differences in AUROC with DeLong's test, corrected over the labels."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from chexzero.common.statistics import Floats
 from chexzero.evaluation.results import SetResult
 from chexzero.report.scores import MEAN_NAMES
 
-#: How the p values of a table of differences were made.
+#: Explains the p values; shown with every table of differences.
 EXPLAINED = (
     f"Differences are paired: both models on the same cases, intervals and two-sided p values by DeLong's test. Labels "
-    f"with fewer than {FEW} positive or negative cases, and means that hold such a label, get no p value. “p (Holm)” is "
-    f"corrected for the number of labels tested; the means are not part of that family."
+    f"with fewer than {FEW} positive or negative cases, and means that include such a label, get no p value. “p "
+    f"(Holm)” is corrected for the number of labels tested; the means are not part of that family."
 )
 
 
@@ -33,7 +33,7 @@ class Differences:
 
 
 def differences(ours: SetResult, theirs: SetResult) -> Differences:
-    """Compare two models on the same cases: the truth of both is the same."""
+    """Compare two models on the same cases; the truth of both must be the same."""
     members = {key: [LABELS.index(label) for label in ours.mean(key).used] for key in MEAN_NAMES}
     weights = np.eye(len(LABELS))
     for columns in members.values():

@@ -1,4 +1,4 @@
-"""Our areas beside those that others reported. The two are unpaired: others' predictions are not at hand."""
+"""Our AUROCs beside reported ones. The comparison is unpaired, as the others' predictions are not available."""
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from chexzero.report.sections import Figure, Section, Table
 def unpaired_interval(ours: tuple[float, float, float], theirs: tuple[float, float, float]) -> tuple[float, float]:
     """Approximate 95 % interval of ours − theirs from value, lower and upper end of each, as if independent.
 
-    A standard error is the width of an interval over 2 × 1.96. Both models read the same cases, so that the real error
-    of the difference is smaller: the interval is too wide rather than too narrow.
+    A standard error is the width of an interval over 2 × 1.96. Both models read the same cases, so the true error of
+    the difference is smaller: the interval is too wide rather than too narrow.
     """
     error = np.hypot(ours[2] - ours[1], theirs[2] - theirs[1]) / (2 * Z95)
     difference = ours[0] - theirs[0]
@@ -82,7 +82,7 @@ def paper_section(test: SetResult, drawn: bool, figure: Figure) -> Section:
 
 
 def _comparable(test: SetResult, drawn: bool, same: bool) -> str:
-    """What a difference to the reported figures would say."""
+    """Say whether the reported figures can be compared with ours."""
     if drawn:
         return (
             "The images of this run were drawn by a program. The two columns come from different images; their "
@@ -91,8 +91,8 @@ def _comparable(test: SetResult, drawn: bool, same: bool) -> str:
     if same:
         return (
             "The labels are those of CheXpert's 500 test studies, by SHA-256, on which CheXzero's figures were "
-            "measured. Differences are unpaired and approximate: CheXzero's predictions are not at hand, so that both "
-            "standard errors come from the intervals and the cases in common are not used (`--baseline` with "
+            "measured. Differences are unpaired and approximate: CheXzero's predictions are not available, so both "
+            "standard errors come from the intervals and the pairing of cases is not used (`--baseline` with "
             "CheXzero's checkpoints compares case by case)."
         )
     return (
@@ -112,7 +112,7 @@ def _means(test: SetResult, same: bool) -> Table:
     rows = []
     for key, title in MEAN_NAMES.items():
         mean = test.mean(key)
-        members = mean.used or test.members(key)  # theirs over the labels that ours is over
+        members = mean.used or test.members(key)  # theirs over the same labels as ours
         is_headline = members == test.members("mean_5")
         reported = paper["test_mean_auroc_5"] if is_headline else mean_over_labels(theirs, members)[0]
         rows.append(
@@ -123,7 +123,7 @@ def _means(test: SetResult, same: bool) -> Table:
                 interval(*mean.interval),
                 interval(mean.lower, mean.upper),
                 number(reported),
-                "reported (paper)" if is_headline else "computed here from the notebook's labels",
+                "reported (paper)" if is_headline else "computed here from the notebook's figures per label",
                 signed(mean.value - reported) if same else "",
                 supervised if key == "mean_5" else "",
             ]

@@ -1,4 +1,4 @@
-"""Figures that others reported (`reported_figures.json`, each with its source), to stand beside ours."""
+"""Figures that others reported (`published_figures.json`, each with its source), for comparison with ours."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from chexzero.evaluation.readers import study_key
 def reported_figures() -> dict:
     """The figures by publication: `chexzero`, `chexpert_test_radiologists`, `cxr_lt_2024`, ...
 
-    Every entry has a `source`. AUROCs are in 0..1; `chexzero.test_auroc` gives mean, lower and upper a label.
+    Entries have a `source`. AUROCs are in 0..1; `chexzero.test_auroc` gives mean, lower and upper end per label.
     """
     return json.loads(files("chexzero.report.beside").joinpath("published_figures.json").read_text(encoding="utf-8"))
 
@@ -24,7 +24,7 @@ def reported_figures() -> dict:
 def labels_digest(studies: Sequence[str], truth: NDArray) -> str:
     """SHA-256 of the labels (N, 14) of N studies, 0 or 1, as bytes in the order of the studies' names.
 
-    The spelling of an id does not matter (`study_key`); files without ids count in their own order.
+    Ids may be spelled in any way that `study_key` knows; rows of files without ids keep their order.
     """
     keys = [study_key(study) for study in studies]
     named = all("/" in key for key in keys)
