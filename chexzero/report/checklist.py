@@ -226,7 +226,7 @@ def write_reporting(records: Records, folder: Path, full_paths: bool = False) ->
             f"Draft of the Methods, from the records: {text}",
         ],
         [
-            Table("Topics and what the records say", ["Topic", "On record"], rows),
+            Table("Topics and what the records say", ["Topic", "Recorded"], rows),
             Table("Flow of exclusions", ["In the tables", "Left out", "Kept"], [list(box) for box in boxes]),
         ],
     )
@@ -238,7 +238,7 @@ def _markdown(rows: list[list[str]], boxes: list[tuple[str, str, str]], text: st
     for k, box in enumerate(boxes):
         names = [part.replace('"', "'") for part in box]
         chart += [f'  a{k}["{names[0]}"] --> b{k}["{names[2]}"]', f'  a{k} --> c{k}["{names[1]}"]']
-    head = ["| Topic | On record |", "|---|---|"]
+    head = ["| Topic | Recorded |", "|---|---|"]
     diagram = ["## Flow of exclusions", "", "```mermaid", "flowchart TD", *chart, "```", ""] if boxes else []
     return "\n".join(
         ["# Reporting checklist", "", *head, *table, "", "## Methods", "", markdown_text(text), "", *diagram]
@@ -263,7 +263,7 @@ def _latex(rows: list[list[str]], boxes: list[tuple[str, str, str]], text: str) 
             "% needs booktabs, longtable, tikz",
             r"\begin{longtable}{p{5cm}p{9.5cm}}",
             r"\toprule",
-            r"Topic & On record \\",
+            r"Topic & Recorded \\",
             r"\midrule",
             *table,
             r"\bottomrule",

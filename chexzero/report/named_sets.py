@@ -117,11 +117,11 @@ def prompt_choice_section(ways: Sequence[SetWays]) -> Section:
         ]
         for one in ways
     ]
-    columns = ["Set", *WAYS, "Chosen on", "Chosen", "Worth", "95 % interval", "Best in hindsight"]
+    columns = ["Set", *WAYS, "Chosen on", "Chosen", "Gain", "95 % interval", "Best in hindsight"]
     text = [
         "Mean AUROC over the findings with several prompt wordings: CheXzero's pair ({} against “no {}”), the finding "
         "alone, “there is {}” against “there is no {}” and alone, and CheXzero's pair with the features of all known "
-        "synonyms averaged. One wording is chosen on validation images alone; Worth is its mean minus that of "
+        "synonyms averaged. One wording is chosen on validation images alone; Gain is its mean minus that of "
         "CheXzero's pair on the same images (DeLong's interval). The best in hindsight is not a result: it was chosen on the set "
         "itself."
     ]
