@@ -428,7 +428,7 @@ SEARCH_COLUMNS = {
     "CPU seconds": "{cpu_seconds:.1f}",
     "load before": "{load_average:.1f}",
     "peak memory, MiB": "{peak_mib:.0f}",
-    "of it before the search": "{peak_before_mib:.0f}",
+    "of which before the search": "{peak_before_mib:.0f}",
     "signatures on disk, MiB": "{disk_mib:.0f}",
     "pairs nominated": "{nominated:,}",
     "planted copies nominated": "{planted_nominated} of {planted}",
@@ -438,7 +438,7 @@ RECORD_COLUMNS = {
     "seconds": "{seconds:.1f}",
     "CPU seconds": "{cpu_seconds:.1f}",
     "peak memory, MiB": "{peak_mib:.0f}",
-    "of it the rows": "{peak_before_mib:.0f}",
+    "of which the rows": "{peak_before_mib:.0f}",
 }
 
 
@@ -460,27 +460,27 @@ def markdown(result: dict) -> str:
     ]
     return "\n".join(
         [
-            "# The overlap audit at full size, and beside its peers",
+            "# The overlap audit at full size, compared with other methods",
             "",
-            f"Machine: {result['machine']}; {result['workers']} threads. Made by `python -m benchmarks.audit`. Where the "
-            f"load (processes running or waiting) before a search is above 1, others used the cores: CPU seconds over "
-            f"threads is then the better measure.",
+            f"Machine: {result['machine']}; {result['workers']} threads. Made by `python -m benchmarks.audit`. If the "
+            f"load (processes running or waiting) before a search is above 1, other processes used the cores; CPU "
+            f"seconds divided by threads is then the better measure.",
             "",
             f"First stage: synthetic training signatures against {result['evaluation_images']} evaluation images; one "
-            f"disguised copy of each is among them. Disguises of which one was not nominated: "
+            f"disguised copy of each is among them. Disguises with a copy that was not nominated: "
             f"{'; '.join(missed) or 'none'}.",
             "",
             *table(SEARCH_COLUMNS, result["first_stage"]),
             "",
-            "Ids, hashes and reports (the rows themselves are in memory before):",
+            "Ids, hashes and reports (the rows are in memory before the comparison starts):",
             "",
             *table(RECORD_COLUMNS, result["records"]),
             "",
             f"Signatures: {marks['per_second']:.0f} images per second ({marks['per_cpu_second']:.0f} per CPU second). "
             f"Second stage: {second['per_cpu_second']:.0f} pairs per CPU second.",
             "",
-            f"Peers: {peers['images']} images ({peers['of']}) in all {len(disguise.DISGUISES)} disguises of the "
-            f"published list, {peers['copies']} copies, and {peers['strangers']} strangers to each.",
+            f"Comparison of methods: {peers['images']} images ({peers['of']}) in all {len(disguise.DISGUISES)} "
+            f"disguises of the published list, {peers['copies']} copies, and {peers['strangers']} unrelated images for each.",
             "",
             "| method | recall | false alarms | CPU seconds | copies missed, by kind |",
             "|---|---|---|--:|---|",

@@ -1,7 +1,7 @@
-"""`python -m tests.campaign`: kill, interrupt and starve the commands, and see that nothing is lost or mixed.
+"""`python -m tests.campaign`: kill, interrupt and starve the commands, and check that nothing is lost or mixed.
 
-Every trial goes to `<out>/trials.jsonl` when it is over, so a campaign can be stopped and goes on where it was. The
-seed and a trial's number give the trial.
+Every finished trial is appended to `<out>/trials.jsonl`, so a campaign that was stopped continues where it was. The
+seed and a trial's kind, job and number determine the trial.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.campaign.faults import REFUSALS, Fault
 from tests.campaign.jobs import JOBS, prepare, run
 
-#: Kind of trial -> job -> how many of them a whole campaign has.
+#: Kind of trial -> job -> number of disturbances in a whole campaign.
 WANTED = {
     "kill": {"train": 400, "train, 2 ranks": 100, "build": 200, "evaluate": 100, "export": 100, "demo": 100},
     "signal": {"train": 60, "build": 20, "evaluate": 20, "export": 20},
@@ -30,7 +30,7 @@ KILLS_IN_A_ROW = 8
 
 
 class Trial:
-    """One job in one folder, disturbed once or, with kills, until it ends."""
+    """One job in one folder, disturbed once or, with kills, up to `KILLS_IN_A_ROW` times."""
 
     def __init__(self, kind: str, name: str, number: int, seed: int, out: Path):
         self.kind, self.name, self.job, self.number = kind, name, JOBS[name], number
@@ -41,7 +41,7 @@ class Trial:
         self.operations, self.seconds = about["operations"], about["seconds"]
 
     def disturbed(self) -> Iterator[str]:
-        """Yield how each disturbance ended: `sound`, or what is wrong. Undisturbed, the job then ends as it should."""
+        """Yield `sound` or the error after each disturbance, then `equal` or `differs` for the final result."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(exist_ok=True)
         self.job.begin(self.inputs, self.folder)
@@ -53,17 +53,17 @@ class Trial:
         else:
             code, said, _ = run(self.job, self.inputs, self.folder)
             if code:
-                yield f"does not go on: exit code {code}: {said[-300:]}"
+                yield f"does not continue: exit code {code}: {said[-300:]}"
                 return
         reference = self.inputs / "reference" / self.name
         if self.job.result(self.folder) != self.job.result(reference):
-            yield "differs"  # and the folder stays, to be looked at
+            yield "differs"  # the folder is kept for inspection
             return
         yield "equal"
         shutil.rmtree(self.folder)
 
     def _disturb(self) -> str | None:
-        """One disturbance; None where the job was over before it came, or did not need what failed."""
+        """Run the job with one disturbance; None if the job ended before it, or did not need what failed."""
         at, limits, after = self.random.randint(1, self.operations), {}, None
         if self.kind == "kill":
             fault = Fault(at, signal.SIGKILL)
@@ -91,14 +91,14 @@ class Trial:
             return None
         if code not in wanted:
             return f"exit code {code} for {fault or limits}: {said[-600:]}"
-        cut = len(said) >= limits.get("RLIMIT_FSIZE", math.inf)  # what is said goes into a file under the same limit
+        cut = len(said) >= limits.get("RLIMIT_FSIZE", math.inf)  # the output goes to a file under the same limit
         if "Traceback" in said or (len(re.findall("^error: ", said, re.M)) != (code == 2) and not cut):
             return f"not one sentence for {fault or limits}: {said[-600:]}"
-        return "sound" if self.job.check(self.inputs, self.folder) else f"mixed or half after {fault or after}"
+        return "sound" if self.job.check(self.inputs, self.folder) else f"mixed or partial after {fault or after}"
 
 
 def campaign(out: Path, wanted: dict[str, dict[str, int]], seed: int, seconds: float) -> None:
-    """Run trials until there are as many disturbances as wanted, or the time is up."""
+    """Run trials until there are as many disturbances as wanted, or `seconds` have passed."""
     out.mkdir(parents=True, exist_ok=True)
     record, end = out / "trials.jsonl", time.monotonic() + seconds
     while time.monotonic() < end:
@@ -112,7 +112,7 @@ def campaign(out: Path, wanted: dict[str, dict[str, int]], seed: int, seconds: f
         ]
         if not left:
             return
-        _, kind, name = min(left)  # what is least done
+        _, kind, name = min(left)  # the least complete
         number = 1 + max((one["number"] for one in done if (one["kind"], one["job"]) == (kind, name)), default=0)
         outcomes = list(Trial(kind, name, number, seed, out).disturbed())
         with open(record, "a", encoding="utf-8") as handle:
@@ -125,9 +125,9 @@ def read(record: Path) -> list[dict]:
 
 
 def table(done: list[dict]) -> str:
-    """Counts by kind and job, as Markdown."""
+    """Return the counts by kind and job as a Markdown table."""
     rows = [
-        "| what | command | disturbed | sound after it | ended and compared | equal | wrong |",
+        "| kind | command | disturbances | sound afterwards | results compared | equal | wrong |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     groups: dict[tuple[str, str], Counter[str]] = {}
@@ -145,11 +145,20 @@ def table(done: list[dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("build/campaign"), help="where trials and their record go")
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long; the next call goes on")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kind", nargs="+", choices=list(WANTED), default=list(WANTED), help="kinds of trials")
-    parser.add_argument("--job", nargs="+", choices=list(JOBS), default=list(JOBS), help="commands")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/campaign"),
+        help="folder for the trials and their record (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="stop after this many seconds; the next call continues"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="random seed of the trials (default: %(default)s)")
+    parser.add_argument(
+        "--kind", nargs="+", choices=list(WANTED), default=list(WANTED), help="kinds of trials (default: all)"
+    )
+    parser.add_argument("--job", nargs="+", choices=list(JOBS), default=list(JOBS), help="commands (default: all)")
     args = parser.parse_args()
     wanted = {kind: {job: n for job, n in WANTED[kind].items() if job in args.job} for kind in args.kind}
     campaign(args.out, wanted, args.seed, args.seconds)

@@ -1,7 +1,8 @@
-"""Lets the n-th operation on files go wrong: the process is killed, gets a signal, or is refused by the disk.
+"""Make the n-th file operation fail: the process is killed or gets a signal, or the disk refuses the operation.
 
-Works inside Python, without a preloaded library: every write to a file that Python opened, and every open, rename, sync,
-unlink and mkdir, is counted if its path lies under a folder. What a C library writes by itself is not seen.
+Works inside Python, without a preloaded library. Counts every write to a file that Python opened for writing, and every
+open for writing, rename, sync, removal and mkdir, if the path lies under a given folder. Writes by C libraries are not
+counted.
 """
 
 import builtins
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: What a full disk, a spent quota, a broken disk and a disk remounted read-only say.
+#: The errors of a full disk, an exceeded quota, a broken disk (happens once) and a disk remounted read-only.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # for all that follows; an EIO may pass
+LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # later operations fail too, except removals
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Fault:
 
 
 class Injector:
-    """Counts operations under `root` in this process, and does what `fault` says at its moment."""
+    """Count operations under `root` in this process, and inject `fault` at its operation."""
 
     def __init__(self, root: Path, fault: Fault | None):
         self.root, self.fault, self.count, self.pid = f"{root.resolve()}{os.sep}", fault, 0, os.getpid()
 
     def meet(self, operation: str, path: Any, half: Callable[[], object] = lambda: None) -> None:
-        """Count one operation. `half` does a part of it, which is what a kill or a full disk leaves of a write."""
+        """Count one operation. `half` does a part of it: what a kill or a full disk leaves of a write."""
         if os.getpid() != self.pid or not self._is_ours(path):
             return
         self.count += 1
@@ -44,7 +45,7 @@ class Injector:
             return
         if fault.signal and self.count == fault.at:
             if fault.signal == signal.SIGKILL:
-                half()  # whoever lives on writes all of it, and half of it would be there twice
+                half()  # after other signals the process goes on and writes all: half of it would be there twice
             os.kill(self.pid, fault.signal)
         elif fault.number and (self.count == fault.at or (fault.number in LASTING and operation != "unlink")):
             half()
@@ -54,7 +55,7 @@ class Injector:
         return isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(self.root)
 
     def install(self) -> None:
-        """Replace the functions, for the rest of this process."""
+        """Replace the functions for the rest of this process."""
         whole_open, injector = builtins.open, self
 
         class Counted(io.FileIO):

@@ -1,4 +1,4 @@
-"""The commands under attack: how each is run on tiny data, and when two of its results are the same."""
+"""The commands under test: how each runs on tiny data, and how two of its results are compared."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from chexzero.common.versions import git_revision
 from chexzero.training.logs import SPEED_COLUMNS
 from tests.campaign.faults import Fault, Injector
 
-#: Imported once, in the process that all others are forked from.
+#: Modules imported once, in the process from which all others are forked.
 IMPORTED = [
     "run_train",
     "run_zero_shot",
@@ -67,10 +67,10 @@ BUILD_SIZES = ["--train", "12", "--valid", "14", "--test", "14", "--workers", "1
 
 @dataclass(frozen=True)
 class Job:
-    """`arguments(inputs, folder)` of `module`'s main; `result(folder)` is equal for equal results.
+    """`arguments(inputs, folder)` for `module`'s main; `result(folder)` returns equal values for equal results.
 
-    begin: makes a new `folder`. check: whether what a kill left is sound. needs: what it reads, of `INPUTS` and `ONCE`.
-    processes: ranks of a training.
+    begin: makes a new `folder`. check: whether the files left by a disturbance are sound. needs: the keys of `INPUTS`
+    and `ONCE` that it reads. processes: number of ranks of a training.
     """
 
     module: str
@@ -88,7 +88,7 @@ def train_arguments(inputs: Path, folder: Path) -> list[str]:
 
 
 def trained(folder: Path) -> object:
-    """The weights' bytes, the logs without what a clock measured, and the selection."""
+    """Return hashes of the weights, the logs without measured times, and the selection."""
     run = folder / "run"
     tables = {
         name: pd.read_csv(run / name, dtype=str).drop(columns=CLOCKED, errors="ignore").to_csv()
@@ -105,7 +105,7 @@ def trained(folder: Path) -> object:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of every file that is not hidden, but for the folder's own name in it."""
+    """Relative path -> SHA-256 of every file that is not hidden, with the folder's own path in it replaced by `.`."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(
             path.read_bytes().replace(str(folder).encode(), b".")
@@ -121,15 +121,15 @@ def evaluate_arguments(inputs: Path, folder: Path, level: str = "study_mean") ->
 
 
 def begin_evaluation(inputs: Path, folder: Path) -> None:
-    """The results of an evaluation at another level lie there already."""
+    """Start from the results of an evaluation at another level."""
     shutil.copytree(inputs / "image_level", folder)
 
 
 def evaluated(folder: Path) -> dict[str, str]:
-    """The files of the evaluation; the ledger's and the cache's are older."""
+    """Return hashes of the evaluation's files and the names of other files; the ledger is left out."""
     names = json.loads((folder / "small" / CONTENTS).read_text())
     files = tree(folder / "small")
-    settings = ("report.", "tables/provenance")  # they name the folder
+    settings = ("report.", "tables/provenance")  # these files name the folder
     metrics = json.loads((folder / "small" / "metrics.json").read_text())
     metrics["provenance"] = {**metrics["provenance"], "command": "", "settings": ""}
     files["metrics.json"] = json.dumps(metrics)
@@ -139,7 +139,7 @@ def evaluated(folder: Path) -> dict[str, str]:
 
 
 def is_one_evaluation(inputs: Path, folder: Path) -> bool:
-    """Whether the results are those of one of the two levels, or said to be unfinished."""
+    """Whether the results are those of one of the two levels, or marked as unfinished."""
     if is_unfinished(folder / "small"):
         return True
     level = json.loads((folder / "small/metrics.json").read_text())["level"]
@@ -148,7 +148,7 @@ def is_one_evaluation(inputs: Path, folder: Path) -> bool:
 
 
 def begin_build(inputs: Path, folder: Path) -> None:
-    """The secret of the audit's report lies there already; each build would draw one of its own."""
+    """Write the key of the audit's report in advance; otherwise each build would draw a different one."""
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "overlap_report.key").write_text("00" * 32)
 
@@ -171,7 +171,7 @@ def export_arguments(inputs: Path, folder: Path) -> list[str]:
 
 
 def is_whole_export(inputs: Path, folder: Path) -> bool:
-    """An export is there whole or not at all. A whole one makes room for the next."""
+    """Whether there is no export or a complete one. Deletes it, so that the next run can write."""
     export, reference = folder / "export", inputs / "reference/export"
     whole = not export.exists() or not reference.exists() or tree(folder) == tree(reference)
     shutil.rmtree(export, ignore_errors=True)
@@ -205,9 +205,9 @@ def run(
     after: float | None = None,
     limits: dict | None = None,
 ) -> tuple[int, str, int]:
-    """Run a job, killed `after` so many seconds if that is given.
+    """Run a job; kill it `after` this many seconds if given.
 
-    Returns the exit code of the (first) process, what it said, and how many operations on files were counted.
+    Returns the exit code of the first process, its output, and the number of file operations counted.
     """
     said, counted = folder.with_suffix(".said"), folder.with_suffix(".counted")
     for path in (said, counted):
@@ -225,15 +225,15 @@ def run(
     for one in processes:
         one.start()
     processes[0].join(after)
-    if processes[0].exitcode is None:  # its time is up
+    if processes[0].exitcode is None:  # `after` seconds have passed
         for one in processes:
             one.kill()
         processes[0].join()
-    for one in processes[1:]:  # torchrun ends the other ranks when one has gone
+    for one in processes[1:]:  # torchrun ends the other ranks when one has ended
         one.join(5 if processes[0].exitcode == 0 else 0)
         one.kill()
         one.join()
-    count = int(counted.read_text() or 0) if counted.exists() else 0  # empty if the kill came while it was written
+    count = int(counted.read_text() or 0) if counted.exists() else 0  # empty if the process was killed while writing it
     return processes[0].exitcode, said.read_text(errors="replace") if said.exists() else "", count
 
 
@@ -261,23 +261,23 @@ def _child(
     try:
         run_command(main)
     finally:
-        for name in limits:  # its own file is not under test
+        for name in limits:  # the campaign's own file is not under test
             hard = resource.getrlimit(getattr(resource, name))[1]
             resource.setrlimit(getattr(resource, name), (hard, hard))
         os.write(os.open(folder.with_suffix(".counted"), os.O_WRONLY | os.O_CREAT), str(injector.count).encode())
 
 
 def prepare(inputs: Path, name: str) -> None:
-    """Make the data, the models and the undisturbed result that a job's trials share; once.
+    """Make the data, the models and the undisturbed result that a job's trials share, once.
 
-    Results have the code's revision on record: a campaign goes on with the one it began with.
+    Results record the code's revision, so a campaign only continues with the revision it began with.
     """
     begun_with, now = inputs / "revision.txt", str(git_revision())
     if not begun_with.exists():
         inputs.mkdir(parents=True, exist_ok=True)
         begun_with.write_text(now)
     if begun_with.read_text() != now:
-        raise SystemExit(f"{inputs} was made by revision {begun_with.read_text()}, this is {now}; give another --out")
+        raise SystemExit(f"{inputs} was made by revision {begun_with.read_text()}, this is {now}; name another --out")
     for need in (*JOBS[name].needs, f"reference/{name}"):
         target = inputs / need
         if target.exists():
@@ -293,13 +293,13 @@ def prepare(inputs: Path, name: str) -> None:
             begun = time.perf_counter()
             code, said, count = run(job, inputs, unfinished)
             if code:
-                raise SystemExit(f"{job.module} fails undisturbed, with exit code {code}:\n{said}")
+                raise SystemExit(f"{job.module} fails without a disturbance, with exit code {code}:\n{said}")
             about = {"operations": count, "seconds": time.perf_counter() - begun}
             target.with_name(f"{target.name}.json").write_text(json.dumps(about))
         unfinished.rename(target)
 
 
-#: What the jobs read: made by a function, or by a job that is run once.
+#: What the jobs read, made by a function (`INPUTS`) or by a job that runs once (`ONCE`).
 INPUTS: dict[str, Callable[[Path, Path], object]] = {
     "corpus": lambda inputs, folder: write_corpus(folder, train=50),
     "evaluated": lambda inputs, folder: (folder.mkdir(), write_run(folder)),

@@ -1,1 +1,1 @@
-"""A campaign of damaged files: each is refused in one sentence or read right, in bounded memory and time."""
+"""Tests with damaged files: each must be refused in one sentence or read, in limited memory and time."""

@@ -1,10 +1,10 @@
-"""Damage files of every format and count what becomes of them.
+"""Damage files of every format, read them, and count the outcomes.
 
     python -m tests.fuzz --files 10000 --seed 1
 
-With `--record FILE` it goes on where an earlier call with this file stopped. Prints a table and every failure, with the number by which its file can be made again (`--keep FORMAT NUMBER FILE`).
-Exit code 1 if there is a failure: a traceback, a crash, a file that takes too long, or an altered value that was read
-although the format carries checksums.
+With `--record FILE` it continues where an earlier call with the same file stopped. Prints a table and every failure,
+with the number that reproduces its file (`--keep FORMAT NUMBER FILE`). The exit code is 1 if there is a failure: a
+traceback, a crash, a file that takes too long, or an altered value that was read although the format has checksums.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from tests.fuzz.formats import FORMATS
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=10000, help="damaged files (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the damage (default: %(default)s)")
-    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS), help="(default: all)")
-    parser.add_argument("--record", type=Path, help="keep every outcome in this file; the next call goes on from it")
-    parser.add_argument("--one_bit", action="store_true", help="flip one bit per file, and do nothing else")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long")
+    parser.add_argument("--files", type=int, default=10000, help="number of damaged files (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="random seed of the damage (default: %(default)s)")
     parser.add_argument(
-        "--keep", nargs=3, metavar=("FORMAT", "NUMBER", "FILE"), help="write one damaged file, and leave"
+        "--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS), help="formats to damage (default: all)"
     )
+    parser.add_argument("--record", type=Path, help="keep every outcome in this file; the next call continues from it")
+    parser.add_argument("--one_bit", action="store_true", help="flip one bit per file and change nothing else")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this many seconds")
+    parser.add_argument("--keep", nargs=3, metavar=("FORMAT", "NUMBER", "FILE"), help="write one damaged file and exit")
     args = parser.parse_args()
     if args.keep:
         name, number, path = args.keep

@@ -1,4 +1,4 @@
-"""Damage files, read each in a process of bounded memory and time, and count what became of them."""
+"""Damage files, read each in a process with limited memory and time, and count the outcomes."""
 
 import contextlib
 import json
@@ -19,17 +19,17 @@ import numpy as np
 
 from tests.fuzz.formats import FORMATS
 
-MEMORY = 2 << 30  # bytes beyond what the process has before it reads
+MEMORY = 2 << 30  # bytes, in addition to what the process has before it reads
 SECONDS = 20
 
-#: What may become of a file. The last four are failures; `other` is one where the format carries checksums.
+#: Outcomes of a file. The last three are failures; so is `OTHER` if the format has checksums.
 REFUSED, RIGHT, OTHER = "refused", "read right", "read, other value"
 TRACEBACK, CRASH, SLOW = "traceback", "crash", "too slow"
 OUTCOMES = (REFUSED, RIGHT, OTHER, TRACEBACK, CRASH, SLOW)
 
 
 def damage(data: bytes, rng: np.random.Generator) -> bytes:
-    """One to three changes: flipped bits, a hole, a lost, doubled or foreign piece, a cut, a changed header."""
+    """Make one to three changes: flip a bit, zero, remove, repeat or overwrite a piece, truncate, change the header."""
     for _ in range(int(rng.integers(1, 4))):
         if not data:
             break
@@ -55,7 +55,7 @@ def damage(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def damaged_file(name: str, number: int, seed: int, one_bit: bool = False) -> bytes:
-    """The damaged file of this number: the same for the same seed. one_bit: nothing but one flipped bit."""
+    """Return the damaged file of this number, the same for the same seed. one_bit: flip one bit and nothing else."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
     data = FORMATS[name].make()
     if not one_bit:
@@ -73,7 +73,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def outcome_of(name: str, path: Path, sound: Any) -> tuple[str, str]:
-    """Read one file: its outcome, and the sentence or traceback."""
+    """Read one file; return its outcome and the sentence or traceback."""
     from chexzero.common.errors import UserError
     from chexzero.imaging.decode import UnreadableImage
 
@@ -86,14 +86,14 @@ def outcome_of(name: str, path: Path, sound: Any) -> tuple[str, str]:
             if not sentence or "Traceback" in sentence
             else (REFUSED, sentence)
         )
-    except BaseException:  # whatever comes is what is looked for
+    except BaseException:  # any other exception is a failure to report
         return TRACEBACK, traceback.format_exc()
     return (RIGHT, "") if equal(value, sound) else (OTHER, "")
 
 
 def _work(link: Connection, folder: str) -> None:
     import chexzero.common.formats  # noqa: F401
-    import chexzero.models.checkpoints  # noqa: F401  (before the memory is bounded)
+    import chexzero.models.checkpoints  # noqa: F401  (before the memory is limited)
 
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -119,7 +119,7 @@ def _work(link: Connection, folder: str) -> None:
 
 
 class Reader:
-    """A process that reads files; one that dies or takes too long is replaced."""
+    """A process that reads files; it is replaced if it dies or takes too long."""
 
     def __init__(self, folder: str):
         self.folder, self.process = folder, None
@@ -131,7 +131,7 @@ class Reader:
             self.process = context.Process(target=_work, args=(theirs, self.folder), daemon=True)
             self.process.start()
             theirs.close()
-            first = 60  # importing
+            first = 60  # seconds for the imports
         else:
             first = 0
         try:
@@ -161,10 +161,10 @@ def campaign(
     seconds: float = math.inf,
     one_bit: bool = False,
 ) -> tuple[dict[str, Counter], list[tuple[str, int, str, str]]]:
-    """Read `files` damaged files, the formats in turn: counts by format and outcome, and the failures.
+    """Read `files` damaged files, alternating the formats; return counts by format and outcome, and the failures.
 
-    record: a file with a line per damaged file that was read; those in it are not read again. seconds: stop after so
-    long; with a record the next call goes on.
+    record: a file with one line per damaged file that was read; files listed in it are not read again. seconds: stop
+    after this many; with a record the next call continues.
     """
     counts = {name: Counter() for name in formats}
     failures = []

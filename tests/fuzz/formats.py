@@ -1,4 +1,4 @@
-"""Every format that is read: a small sound file of it, and the reader that a command would use."""
+"""Every format that is read: a small correct file, and the reader that a command uses for it."""
 
 import gzip
 import io
@@ -16,7 +16,7 @@ from chexzero.common.labels import LABELS
 
 @dataclass(frozen=True)
 class Format:
-    """`checked`: whether the format carries checksums over its values, so that no altered value may be read."""
+    """`checked`: whether the format has checksums of its values, so that no altered value may be read."""
 
     suffix: str
     make: Callable[[], bytes]
@@ -25,7 +25,7 @@ class Format:
 
 
 def picture(top: int = 255) -> np.ndarray:
-    """A smooth picture with a little noise, (200, 160), 0..top."""
+    """A smooth picture with a little noise, (200, 160), values 0..top."""
     rng = np.random.default_rng(0)
     coarse = cv2.resize(rng.random((8, 8)), (160, 200), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 0.01, (200, 160))
     coarse = (coarse - coarse.min()) / np.ptp(coarse)
@@ -109,7 +109,7 @@ def read_labels(path: Path) -> tuple:
 def read_weights(path: Path) -> list:
     from chexzero.models.checkpoints import read_state_dict
 
-    # copied, for the tensors of a .safetensors file are the file itself, which the next damage overwrites
+    # copied: tensors of a .safetensors file are mapped from the file, which the next damaged file overwrites
     return [(key, value.numpy().copy()) for key, value in sorted(read_state_dict(path).items())]
 
 
@@ -133,7 +133,7 @@ def packed_dicom() -> bytes:
 
 
 def jpeg_dicom() -> bytes:
-    """A DICOM file around a JPEG."""
+    """A DICOM file that contains a JPEG."""
     import pydicom
 
     file = pydicom.dcmread(io.BytesIO(dicom()))
