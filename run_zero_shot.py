@@ -1,4 +1,4 @@
-"""Evaluate trained checkpoints, with confidence intervals and beside CheXzero's, and write a report.
+"""Evaluate trained checkpoints with confidence intervals, alone or against CheXzero's, and write a report.
 
     python run_zero_shot.py --run checkpoints/pt-imp
     python run_zero_shot.py --images FOLDER --labels "pleural effusion" "pneumothorax" --run checkpoints/pt-imp

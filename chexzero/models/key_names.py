@@ -70,7 +70,7 @@ def to_hf_clip(state: State) -> State:
 
 
 def from_hf_clip(state: State) -> State:
-    """The inverse of `to_hf_clip`; `position_ids` buffers of older files are no weights and are left out."""
+    """The inverse of `to_hf_clip`; `position_ids` buffers of older files are not weights and are left out."""
     whole = {there: here for here, there in (TEXT | VISION).items()}
     turned = {there: here for here, there in TRANSPOSED.items()}
     parts = {there: here for here, there in BLOCK.items()}

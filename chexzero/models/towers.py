@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClipVision:
-    """One of OpenAI's vision transformers; `published` is OpenAI's name of the whole model."""
+    """One of OpenAI's vision transformers; `published` is OpenAI's name for the whole model."""
 
     published: str
     patch_size: int

@@ -15,7 +15,7 @@ TRAINING = "cxr.h5"
 
 @dataclass(frozen=True)
 class Claim:
-    """Whether the audit's sentence holds for a model. `reason` says why not; `leak`: it trained on an evaluation set."""
+    """Whether the audit's sentence holds for a model. `reason`: why not; `leak`: it trained on an evaluation set."""
 
     sentence: str
     known: bool
