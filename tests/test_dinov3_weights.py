@@ -102,7 +102,7 @@ def test_keys_that_differ_are_listed(state, tmp_path):
     del wrong["norm.bias"]
     message = refused(saved(wrong, tmp_path))
     assert "lacks norm.bias (64,)" in message
-    assert "does not take: head.weight (5, 64)" in message
+    assert "does not have: head.weight (5, 64)" in message
     assert "blocks.1.mlp.fc1.weight (256, 32) instead of (256, 64)" in message
 
 
