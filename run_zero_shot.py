@@ -1,4 +1,4 @@
-"""Evaluate trained checkpoints, with confidence intervals and beside CheXzero's, and write a report.
+"""Evaluate trained checkpoints with confidence intervals, alone or against CheXzero's, and write a report.
 
     python run_zero_shot.py --run checkpoints/pt-imp
     python run_zero_shot.py --images FOLDER --labels "pleural effusion" "pneumothorax" --run checkpoints/pt-imp
@@ -28,7 +28,7 @@ from chexzero.suites import add_arguments as add_suite_arguments
 
 def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_argument_group("what is evaluated")
+    what = parser.add_argument_group("what to evaluate")
     what.add_argument(
         "--run",
         type=Path,
@@ -72,7 +72,7 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="YAML file with alternative prompts (default: chexzero/prompts.yaml)",
+        help="YAML file with alternative prompts (default: chexzero/evaluation/prompts.yaml)",
     )
     beside = parser.add_argument_group("comparisons")
     beside.add_argument(
@@ -130,14 +130,14 @@ def parse_args(argv: Sequence[str] | None = None) -> EvaluationSettings:
         help="evaluation sets by name (padchest, openi, ...): <data>/NAME.h5 and NAME_labels.csv, as "
         "`python -m data_prep evaluation-set` writes them",
     )
-    folder = parser.add_argument_group("a folder of images instead of the evaluation")
+    folder = parser.add_argument_group("predict a folder of images instead of evaluating")
     folder.add_argument(
         "--images", type=Path, metavar="FOLDER", help="images to predict: PNG, JPEG, DICOM, TIFF or BMP, by content"
     )
     folder.add_argument(
         "--labels", nargs="+", metavar="FINDING", help="any findings to look for (default: the 14 labels)"
     )
-    how = parser.add_argument_group("how it is computed")
+    how = parser.add_argument_group("computation")
     how.add_argument(
         "--batch_size", type=positive, default=64, metavar="N", help="images per batch (default: %(default)s)"
     )

@@ -150,7 +150,7 @@ def img_to_hdf5(
 
     paths = list(cxr_paths)
     if not paths:
-        raise UserError(f"no images to write to {out_filepath}; check the folder they are looked for in")
+        raise UserError(f"no images to write to {out_filepath}; check the folder that was searched")
     failures = []
     with atomic_path(out_filepath) as temporary, NewFile(temporary) as file:
         dataset = file.create_dataset(

@@ -31,7 +31,10 @@ Paths = Sequence[str | os.PathLike]
 
 @dataclass
 class ChestCLIP:
-    """A loaded model (`model`, a `chexzero.model.CLIP`) that takes image files and texts."""
+    """A loaded model (`model`, a `chexzero.model.CLIP`) that takes image files and texts.
+
+    Files are PNG, JPEG, DICOM, TIFF or BMP.
+    """
 
     model: CLIP
     checkpoint: Path | None = None

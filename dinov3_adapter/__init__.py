@@ -1,4 +1,4 @@
-"""DINOv3 vision towers, from whatever weights the user has; usable without the rest of this project.
+"""DINOv3 vision towers from weights in any common layout; usable without the rest of this project.
 
 from dinov3_adapter import build_vision_tower
 tower = build_vision_tower("dinov3_vitb", "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth").eval()

@@ -1,6 +1,6 @@
-"""The layouts in which people have DINOv3 weights, and the ways between them and ours (timm's names).
+"""Convert DINOv3 weights between their published layouts and ours (timm's names).
 
-A layout is recognised from its keys. A trunk takes every tensor of a file but these few: the mask token (pretraining
+A layout is recognised from its keys. A trunk uses every tensor of a file except these: the mask token (pretraining
 only), the norm of the local crops (pretraining only), the RoPE periods (checked to be those the trunk computes) and
 biases that are checked to be zero.
 """
@@ -84,7 +84,7 @@ def from_huggingface(state: Mapping[str, torch.Tensor]) -> State:
 
 
 def from_ours(state: Mapping[str, torch.Tensor]) -> State:
-    """The trunk of one of our checkpoints."""
+    """The trunk of one of our checkpoints, in timm's names."""
     return {key.removeprefix("visual.trunk."): value for key, value in state.items() if key.startswith("visual.trunk.")}
 
 
@@ -105,7 +105,7 @@ def recognise(state: Mapping[str, torch.Tensor]) -> Layout | None:
 
 
 def drop_unused(state: State, wanted: Mapping[str, torch.Size]) -> tuple[list[str], list[str]]:
-    """Remove from `state` (timm's names) the few tensors that this trunk does not take.
+    """Remove from `state` (timm's names) the few tensors that this trunk does not use.
 
     Returns their names, and what is wrong with them: RoPE periods that are not the trunk's, biases that are not zero.
     """
@@ -127,8 +127,8 @@ def drop_unused(state: State, wanted: Mapping[str, torch.Size]) -> tuple[list[st
 def fill_biases(state: State, wanted: Mapping[str, torch.Size]) -> list[str]:
     """Add zeros for the query and value biases if the file has none of them; return the names.
 
-    The same weights are published with zero biases and without any. A file that has some of them is damaged: there
-    they stay missing.
+    The same weights are published with zero biases and without any. A file that has only some of them is damaged:
+    nothing is added to it.
     """
     if "cls_token" not in state or any(map(_is_bias, state)):
         return []
@@ -142,10 +142,10 @@ def _is_bias(key: str) -> bool:
 
 
 def to_huggingface(state: Mapping[str, torch.Tensor]) -> State:
-    """A trunk's state dict (timm's names) in the layout that transformers' DINOv3ViTModel saves.
+    """Convert a trunk's state dict (timm's names) to the layout that transformers' DINOv3ViTModel saves.
 
-    The mask token, which no tower of ours has and no forward pass without masks reads, is zero. Reading the result
-    with `from_huggingface` gives the same bits.
+    The mask token, which our towers do not have and a forward pass without masks does not read, is zero. Reading the
+    result with `from_huggingface` gives the same bits.
     """
     width = state["cls_token"].shape[-1]
     result = {
@@ -177,7 +177,7 @@ def _rename(state: Mapping[str, torch.Tensor], names: tuple[tuple[str, str], ...
         new = next(
             (re.sub(f"^{pattern}", replacement, key) for pattern, replacement in names if re.match(pattern, key)), key
         )
-        _require(new not in renamed, f"{key} is there twice, under two names")
+        _require(new not in renamed, f"{key} occurs twice, under two names")
         renamed[new] = value
     return renamed
 

@@ -1,9 +1,9 @@
-"""What this package raises when something the user gave does not fit; every message is one sentence with a remedy."""
+"""The errors that this package raises for wrong inputs; every message is one sentence with a remedy."""
 
 
 class AdapterError(ValueError):
-    """A wrong argument: an unknown size, an image resolution that is no multiple of the patch size."""
+    """A wrong argument, such as an unknown size or an image resolution that is not a multiple of the patch size."""
 
 
 class WeightsError(AdapterError):
-    """Weights that cannot be had, cannot be read, or are not those of the size asked for."""
+    """Weights that are not available, cannot be read, or do not fit the requested size."""

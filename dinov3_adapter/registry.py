@@ -1,4 +1,4 @@
-"""The DINOv3 vision transformers there are, as data. A size is added by adding an entry."""
+"""The available DINOv3 vision transformers, as data. To add a size, add an entry."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Size:
     published: names on the Hugging Face hub whose weights fit, the recommended default first.
     meta_file: the file Meta publishes; the eight digits before `.pth` begin its SHA-256.
     overrides: arguments that differ from timm's for the architecture.
-    stem: timm's convolutional model whose stages down to a sixteenth of the image stand where the patch embedding does.
+    stem: timm's convolutional model whose stages down to a sixteenth of the image replace the patch embedding.
     """
 
     architecture: str
@@ -45,7 +45,7 @@ SIZES: dict[str, Size] = {
     ),
     "dinov3_tiny_hybrid": Size(
         "vit_tiny_patch16_dinov3_qkvb",
-        64,  # ours, for demos: from nothing it learns small findings, which the one above hardly does
+        64,  # ours, for demos: from random weights it learns small findings, which the one above hardly does
         overrides={"embed_dim": 64, "depth": 2, "num_heads": 4},
         stem="test_resnet",
     ),
@@ -110,7 +110,7 @@ def build_trunk(size: Size, *, drop_path: float = 0.0, patch_dropout: float = 0.
 
     timm's default for this family is the mean over patches; `global_pool="token"` is DINOv3's own choice. The RoPE
     angles follow from the input's shape, so one set of weights serves every image size that is a multiple of 16.
-    Random weights start with a layer scale of 1: at DINOv3's 1e-5, made for its long pretraining, the blocks would
+    Random weights start with a layer scale of 1: at DINOv3's 1e-5, meant for its long pretraining, the blocks would
     add next to nothing and the CLS token would hardly depend on the image.
     """
     arguments = {"init_values": 1.0, **size.overrides}
@@ -129,9 +129,10 @@ def build_trunk(size: Size, *, drop_path: float = 0.0, patch_dropout: float = 0.
 
 
 def _convolutions(model: str, width: int) -> nn.Module:
-    """The stages of timm's `model` down to a sixteenth of the side, and a projection to the width: (B, 3, H, W) to
-    (B, H / 16, W / 16, width), as the trunk takes its patches. The weights lie channels last, where a CPU computes
-    convolutions faster.
+    """The stages of timm's `model` down to a sixteenth of the side, and a projection to the width.
+
+    Maps (B, 3, H, W) to (B, H / 16, W / 16, width), the trunk's form of patches. The weights are channels last, with
+    which a CPU computes convolutions faster.
     """
     stages = timm.create_model(model, pretrained=False, features_only=True, out_indices=(3,))
     embed: Any = HybridEmbed(stages, feature_size=1, embed_dim=width, strict_img_size=False, output_fmt="NHWC")
@@ -139,11 +140,11 @@ def _convolutions(model: str, width: int) -> nn.Module:
 
 
 def draw_weights(trunk: nn.Module) -> None:
-    """Draw every matrix of the blocks anew with a deviation of 1 / sqrt(inputs), and let the patch embedding begin as a
-    whitening, in place: for towers that start at random. A convolutional stem stays as timm draws it.
+    """Initialise a tower that starts at random, in place.
 
-    timm draws all with 0.02, which suits a width of 2,500. In a narrow tower the blocks then add next to nothing, and
-    it learns late what lies in single patches.
+    Every matrix of the blocks is drawn with a deviation of 1 / sqrt(inputs), and the patch embedding starts as a
+    whitening; a convolutional stem keeps timm's draw. timm draws all matrices with 0.02, which suits a width of 2,500.
+    In a narrow tower the blocks then add next to nothing, and it learns late what single patches show.
     """
     blocks: Any = trunk.blocks
     for module in blocks.modules():
@@ -155,11 +156,11 @@ def draw_weights(trunk: nn.Module) -> None:
 
 
 def _whiten(weight: torch.Tensor) -> None:
-    """Fill a patch embedding (width, channels, P, P) with cosines, of the lowest frequencies first, each scaled to about
-    the same deviation on radiographs; filters beyond P x P stay as they were drawn.
+    """Fill a patch embedding (width, channels, P, P) with cosines, lowest frequencies first.
 
-    The amplitude of a radiograph falls steeply with frequency. Random filters all answer to the mean of a patch, and
-    what is fine in it, such as a line or a margin, comes out ten times weaker.
+    Each is scaled to about the same deviation on radiographs; filters beyond P x P keep their draw. The amplitude of a
+    radiograph falls steeply with frequency. Random filters all respond to the mean of a patch, and ten times more
+    weakly to fine structures such as a line or a margin.
     """
     channels, side = weight.shape[1:3]
     places, orders = torch.arange(side) + 0.5, torch.arange(side)

@@ -23,8 +23,8 @@ class VisionTower(nn.Module):
     (B, embed_dim), not normalised, or the pooled feature itself (B, width) where `embed_dim` is None.
 
     State dict: `trunk.*` (timm's names), `head.proj.weight` (embed_dim, width), and `image_resolution`, a number
-    kept with the weights so that a bare state dict says how its images are to be prepared. `architecture` is timm's
-    name as UTF-8 bytes; a DINOv3 tower has none, because its shapes say which it is.
+    kept with the weights so that a bare state dict says how to prepare its images. `architecture` is timm's name as
+    UTF-8 bytes; a DINOv3 tower has none, because its shapes identify it.
     """
 
     image_resolution: torch.Tensor
@@ -51,7 +51,7 @@ class VisionTower(nn.Module):
         if embed_dim is not None:
             width = cast(int, trunk.num_features)
             self.head = nn.Sequential(OrderedDict(proj=nn.Linear(width, embed_dim, bias=False)))
-            # as CLIP draws its own projections
+            # as CLIP initialises its own projections
             nn.init.normal_(self.head.proj.weight, std=width**-0.5)
         self.register_buffer("image_resolution", torch.tensor(image_resolution))
         if architecture is not None:
@@ -59,7 +59,7 @@ class VisionTower(nn.Module):
             self.register_buffer("architecture", name)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) to (B, embed_dim), or (B, width) without a projection."""
+        """Map (B, 3, H, W) to (B, embed_dim), or to (B, width) without a projection."""
         if images.shape[-2] % self.patch_size or images.shape[-1] % self.patch_size:
             raise AdapterError(
                 f"images of {images.shape[-2]} x {images.shape[-1]} pixels do not divide into patches "
@@ -73,7 +73,7 @@ class VisionTower(nn.Module):
 
 
 def _patch_size(trunk: nn.Module) -> int:
-    """Side in pixels of what one token stands for; 1 for a tower that does not cut the image into patches."""
+    """Side in pixels of one token's patch; 1 for a tower that does not cut the image into patches."""
     embed: Any = getattr(trunk, "patch_embed", None)
     if hasattr(embed, "feat_ratio"):  # a convolutional stem before the patches counts too
         return embed.feat_ratio()
@@ -142,11 +142,12 @@ def build_timm_tower(
     drop_path: float = 0.0,
     patch_dropout: float = 0.0,
 ) -> VisionTower:
-    """Build a tower of any model that timm has, pooled as timm pools it.
+    """Build a tower from any model of timm, with timm's pooling.
 
-    weights: a state dict with timm's names, or one of a checkpoint with such a tower (`visual.*`); "random"; or None
-    for those timm publishes. image_resolution: side of the images in pixels; None for timm's own. Position embeddings
-    are resampled to it. Returns the tower in float32, training mode; raises `AdapterError` (or `WeightsError`).
+    weights: a state dict with timm's names, or that of a checkpoint with such a tower (`visual.*`); "random"; or None
+    for timm's published weights. image_resolution: side of the images in pixels; None for timm's own. Position
+    embeddings are resampled to it. Returns the tower in float32, training mode; raises `AdapterError` (or
+    `WeightsError`).
     """
     trunk: Any = _timm_trunk(
         architecture, pretrained=weights is None, drop_path_rate=drop_path, patch_drop_rate=patch_dropout
@@ -167,7 +168,7 @@ def build_timm_tower(
         trunk.load_state_dict(found, strict=True)
     resolution = image_resolution or own
     _set_resolution(trunk, resolution)
-    if _patch_size(trunk) == 1:  # convolutions: faster so, on CPUs and on GPUs
+    if _patch_size(trunk) == 1:  # convolutions are faster this way, on CPUs and on GPUs
         trunk = trunk.to(memory_format=torch.channels_last)
     tower = VisionTower(trunk, image_resolution=resolution, embed_dim=embed_dim, architecture=architecture)
     _load_projection(tower, ours.get("head.proj.weight"), "the checkpoint")
@@ -183,8 +184,8 @@ def _timm_trunk(architecture: str, *, pretrained: bool, **rates: float) -> nn.Mo
         return timm.create_model(architecture, pretrained=pretrained, num_classes=0, **options)
     except (OSError, RuntimeError, HfHubHTTPError) as error:
         raise WeightsError(
-            f"timm's {architecture} cannot be had ({weight_files.first_sentence(error)}); fetch its model.safetensors "
-            f"elsewhere and name it with --vision_weights FILE, or take --vision_weights random"
+            f"timm's {architecture} is not available ({weight_files.first_sentence(error)}); fetch its "
+            f"model.safetensors elsewhere and name it with --vision_weights FILE, or use --vision_weights random"
         ) from error
     except TypeError as error:
         flags = " and ".join(
@@ -194,7 +195,7 @@ def _timm_trunk(architecture: str, *, pretrained: bool, **rates: float) -> nn.Mo
 
 
 def _is_classifier(trunk: Any, key: str) -> bool:
-    """Whether a tensor belongs to the classifier that the published model has and a tower has not."""
+    """Whether a tensor belongs to the published model's classifier, which a tower does not have."""
     return key.startswith(tuple(f"{name}." for name in _names(trunk.pretrained_cfg.get("classifier"))))
 
 
@@ -212,7 +213,7 @@ def tower_from_state_dict(state_dict: Mapping[str, torch.Tensor]) -> VisionTower
     """Build the tower a state dict (`trunk.*`, `head.proj.weight`, `image_resolution`) describes; load it strictly.
 
     Its `architecture` names the timm model; without one it is a DINOv3, whose size is found from the shapes. Raises
-    `WeightsError` where there is no such model, or the tensors are not its.
+    `AdapterError` (or `WeightsError`) if there is no such model.
     """
     if "image_resolution" not in state_dict:
         raise WeightsError("the state dict lacks image_resolution; it was not written by this tower")

@@ -1,9 +1,9 @@
-"""Build a module without drawing the weights that a state dict replaces next."""
+"""Build a module without drawing the random weights that a state dict then replaces."""
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-#: The functions by which torch, timm and open_clip give a parameter its first values.
+#: The functions with which torch, timm and open_clip initialise a parameter.
 _FILLS = {
     *("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"),
     *("xavier_normal_", "constant_", "zeros_", "ones_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_"),
@@ -11,10 +11,10 @@ _FILLS = {
 
 
 class Unfilled(TorchFunctionMode):
-    """Within `with Unfilled():`, a module's parameters are allocated and keep whatever their memory held.
+    """Within `with Unfilled():`, a module's parameters are allocated but not initialised.
 
-    Follow it with a strict `load_state_dict`. Buffers are computed as usual. Drawing weights runs on one thread and takes
-    about half of the time needed to load a ViT-B checkpoint.
+    Follow it with a strict `load_state_dict`. Buffers are computed as usual. Drawing weights runs on one thread and
+    takes about half of the time needed to load a ViT-B checkpoint.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

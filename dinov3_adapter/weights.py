@@ -1,4 +1,4 @@
-"""Where weights come from (a file, a folder, a name on the hub) and whether they are those of the size asked for."""
+"""Read weights from a file, a folder or the Hugging Face hub, and check that they fit the requested size."""
 
 import functools
 import hashlib
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 
 def read_weights(weights: str | os.PathLike | Mapping, name: str) -> tuple[convert.State, torch.Tensor | None]:
-    """Read a trunk's weights for the size `name`: all of timm's names to float32 tensors, and the projection or None.
+    """Read a trunk's weights for the size `name`: timm's names -> float32 tensors, and the projection or None.
 
     weights: a file (.pth, .pt, .safetensors; the content decides, not the ending), a folder of `save_pretrained`,
-    a name on the hub (`owner/name`, optionally `@revision`), or a state dict. A projection comes with a checkpoint
-    of this project. Raises `WeightsError` for anything that is not exactly the weights of this size.
+    a name on the hub (`owner/name`, optionally `@revision`), or a state dict. Only a checkpoint of this project has
+    a projection. Raises `WeightsError` for anything that is not exactly the weights of this size.
     """
     source: Path | str
     if isinstance(weights, Mapping):
@@ -88,7 +88,7 @@ def _fit(state: convert.State, name: str, source: Path | str) -> tuple[convert.S
         layout.title,
         f"; left out, as no forward pass reads them: {_some(dropped)}" if dropped else "",
         f"; {len(filled)} query and value biases the file does not have are zero" if filled else "",
-        f"; the {outside} tensors of its text side are not taken" if outside else "",
+        f"; the {outside} tensors of its text side are not used" if outside else "",
     )
     return {key: value.float() for key, value in trunk.items()}, projection
 
@@ -99,14 +99,13 @@ def name_of(trunk: Mapping[str, torch.Tensor]) -> str:
         if _fits(trunk, name):
             return name
     raise WeightsError(
-        f"the {len(trunk)} tensors of the trunk ({_some(list(trunk))}) are those of no size known "
-        f"here ({', '.join(SIZES)})"
+        f"the {len(trunk)} tensors of the trunk ({_some(list(trunk))}) match no known size ({', '.join(SIZES)})"
     )
 
 
 def _fits(trunk: Mapping[str, torch.Tensor], name: str) -> bool:
     token = trunk.get("cls_token")
-    if token is None or token.shape[-1] != SIZES[name].width:  # spares building the large ones
+    if token is None or token.shape[-1] != SIZES[name].width:  # avoids building the large ones
         return False
     wanted = trunk_shapes(SIZES[name])
     trunk = dict(trunk)
@@ -116,7 +115,7 @@ def _fits(trunk: Mapping[str, torch.Tensor], name: str) -> bool:
 
 
 def differences(trunk: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> str:
-    """How the tensors of a trunk differ from those wanted, in words; "" where they do not."""
+    """Describe how the tensors of a trunk differ from those wanted; "" if they do not."""
     missing = [f"{key} {tuple(shape)}" for key, shape in wanted.items() if key not in trunk]
     unknown = [f"{key} {tuple(value.shape)}" for key, value in trunk.items() if key not in wanted]
     reshaped = [
@@ -124,12 +123,16 @@ def differences(trunk: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Si
         for key, shape in wanted.items()
         if key in trunk and trunk[key].shape != shape
     ]
-    parts = (("lacks", missing), ("has what the model does not take:", unknown), ("has another shape in", reshaped))
+    parts = (
+        ("lacks", missing),
+        ("has tensors that the model does not have:", unknown),
+        ("has another shape in", reshaped),
+    )
     return "; ".join(f"it {what} {_some(keys)}" for what, keys in parts if keys)
 
 
 def _check_config(path: Path, name: str) -> None:
-    """Compare what the shapes do not tell (heads, RoPE base, ...) where the folder has a config.json."""
+    """Compare settings that the shapes do not show (heads, RoPE base, ...), if the folder has a config.json."""
     if not path.is_file():
         return
     config = _read_json(path)
@@ -165,7 +168,7 @@ def read_tensors(path: Path) -> convert.State:
         raise WeightsError(f"{path} is cut off or damaged ({error}); fetch it again") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is no weight file: it is damaged, or holds more than tensors (nothing in it was "
+            f"{path} is not a weight file: it is damaged, or holds more than tensors (nothing in it was "
             f"run); name a .pth, .pt or .safetensors file of weights"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
@@ -199,14 +202,14 @@ def _read_folder(folder: Path) -> convert.State:
 
 
 def shard_names(index: Path) -> list[str]:
-    """File names of the shards a `model.safetensors.index.json` lists; names that leave its folder are refused."""
+    """File names of the shards a `model.safetensors.index.json` lists; `WeightsError` for names outside its folder."""
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise WeightsError(f"{index} has no weight_map; fetch it again")
     names = sorted(set(map(str, weight_map.values())))
     for shard in names:
         if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard):
-            raise WeightsError(f"{index} names {shard!r}, which is no file of its folder; fetch it again")
+            raise WeightsError(f"{index} names {shard!r}, which is not a file of its folder; fetch it again")
     return names
 
 
@@ -216,12 +219,12 @@ def _read_json(path: Path) -> dict:
     except ValueError as error:
         raise WeightsError(f"{path} is not valid JSON; fetch it again") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds no JSON object; fetch it again")
+        raise WeightsError(f"{path} is not a JSON object; fetch it again")
     return content
 
 
 def _check_digest(path: Path) -> None:
-    """Meta's file names end in the first eight digits of the file's SHA-256."""
+    """Compare a file's SHA-256 with its first eight digits, in which Meta's file names end."""
     digits = re.fullmatch(r"dinov3_.*-([0-9a-f]{8})\.pth", path.name)
     if not digits:
         return
@@ -241,7 +244,7 @@ def _check_records(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # a damaged directory raises whatever reading it comes upon
+    except Exception as error:  # reading a damaged directory can raise any exception
         raise WeightsError(f"{path} is damaged ({first_sentence(error)}); fetch it again") from error
     if damaged:
         raise WeightsError(f"{path} is damaged: the checksum of its record {damaged[:80]} is wrong; fetch it again")
@@ -289,16 +292,16 @@ def _how_to_get(repository: str, name: str, error: Exception) -> str:
     why = "access is not granted yet" if isinstance(error, GatedRepoError) else first_sentence(error)
     meta_file = f" (or {SIZES[name].meta_file} from Meta)" if SIZES[name].meta_file else ""
     return (
-        f"{repository}, the weights for --vision {name}, is no file or folder here and could not be downloaded "
+        f"{repository}, the weights for --vision {name}, is not a file or folder here and could not be downloaded "
         f"({why}): on a machine with access fetch {SAFETENSORS} from https://huggingface.co/{repository}"
-        f"{meta_file}, put it anywhere here and name it with --vision_weights FILE; DINOv3's weights are gated "
+        f"{meta_file}, copy it to this machine and name it with --vision_weights FILE; DINOv3's weights are gated "
         f"under the DINOv3 licence ({LICENCE}): accept it on that page first and log in with `hf auth login`; to "
-        f"do without, --vision_weights {RANDOM}"
+        f"train without them, use --vision_weights {RANDOM}"
     )
 
 
 def first_sentence(error: Exception) -> str:
-    """The first sentence of what a library says, at most 160 characters."""
+    """The first sentence of a library's error message, at most 160 characters."""
     text = " ".join(str(error).split())
     return re.split(r"(?<=[a-z])\. |: https?://", text)[0][:160] or type(error).__name__
 

@@ -99,7 +99,7 @@ def _with(state, **changed):
             "lacks ln_final.bias",
         ),
         (lambda state: _with(state, text_projection=state["text_projection"][:, :-1]), "of another shape"),
-        (lambda state: _with(state, text_projection=state["text_projection"] * torch.nan), "no finite numbers"),
+        (lambda state: _with(state, text_projection=state["text_projection"] * torch.nan), "not finite"),
         (lambda state: _with(state, extra=torch.tensor(3)), "has unknown extra"),
     ],
 )

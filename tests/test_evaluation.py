@@ -387,7 +387,7 @@ def test_upstreams_files_without_ids(tmp_path, caplog):
         handle["cxr"] = np.random.default_rng(0).integers(0, 256, (3, 8, 8)).astype(np.float32)
     pd.DataFrame(np.eye(3, 14, dtype=int), columns=LABELS).to_csv(tmp_path / "test_labels.csv", index=False)
     assert len(units(read_set(tmp_path, "test"), "image").table) == 3
-    assert "no ids" in caplog.text
+    assert "do not both have ids" in caplog.text
     with pytest.raises(UserError, match="--data"):
         read_set(tmp_path, "valid")
 

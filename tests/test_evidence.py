@@ -64,7 +64,7 @@ def test_a_run_without_a_hash(place):
 def test_anybodys_checkpoint(place):
     found = training_claim(None, {place / "x.pt": "1"}, place / "data", SETS)
     assert not found.known and "unknown, because no training run belongs to the checkpoint" in found.text
-    assert "does not lie in the run's folder" in claim(place, checkpoint="x.pt").text
+    assert "is not in the run's folder" in claim(place, checkpoint="x.pt").text
 
 
 def test_weights_swapped_under_a_name(place):

@@ -253,7 +253,7 @@ def test_the_card_says_what_is_on_record_and_what_is_not(tmp_path, monkeypatch):
     (run / "config.json").write_text(json.dumps({"settings": {"vision": "vit_b_32", "cxr_filepath": "data/cxr.h5"}}))
     main(["--run", str(run), "--to", "open_clip", "first"])
     card = (tmp_path / "first" / "README.md").read_text()
-    assert "Highest." in card and "Not evaluated yet" in card and "was not found beside the run" in card
+    assert "Highest." in card and "Not evaluated yet" in card and "was not found in the run's data folder" in card
 
     label = {"auroc": 0.75, "lower": 0.7, "upper": 0.8, "n_pos": 3, "n": 9}
     values = {"labels": dict.fromkeys(LABELS, label)} | {
@@ -287,7 +287,7 @@ def test_the_card_says_what_is_on_record_and_what_is_not(tmp_path, monkeypatch):
     (results / "metrics.json").write_text(json.dumps(swapped))
     main(["--run", str(run), "--to", "open_clip", "third"])
     assert "Not evaluated yet" in (tmp_path / "third" / "README.md").read_text()
-    assert "None found.\nOf copies that it planted in disguise it found 99.0 % (95 % lower bound 95.0 %)." in card
+    assert "None found.\nIt found 99.0 % of the disguised copies that it planted (95 % lower bound 95.0 %)." in card
 
 
 def test_a_run_without_a_selection_is_one_sentence(tmp_path):

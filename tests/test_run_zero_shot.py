@@ -77,7 +77,7 @@ def test_an_exported_folder_is_a_checkpoint(place, tmp_path):
     found = measure(place, "--checkpoint", str(tmp_path / "exported"))
     np.testing.assert_allclose(found.by_image[1], measure(place).by_image[1], atol=1e-6)
     assert found.predictors[0].checkpoint.name == "exported"
-    with pytest.raises(UserError, match="a run's folder goes with --run"):
+    with pytest.raises(UserError, match="name a run's folder with --run"):
         measure(place, "--checkpoint", str(place / "checkpoints" / "small"))
 
 
@@ -382,7 +382,7 @@ def test_a_folder_of_images(place, tmp_path):
     loaded = chexzero.load(place / "checkpoints" / "small")
     found = loaded.standing(place / "results" / "small").percentile("Pleural Effusion", one["probability"])
     assert found == pytest.approx(one["percentile"])
-    with pytest.raises(UserError, match="no evaluation of these weights"):
+    with pytest.raises(UserError, match="not an evaluation of these weights"):
         loaded.standing(place)
     whole = pd.read_csv(place / "results" / "small" / "predictions_test.csv")["Pleural Effusion"]
     np.testing.assert_allclose(table["Pleural Effusion"][0], whole[0], atol=1e-5)

@@ -160,7 +160,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
         best_checkpoints([one, _run(tmp_path / "two", [0.6])], 3)
     with pytest.raises(UserError, match="selected by mean_13 and .* by mean_5"):
         best_checkpoints([one, _run(tmp_path / "other_metric", [0.5], "mean_5")], 1)
-    with pytest.raises(UserError, match="validated on other data"):
+    with pytest.raises(UserError, match="not validated on the same data"):
         best_checkpoints([one, _run(tmp_path / "other_data", [0.5], labels="b" * 64)], 1)
 
 

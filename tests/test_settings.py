@@ -64,10 +64,10 @@ def test_every_settings_file_of_ours_is_understood(name, tmp_path, monkeypatch):
     "module, argv, first",
     [
         ("run_train", ["--help"], "CheXzero's flags"),
-        ("run_zero_shot", ["--help"], "what is evaluated"),
+        ("run_zero_shot", ["--help"], "what to evaluate"),
         ("data_prep.__main__", ["build", "--help"], "where the releases are"),
-        ("chexzero.export.__main__", ["--help"], "what is exported"),
-        ("chexzero.explore.__main__", ["--help"], "what is shown"),
+        ("chexzero.export.__main__", ["--help"], "what to export"),
+        ("chexzero.explore.__main__", ["--help"], "what to show"),
     ],
 )
 def test_help_is_grouped_and_says_the_exit_codes(module, argv, first, capsys):

@@ -81,7 +81,7 @@ def test_what_cannot_be_had_is_one_sentence():
         model_of("vit_smal")
     with pytest.raises(UserError, match="multiple of 16"):
         model_of("test_vit", 60)
-    with pytest.raises(UserError, match="is no file; name one, or random"):
+    with pytest.raises(UserError, match="is not a file; name one, or random"):
         model_of("test_vit", vision_weights="nowhere.pth")
     with pytest.raises(SystemExit):
         parse_config("", ["--vision", "resnet"])

@@ -97,7 +97,7 @@ def _move_into_place(staged: Path, folder: Path) -> None:
     before = _contents(folder)
     write_text(
         folder / UNFINISHED,
-        "The files here were being replaced when the command was killed: some belong to one evaluation, some to another.\n"
+        "The files here were being replaced when the command was killed: they may belong to two evaluations.\n"
         "Run the command again.\n",
     )
     # List old and new names first, so that a call after a kill here removes every file that is not its own.

@@ -112,7 +112,7 @@ def open_images(path: str | os.PathLike) -> h5py.File:
     try:
         handle = h5py.File(path, "r")
         problem = _problem(handle)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py's, one per kind of damage
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py raises any of these on damage
         first = " ".join(str(error).split())[:120]
         why = refusal(error)
         problem = f"cannot be read ({why})" if why else f"is not a whole HDF5 file ({first})"

@@ -23,7 +23,7 @@ BLOCK = 2_000_000
 
 
 def check_arrays(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.bool_], NDArray]:
-    """Return both as (N, L); raise `UserError` for other shapes, labels other than 0 and 1, scores that are not finite."""
+    """Return both as (N, L); raise `UserError` for other shapes, labels that are not 0 or 1, scores not finite."""
     truth, scores = np.asarray(y_true), np.asarray(y_score)
     if truth.ndim == 1:
         truth = truth[:, None]

@@ -1,1 +1,1 @@
-"""Several runs side by side on the same images: `python -m chexzero.compare RUN RUN ...`."""
+"""Compare several runs on the same images: `python -m chexzero.compare RUN RUN ...`."""

@@ -1,4 +1,4 @@
-"""Several runs or checkpoints side by side on the same test images: `python -m chexzero.compare RUN RUN ...`.
+"""Compare several runs or checkpoints on the same test images: `python -m chexzero.compare RUN RUN ...`.
 
     python -m chexzero.compare checkpoints/dinov3 checkpoints/vit_b_32 checkpoints/without_rexgradient
 
@@ -6,7 +6,7 @@ A RUN is a run's folder (its selected checkpoint), a checkpoint, or an exported 
 Writes `report.html`, `report.md`, `metrics.json`, one table and one figure per comparison into `--out`.
 """
 
-import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+import chexzero.common.interrupts  # noqa: F401  (first: the other imports take seconds)
 
 import argparse
 from collections.abc import Sequence
@@ -56,19 +56,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="evaluation sets by name, too: <data>/NAME.h5 and its labels",
+        help="also compare on these evaluation sets: <data>/NAME.h5 and its labels",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("results"), metavar="DIR", help="comparison/ is written here (%(default)s)"
+        "--out",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="folder in which comparison/ is written (%(default)s)",
     )
-    parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at a time (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images per batch (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="number format of the models (%(default)s)"
+    )
     return parser.parse_args(argv)
 
 
 def chosen(paths: Sequence[Path], settings: EvaluationSettings) -> dict[str, Choice]:
-    """What each RUN stands for, by a name of its own."""
+    """Resolve each RUN to its checkpoints, under a unique name."""
     if len(paths) < 2:
         raise UserError("one run cannot be compared; name two or more runs or checkpoints")
     found: dict[str, Choice] = {}
@@ -85,7 +91,7 @@ def chosen(paths: Sequence[Path], settings: EvaluationSettings) -> dict[str, Cho
 def measured(
     choices: dict[str, Choice], test: EvaluationSet, data_dir: Path, settings: EvaluationSettings
 ) -> dict[str, SetResult]:
-    """Every model on the same cases, and its entry in the ledger of test-set reads."""
+    """Evaluate every model on the same cases, and enter each in the ledger of test-set reads."""
     counted = units(test, settings.level)
     results = {}
     for name, choice in choices.items():
@@ -133,7 +139,7 @@ def differences_table(compared: dict[str, Differences], corrected: dict[str, np.
 
 
 def compare(args: argparse.Namespace) -> Path:
-    """The whole comparison; returns the report's path."""
+    """Run the whole comparison; return the report's path."""
     settings = EvaluationSettings(
         data=args.data,
         level=args.level,

@@ -1,4 +1,4 @@
-"""Several models on evaluation sets by name: one table and one figure over all, as a paper prints them."""
+"""Compare models on evaluation sets by name: one table and one figure for all, as papers print them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,12 +24,12 @@ from chexzero.report.charts import MUTED, OURS, THEIRS, THIRD, save, style
 from chexzero.report.format import interval, p_text, signed, signed_interval
 from chexzero.report.sections import Figure, Section, Table
 
-#: Of each set, each model's scores by the model's name.
+#: Set's name -> model's name -> scores.
 Scores = Mapping[str, Mapping[str, FindingScores]]
 
 
 def score_models(choices: Mapping[str, Choice], sets: Sequence[NamedSet], settings: EvaluationSettings) -> Scores:
-    """Every model on every set, asked as the set's protocol says; each model is loaded once."""
+    """Evaluate every model on every set with the prompts of the set's protocol; each model is loaded once."""
     requests = [
         Request(one.images, one.images_sha256, [one.protocol.prompts(name) for name in one.findings], one.findings)
         for one in sets
@@ -47,10 +47,10 @@ def sets_section(sets: Sequence[NamedSet], scores: Scores, out: Path) -> Section
     differences = _differences(sets, scores, summaries)
     first, *others = scores[sets[0].name]
     text = [
-        "Each model on each set, asked as the set's protocol says; a mean is over the findings with a positive and a "
-        f"negative image. Differences to {first} are of the means over all findings, on the same images (DeLong's "
-        "interval), with Holm's correction over all sets and models. Published figures are the authors' own, on the "
-        "images that they name."
+        "Each model was run on each set with the prompts of the set's protocol; a mean is over the findings with a "
+        f"positive and a negative image. Differences to {first} compare the means over all findings on the same images "
+        "(DeLong's interval), with Holm's correction over all sets and models. Published figures are the authors' own, "
+        "on the images that they name."
     ]
     metrics = {
         one.name: {

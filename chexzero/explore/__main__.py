@@ -1,6 +1,6 @@
 """A page to try a model on one image: `python -m chexzero.explore --run checkpoints/<name>`."""
 
-import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+import chexzero.common.interrupts  # noqa: F401  (first: the other imports take seconds)
 
 import argparse
 from pathlib import Path
@@ -13,30 +13,36 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m chexzero.explore", description=(__doc__ or "").partition("\n")[0], epilog=EXIT_CODES
     )
-    what = parser.add_argument_group("what is shown")
+    what = parser.add_argument_group("what to show")
     what.add_argument(
         "--run", type=Path, required=True, metavar="DIR", help="folder that run_train.py wrote: checkpoints/<name>"
     )
-    what.add_argument("--checkpoint", type=Path, metavar="FILE", help="another checkpoint than the selected one")
+    what.add_argument("--checkpoint", type=Path, metavar="FILE", help="a checkpoint other than the selected one")
     what.add_argument(
         "--reports",
         type=Path,
         metavar="FILE",
-        help="CSV with a column `impression` to find nearest reports in (default: the training "
+        help="CSV with a column `impression`, in which the nearest reports are found (default: the training "
         "reports if the corpus is drawn, else none)",
     )
     what.add_argument(
-        "--max_reports", type=int, default=2000, metavar="N", help="compare with at most so many (default: %(default)s)"
+        "--max_reports",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="compare with at most N reports (default: %(default)s)",
     )
     what.add_argument(
         "--results",
         type=Path,
         default=Path("results"),
         metavar="DIR",
-        help="where run_zero_shot.py wrote <run>/: percentiles and thresholds are shown from there (default: %(default)s)",
+        help="folder in which run_zero_shot.py wrote <run>/, for percentiles and thresholds (default: %(default)s)",
     )
-    where = parser.add_argument_group("where it is served")
-    where.add_argument("--port", type=int, default=8000, help="on 127.0.0.1; 0 takes a free one (default: %(default)s)")
+    where = parser.add_argument_group("where to serve it")
+    where.add_argument(
+        "--port", type=int, default=8000, help="port on 127.0.0.1; 0 picks a free one (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 

@@ -44,16 +44,16 @@ MAX_LABELS = 50
 MAX_LABEL_LENGTH = 200
 N_NEAREST = 5
 
-#: Bounds on what strangers to the page could make it do: threads that answer, connections at a time (each may hold one
+#: Limits on the load that other programs can cause: threads that answer, connections at a time (each may hold one
 #: upload in memory), and seconds that a connection may stay silent.
 THREADS, CONNECTIONS, SILENCE = 4, 32, 30
 
 
 @dataclass
 class Explorer:
-    """A model, the reports it is compared with, and what its values mean where it was evaluated.
+    """A model, the reports that images are compared with, and the model's values on the validation images if known.
 
-    One request at a time is worked on.
+    It handles one request at a time.
     """
 
     model: CLIP
@@ -69,7 +69,7 @@ class Explorer:
 
     def analyse(self, data: bytes, filename: str, labels: list[str]) -> dict:
         """Probabilities, heat maps and nearest reports for one image file's bytes."""
-        with self.lock:  # also while decoding, for a large picture takes as much memory as the model
+        with self.lock:  # also while decoding, because a large picture takes as much memory as the model
             try:
                 image = prepare_pixels(decode(data), size=self.image_size).copy()  # Pillow's memory is read-only
             except UNREADABLE as error:
@@ -99,34 +99,34 @@ class Explorer:
         }
 
     def stands(self, label: str, probability: float) -> str:
-        """Where a value stands among the validation images and to the threshold chosen there; empty if not known."""
+        """A sentence on a value's percentile among the validation images and on the threshold; "" if not known."""
         if self.standing is None:
             return ""
         return self.standing.sentence(label, probability)
 
 
 def parse_labels(text: str) -> list[str]:
-    """One finding a line, in order, without repeats; `UserError` for none, too many or too long ones."""
+    """Parse one finding per line, in order, without repeats; `UserError` for none, too many or too long ones."""
     labels = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not labels:
-        raise UserError("no finding is given; type one a line")
+        raise UserError("no finding is given; type one per line")
     if len(labels) > MAX_LABELS:
-        raise UserError(f"{len(labels)} findings are too many; give at most {MAX_LABELS}, one a line")
+        raise UserError(f"{len(labels)} findings are too many; give at most {MAX_LABELS}, one per line")
     longest = max(map(len, labels))
     if longest > MAX_LABEL_LENGTH:
-        raise UserError(f"a finding of {longest} characters is too long; give at most {MAX_LABEL_LENGTH} a line")
+        raise UserError(f"a finding of {longest} characters is too long; give at most {MAX_LABEL_LENGTH} per line")
     return labels
 
 
 class _InMemory(Request):
-    """An upload never touches the disk (Flask would put a large one into a temporary file)."""
+    """A request that keeps uploads in memory (Flask would put a large one into a temporary file)."""
 
     def _get_file_stream(self, *_: object, **__: object) -> io.BytesIO:
         return io.BytesIO()
 
 
 def create_app(explorer: Explorer) -> Flask:
-    """The page (`GET /`) and its one service (`POST /analyse`); nothing else is served."""
+    """Create the page (`GET /`) and its one service (`POST /analyse`); nothing else is served."""
     app = Flask(__name__, static_folder=None, template_folder="templates")
     app.request_class = _InMemory
     app.config.update(MAX_CONTENT_LENGTH=MAX_UPLOAD, TRUSTED_HOSTS=["127.0.0.1", "localhost"])
@@ -162,7 +162,7 @@ def create_app(explorer: Explorer) -> Flask:
     def analyse():
         upload = request.files.get("image")
         if upload is None:
-            raise UserError("no image came with the request; choose one")
+            raise UserError("the request has no image; choose one")
         labels = parse_labels(request.form.get("labels", ""))
         return jsonify(explorer.analyse(upload.read(), upload.filename or "image", labels))
 
@@ -185,7 +185,7 @@ def create_app(explorer: Explorer) -> Flask:
 
 
 def make_server(app: Flask, port: int) -> "waitress.server.BaseWSGIServer":
-    """A server on the loopback address, not yet running. It reads requests in one thread, however slow they come."""
+    """A server on the loopback address, not yet running. One thread reads all requests, however slowly they arrive."""
     logging.getLogger("waitress").setLevel(logging.ERROR)
     return waitress.create_server(
         app,
@@ -206,12 +206,12 @@ def make_server(app: Flask, port: int) -> "waitress.server.BaseWSGIServer":
 def load_explorer(
     run: Path, checkpoint: Path | None, reports: Path | None, max_reports: int, results: Path = Path("results")
 ) -> Explorer:
-    """Load the run's selected checkpoint and embed the reports its image is compared with.
+    """Load the run's selected checkpoint and embed the reports that images are compared with.
 
-    What a value means is read from `<results>/<run's name>`, if that is an evaluation of the same weights.
+    Percentiles and thresholds come from `<results>/<run's name>`, if that is an evaluation of the same weights.
 
-    Without `reports` those of the run's training set are taken if they are drawn; real reports are
-    shown only when their file is named.
+    Without `reports`, those of the run's training set are used if they are drawn; real reports are shown only if their
+    file is named.
     """
     folder = read_run(run)
     weights = checkpoint or folder.selected()
@@ -224,7 +224,7 @@ def load_explorer(
     if reports is None and drawn and training.is_file():
         if folder.recorded_sha256("txt_filepath") in (None, sha256_of(training)):
             reports = training
-        else:  # perhaps real ones, where the drawn ones once lay
+        else:  # it may hold real reports now instead of drawn ones
             log.warning("%s is not the file that %s was trained on; its reports are not shown", training, run)
     texts = [] if reports is None else _distinct_reports(reports, max_reports)
     features = embed_texts(model, texts) if texts else np.zeros((0, 0))

@@ -1,1 +1,1 @@
-"""A trained model in the form other libraries load."""
+"""Write a trained model in a form that other libraries load."""

@@ -1,11 +1,11 @@
-"""Write a trained model in the form other libraries load: `python -m chexzero.export --run ... --to hf DIR`.
+"""Write a trained model in a form that other libraries load: `python -m chexzero.export --run ... --to hf DIR`.
 
 `hf` gives a folder for transformers (`VisionTextDualEncoderModel` for a DINOv3 tower, `CLIPModel` for a vision
 transformer of CLIP), `open_clip` one for `open_clip.create_model("local-dir:DIR")`, `onnx` two graphs and a
-tokenizer. Each folder holds a model card, filled from the run's own records, with the lines that read an image.
+tokenizer. Each folder holds a model card with the run's records and the code to read an image.
 """
 
-import chexzero.common.interrupts  # noqa: F401  (what follows takes seconds)
+import chexzero.common.interrupts  # noqa: F401  (first: the other imports take seconds)
 
 import argparse
 from pathlib import Path
@@ -24,13 +24,13 @@ def parse_args(argv=None) -> argparse.Namespace:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group("what is exported")
+    what = parser.add_argument_group("what to export")
     what.add_argument(
         "--run", type=Path, required=True, metavar="DIR", help="folder that run_train.py wrote: checkpoints/<name>"
     )
-    what.add_argument("--checkpoint", type=Path, metavar="FILE", help="another checkpoint than the selected one")
-    where = parser.add_argument_group("for whom, and where to")
-    where.add_argument("--to", choices=list(WRITERS), required=True, help="which library is to load it")
+    what.add_argument("--checkpoint", type=Path, metavar="FILE", help="a checkpoint other than the selected one")
+    where = parser.add_argument_group("target")
+    where.add_argument("--to", choices=list(WRITERS), required=True, help="library that will load the model")
     where.add_argument("folder", type=Path, metavar="DIR", help="new folder to write")
     where.add_argument(
         "--results",
@@ -38,9 +38,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="DIR",
         help="folder with the run's metrics.json, for the model card (default: results/<name>)",
     )
-    where.add_argument(
-        "--full_paths", action="store_true", help="let the model card name the folders of this machine (default: no)"
-    )
+    where.add_argument("--full_paths", action="store_true", help="show absolute paths in the model card (default: no)")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""The model card of an export, filled from what the run, its data and its evaluation recorded."""
+"""The model card of an export, filled from the records of the run, its data and its evaluation."""
 
 import logging
 from pathlib import Path
@@ -36,7 +36,7 @@ NOT_THE_MODEL = (
 
 
 def _build_of(run: RunFolder, data_dir: Path) -> dict[str, Any]:
-    """`build.json` of the run's data; nothing where it is by now that of other data."""
+    """`build.json` of the run's data; {} if the folder now holds other data."""
     build = read_build(data_dir)
     images = Path(str(run.settings.get("cxr_filepath", "cxr.h5"))).name
     entry = build.get("files", {}).get(images)
@@ -47,11 +47,11 @@ def _build_of(run: RunFolder, data_dir: Path) -> dict[str, Any]:
 def model_card(
     model: CLIP, target: str, folder: Path, run: RunFolder, checkpoint: Path, results: Path, full_paths: bool = False
 ) -> str:
-    """The card as Markdown. What is not on record is said to be missing, never guessed.
+    """Render the card as Markdown. It says which records are missing and guesses none.
 
-    Every text from the records is escaped, and without `full_paths` freed of the folders of this machine.
+    Every text from the records is escaped, and without `full_paths` absolute paths are shortened.
 
-    folder: where the export will lie. results: the folder with the `metrics.json` of this run's evaluation.
+    folder: the export's final folder. results: the folder with the `metrics.json` of this run's evaluation.
     """
     data_dir = Path(run.settings.get("cxr_filepath", "data/cxr.h5")).parent
     build, digest = _build_of(run, data_dir), sha256_of(checkpoint)
@@ -102,7 +102,7 @@ def model_card(
 def _metrics(results: Path, checkpoint: Path, digest: str) -> dict[str, Any]:
     """The run's metrics, if they were measured with this checkpoint, by SHA-256.
 
-    Evaluations of older versions may have recorded no hash; then the file's name must do.
+    Evaluations of older versions may have recorded no hash; then only the file's name is compared.
     """
     path = results / "metrics.json"
     if is_unfinished(results):
@@ -134,7 +134,7 @@ def _measured_hashes(metrics: dict[str, Any]) -> set[str]:
 
 
 def _escape(value: Any) -> Any:
-    """Every value that the template prints; code made by `tojson` is escaped already."""
+    """Escape every value that the template prints, except code made by `tojson`, which is escaped already."""
     return value if isinstance(value, Markup) else escape_markdown(str(value))
 
 

@@ -1,8 +1,8 @@
-"""Write a trained model in the form other libraries load: `python -m chexzero.export --run ... --to hf DIR`.
+"""Write a trained model in a form that other libraries load: `python -m chexzero.export --run ... --to hf DIR`.
 
 `hf` gives a folder for transformers (`VisionTextDualEncoderModel` for a DINOv3 tower, `CLIPModel` for a vision
 transformer of CLIP), `open_clip` one for `open_clip.create_model("local-dir:DIR")`, `onnx` two graphs and a
-tokenizer. Each folder holds a model card, filled from the run's own records, with the lines that read an image.
+tokenizer. Each folder holds a model card with the run's records and the code to read an image.
 """
 
 import json
@@ -29,11 +29,11 @@ OPSET = 18
 ONNX_ABOUT = "clip.json"
 #: Tensors of a tower that only this project's loader reads.
 OURS_ALONE = ("image_resolution", "architecture")
-LARGEST_ONNX = 2**31 - 2**24  # bytes of weights; protobuf ends at 2 GiB
+LARGEST_ONNX = 2**31 - 2**24  # bytes of weights; protobuf's limit is 2 GiB
 
 
 def to_hf(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
-    """Write a transformers folder; returns the sentence that says how to load it."""
+    """Write a transformers folder; return the code that loads it."""
     import transformers
 
     if model.logit_bias is not None:
@@ -123,7 +123,7 @@ def _hf_dinov3_config(model: CLIP):
 
 
 def _hf_image_processor(model: CLIP):
-    """The stock processor that works as CheXzero's loader: normalise first, then resize without antialiasing."""
+    """The stock processor that equals CheXzero's loader: normalise first, then resize without antialiasing."""
     from transformers import DepthProImageProcessor
     from transformers.image_utils import PILImageResampling
 
@@ -157,7 +157,7 @@ def _hf_tokenizer(model: CLIP):
 
 
 def to_open_clip(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
-    """Write an open_clip folder; returns the sentence that says how to load it."""
+    """Write an open_clip folder; return the code that loads it."""
     from safetensors.torch import save_file
 
     width = len(model.ln_final.weight)
@@ -204,7 +204,7 @@ def to_open_clip(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
 
 
 def _open_clip_trunk(model: CLIP) -> dict[str, Any]:
-    """Settings with which open_clip builds the model's timm tower, sure that all its tensors have the same shapes."""
+    """Return settings with which open_clip builds the model's timm tower, all tensors having the same shapes."""
     from open_clip.timm_model import TimmModel
 
     from dinov3_adapter import SIZES
@@ -257,7 +257,7 @@ class _TextForOnnx(nn.Module):
 
 
 def to_onnx(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
-    """Write `vision.onnx`, `text.onnx`, `tokenizer.json` and `clip.json`; returns how to use them."""
+    """Write `vision.onnx`, `text.onnx`, `tokenizer.json` and `clip.json`; return the code that loads them."""
     try:
         import onnxscript  # noqa: F401  (torch.onnx needs it and says so only deep inside)
     except ImportError as error:
@@ -274,7 +274,7 @@ def to_onnx(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
             f"an ONNX file holds at most {LARGEST_ONNX >> 20} MiB and a tower of this model has "
             f"{size >> 20} MiB of weights; export it with `--to hf` or `--to open_clip`"
         )
-    for name in ("onnxscript", "onnx_ir"):  # a line for every node they touch
+    for name in ("onnxscript", "onnx_ir"):  # they log a line for every node
         logging.getLogger(name).setLevel(logging.WARNING)
     images, tokens = torch.rand(2, stored, stored) * 255, torch.randint(1, 100, (2, model.context_length))
     towers = {
@@ -297,7 +297,7 @@ def to_onnx(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
         assert program is not None  # as always with dynamo=True
         parts: tuple[Any, ...] = (program.model.graph, *program.model.graph.all_nodes())
         for part in parts:
-            part.metadata_props.clear()  # the calls that made each node, with the folders of this installation
+            part.metadata_props.clear()  # it records the calls that made each node, with local paths
         program.save(folder / name, external_data=False)
     tokenizer = _hf_tokenizer(model).backend_tokenizer
     tokenizer.enable_truncation(model.context_length)
@@ -317,7 +317,7 @@ def to_onnx(model: CLIP, folder: Path, stored: int = RESOLUTION) -> str:
     return f'onnxruntime.InferenceSession("{folder}/vision.onnx") and the same of text.onnx (see {folder}/clip.json)'
 
 
-#: Name -> writer of a model into a folder, which is given the side of the images that the model trained on, too.
+#: Name -> function that writes a model into a folder, given the side of the stored training images.
 WRITERS: dict[str, Callable[[CLIP, Path, int], str]] = {"hf": to_hf, "open_clip": to_open_clip, "onnx": to_onnx}
 
 
@@ -332,16 +332,16 @@ def has_stem(model: CLIP) -> bool:
 
 
 def require_vision_transformer(model: CLIP, target: str) -> None:
-    """`UserError` for a tower the target's classes lack (OpenAI's ResNets)."""
+    """Raise `UserError` for a tower that the target's classes lack (such as OpenAI's ResNets)."""
     if not hasattr(model.visual, "conv1") or not hasattr(model.visual, "class_embedding"):
         raise UserError(
-            f"`--to {target}` has no place for this vision tower (a CLIP ResNet or another model of timm); export "
+            f"`--to {target}` cannot hold this vision tower (a CLIP ResNet or another model of timm); export "
             f"it with `--to onnx`, or train with `--vision vit_b_32` or a DINOv3"
         )
 
 
 def export(model: CLIP, target: str, folder: Path, card: str = "", stored: int = RESOLUTION) -> str:
-    """Write `model` and its card for `target` into a new `folder`, whole or not at all; returns how to load it.
+    """Write `model` and its card for `target` into a new `folder`, whole or not at all; return the code that loads it.
 
     stored: the side in pixels at which its training images were stored.
     """
@@ -355,11 +355,11 @@ def export(model: CLIP, target: str, folder: Path, card: str = "", stored: int =
         if card:
             (partial / "README.md").write_text(card, encoding="utf-8")
         for file in partial.iterdir():
-            file.chmod(partial.stat().st_mode & 0o666)  # safetensors' are its owner's alone
+            file.chmod(partial.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
-    except Exception as error:  # safetensors, tokenizers and torch.onnx each have their own for a full disk
+    except Exception as error:  # safetensors, tokenizers and torch.onnx raise exceptions of their own for a full disk
         why = None if isinstance(error, UserError) else refusal(error)
         if why is None:
             raise

@@ -1,6 +1,6 @@
-"""One image file to its 320 x 320 bytes: upstream's for 8-bit files, and read right for 16-bit ones.
+"""Turn one image file into 320 x 320 bytes: upstream's bytes for 8-bit files, correctly scaled ones for 16-bit files.
 
-This module is all that a worker process loads: no torch.
+A worker process loads only this module: no torch.
 """
 
 import contextlib
@@ -22,29 +22,29 @@ __all__ = ["DEPTH16", "Prepared", "UnreadableImage", "decode", "prepare_image", 
 
 LARGEST_FILE = 1 << 28
 
-#: How 16-bit samples become 8 bits: the image's own range (`sample_range`) scaled to 0..255, or upstream's way, the
-#: low byte dropped.
+#: How 16-bit samples become 8 bits: the image's own range (`sample_range`) scaled to 0..255, or as in upstream the low
+#: byte dropped.
 DEPTH16 = ("stretch", "high_byte")
 
-#: The quantiles between which lies the bulk of a picture, and how far from it, in widths of the bulk, its range goes.
-#: Of 69 real 16-bit radiographs these change none; a square of up to 7 % of the pixels at 65535 in 12-bit ones leaves
-#: the rest as it was.
+#: The quantiles that bound the bulk of a picture's samples, and how far beyond it, in widths of the bulk, the range
+#: extends. They change none of 69 real 16-bit radiographs; in 12-bit ones, a square of up to 7 % of the pixels at 65535
+#: does not change the rest.
 BULK = (0.1, 0.9)
 REACH = 2.0
 
-#: What the first bytes of other pictures say; TIFF and BMP are read through Pillow.
+#: First bytes of the formats that are read with Pillow.
 _OTHER = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
 
 
 _GZIP = b"\x1f\x8b"
-_GZIP_ONLY = 31  # zlib's word for gzip's header and checksum
+_GZIP_ONLY = 31  # zlib's `wbits` for gzip's header and checksum
 
 
 @dataclass(frozen=True)
 class Prepared:
     """`pixels` uint8 (size, size), the bits of a sample in the file, and the SHA-256 of the file.
 
-    `note` says what is odd about the range of 16-bit samples, "" where nothing is.
+    `note` says what is odd about the range of 16-bit samples, "" if nothing is.
     """
 
     pixels: np.ndarray
@@ -56,7 +56,7 @@ class Prepared:
 def prepare_image(root: str, path: str, depth16: str = "stretch", size: int = RESOLUTION) -> Prepared:
     """Read and prepare the image `path` under `root`; `size` is the side in pixels.
 
-    Raises `UnreadableImage` for a file that is missing, leads out of `root`, is damaged, or shows nothing.
+    Raises `UnreadableImage` for a file that is missing, leads out of `root`, is damaged, or has one grey value.
     """
     try:
         data = _read(inside(root, path))
@@ -88,8 +88,8 @@ def decode(data: bytes) -> np.ndarray:
     """Decode a PNG, JPEG, DICOM, TIFF or BMP file by its content: grey (H, W) or RGB (H, W, 3), uint8 or uint16.
 
     A file whose three channels are equal is grey: resizing one channel gives upstream's bytes in a third of the time.
-    A file that is packed with gzip (`.dcm.gz`) is unpacked. Raises `UnreadableImage`, a `ValueError`, for what is none
-    of these, damaged, or has more than `MAX_PIXELS` pixels.
+    A file that is packed with gzip (`.dcm.gz`) is unpacked. Raises `UnreadableImage`, a `ValueError`, for any other
+    format, for damage, and for more than `MAX_PIXELS` pixels.
     """
     if data.startswith(_GZIP):
         data = _unpacked(data)
@@ -102,7 +102,7 @@ def decode(data: bytes) -> np.ndarray:
 def kind_of(head: bytes) -> str | None:
     """The format that a file's first bytes announce (PNG, JPEG, DICOM, TIFF, BMP), packed with gzip or not; or None.
 
-    head: 132 bytes tell; of a packed file some more, since as many must come out of them.
+    head: 132 bytes are enough; of a packed file more are needed, so that 132 bytes come out of them.
     """
     if head.startswith(_GZIP):
         with contextlib.suppress(zlib.error):
@@ -114,7 +114,7 @@ def kind_of(head: bytes) -> str | None:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """A gzip file's content, whose checksum zlib compares; never more than `LARGEST_FILE`."""
+    """Unpack a gzip file, whose checksum zlib checks; never more than `LARGEST_FILE`."""
     unpacking = zlib.decompressobj(_GZIP_ONLY)
     try:
         content = unpacking.decompress(data, LARGEST_FILE + 1)
@@ -130,7 +130,7 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _decode_other(data: bytes, name: str) -> np.ndarray:
-    """TIFF and BMP through Pillow, which refuses what is cut short; one page, 8 or 16 bits."""
+    """Decode TIFF and BMP with Pillow, which refuses files that are cut short; one page, 8 or 16 bits."""
     try:
         with Image.open(io.BytesIO(data), formats=[name]) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -149,7 +149,7 @@ def _decode_other(data: bytes, name: str) -> np.ndarray:
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except UnreadableImage:
         raise
-    except Exception as error:  # Pillow's plugins raise what they please on damage
+    except Exception as error:  # Pillow's plugins can raise any exception on damage
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableImage(f"the {name} file is damaged and cannot be decoded ({why})") from error
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
@@ -158,7 +158,7 @@ def _decode_other(data: bytes, name: str) -> np.ndarray:
 
 
 def prepare_pixels(image: np.ndarray, depth16: str = "stretch", size: int = RESOLUTION) -> np.ndarray:
-    """A decoded image, 8 or 16 bits, (H, W) or (H, W, 3), as upstream's `preprocess` makes it: uint8 (size, size)."""
+    """Prepare a decoded image, 8 or 16 bits, (H, W) or (H, W, 3), by upstream's `preprocess`: uint8 (size, size)."""
     low, high = int(image.min()), int(image.max())
     if low == high:
         raise UnreadableImage(f"the image is constant (every pixel is {low})")
@@ -175,8 +175,9 @@ def prepare_pixels(image: np.ndarray, depth16: str = "stretch", size: int = RESO
 def sample_range(image: np.ndarray) -> tuple[int, int]:
     """The range (lowest, highest) of a uint16 picture's samples, without those far from all others.
 
-    The bulk of the picture lies between two quantiles, the background (the lowest value) apart. Samples further than
-    `REACH` times its width from it are a marker, dead pixels or padding: they are clipped, not scaled to.
+    The bulk of the picture lies between two quantiles of the samples above the background (the lowest value). Samples
+    further from it than `REACH` times its width are a marker, dead pixels or padding: they are clipped and do not
+    extend the range.
     """
     counts = _histogram(image)
     found = np.flatnonzero(counts)
@@ -193,7 +194,7 @@ def sample_range(image: np.ndarray) -> tuple[int, int]:
 
 
 def odd_range(image: np.ndarray) -> str:
-    """One sentence about samples that lie outside `sample_range`, "" where there are none."""
+    """One sentence about samples outside `sample_range`, "" if there are none."""
     low, high = sample_range(image)
     outside = float(((image < low) | (image > high)).mean())
     if not outside:
@@ -207,7 +208,7 @@ def _histogram(image: np.ndarray) -> np.ndarray:
 
 
 def stretch(image: np.ndarray, low: int, high: int) -> np.ndarray:
-    """uint16 samples of `low`..`high` to uint8 0..255, rounded to the nearest; what lies outside is clipped."""
+    """uint16 samples of `low`..`high` to uint8 0..255, rounded to the nearest; values outside are clipped."""
     scaled = image.astype(np.float32)
     scaled -= low
     scaled *= 255 / (high - low)

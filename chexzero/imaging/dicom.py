@@ -1,4 +1,4 @@
-"""DICOM files as the standard means them to be shown, through pydicom's pixel pipeline (an optional extra)."""
+"""Decode DICOM files as the standard defines their display, with pydicom's pixel pipeline (an optional extra)."""
 
 import io
 import logging
@@ -17,25 +17,25 @@ log = logging.getLogger(__name__)
 INSTALL = "DICOM files need pydicom; install it with `pip install pydicom`"
 DECODERS = "for JPEG, JPEG-LS and JPEG 2000 install `pylibjpeg[all]` or `python-gdcm`"
 
-#: How a file begins that has no preamble of 128 bytes: its first group, 0002 (file meta) or 0008, little endian.
+#: First bytes of a file without the preamble of 128 bytes: its first group, 0002 (file meta) or 0008, little endian.
 _FIRST_GROUPS = (b"\x02\x00\x00\x00UL", b"\x02\x00\x01\x00OB", b"\x02\x00\x10\x00UI", b"\x08\x00")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether a file's bytes begin as DICOM does, with the preamble of 128 bytes and `DICM` or without them."""
+    """Whether a file's bytes begin like DICOM, with or without the preamble of 128 bytes and `DICM`."""
     return data[128:132] == b"DICM" or data.startswith((b"DICM\x02\x00", *_FIRST_GROUPS))
 
 
 def decode_dicom(data: bytes) -> np.ndarray:
-    """A DICOM radiograph's pixels as it is meant to be shown: uint16 (H, W), its own range over 0..65535.
+    """Decode a DICOM radiograph to the pixels to display: uint16 (H, W), its own range scaled to 0..65535.
 
-    A colour image, or one with a palette, is RGB uint8 (H, W, 3), or grey uint8 where the channels are equal. In this
+    A colour image, or one with a palette, is RGB uint8 (H, W, 3), or grey uint8 if the channels are equal. In this
     order: bits beyond Bits Stored are dropped, the modality and VOI look-ups (or the window) and the presentation
-    look-up are applied, MONOCHROME1 is inverted (once), and padding becomes background: the lowest value. What the
-    header says and cannot be meant (a window of no width, say) is passed over with a warning. Raises `UnreadableImage`
-    for more than one frame, more than `MAX_PIXELS` pixels, damage, or where pydicom is not installed.
+    look-up are applied, MONOCHROME1 is inverted (once), and padding becomes background: the lowest value. Header values
+    that make no sense (such as a window without width) are ignored with a warning. Raises `UnreadableImage` for more
+    than one frame, more than `MAX_PIXELS` pixels, damage, or if pydicom is not installed.
     """
     try:
         import pydicom
@@ -47,7 +47,7 @@ def decode_dicom(data: bytes) -> np.ndarray:
         data = bytes(128) + data
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's remarks on values that no pixel depends on
+            warnings.simplefilter("ignore")  # pydicom warns of values that no pixel depends on
             dataset = pydicom.dcmread(io.BytesIO(data), force=True)
             _check_header(dataset, len(data))
             if dataset.PhotometricInterpretation in ("MONOCHROME1", "MONOCHROME2"):
@@ -55,7 +55,7 @@ def decode_dicom(data: bytes) -> np.ndarray:
             return _colour(dataset)
     except UnreadableImage:
         raise
-    except Exception as error:  # pydicom's plugins have exceptions of their own
+    except Exception as error:  # pydicom's plugins raise exceptions of their own
         why = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UnreadableImage(
             f"the DICOM file cannot be decoded ({why})" + (f"; {DECODERS}" if "plugins" in why else "")
@@ -63,7 +63,7 @@ def decode_dicom(data: bytes) -> np.ndarray:
 
 
 def _check_header(dataset: "Dataset", size: int) -> None:
-    """Bound what decoding may take, and refuse what would be guessed at."""
+    """Limit the memory that decoding takes, and refuse headers that would leave pydicom to guess."""
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
     if "TransferSyntaxUID" not in dataset.file_meta:
@@ -77,7 +77,7 @@ def _check_header(dataset: "Dataset", size: int) -> None:
         name for name in needed if dataset.get(name) is None and not (floating and name.startswith(("B", "PixelR")))
     ]
     if missing:
-        raise UnreadableImage(f"the DICOM file is no image or is cut short: it lacks {', '.join(missing)}")
+        raise UnreadableImage(f"the DICOM file is not an image or is cut short: it lacks {', '.join(missing)}")
     if "PixelData" not in dataset and not floating:
         raise UnreadableImage("the DICOM file holds no pixels, or is cut short before them")
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -107,15 +107,15 @@ def _check_header(dataset: "Dataset", size: int) -> None:
     syntax = dataset.file_meta.TransferSyntaxUID
     room = pixels * samples * (dataset.BitsAllocated // 8 or 1)
     if syntax == RLELossless and len(dataset.PixelData) > 2 * room + (1 << 16):
-        raise UnreadableImage("the DICOM file's run lengths hold more data than its pixels take")
+        raise UnreadableImage("the DICOM file's run lengths hold more data than its pixels need")
     if syntax == _JPEG_BASELINE and dataset.BitsAllocated == 8:
         from pydicom.encaps import get_frame
 
-        decode_image(get_frame(dataset.PixelData, 0, number_of_frames=1))  # Pillow passes over libjpeg's warnings
+        decode_image(get_frame(dataset.PixelData, 0, number_of_frames=1))  # Pillow ignores libjpeg's warnings
 
 
 def _colour(dataset: "Dataset") -> np.ndarray:
-    """RGB, YBR or palette -> uint8 (H, W, 3), or (H, W) where the channels are equal."""
+    """RGB, YBR or palette -> uint8 (H, W, 3), or (H, W) if the channels are equal."""
     from pydicom.pixels import apply_color_lut, pixel_array
 
     pixels = pixel_array(dataset)  # YBR becomes RGB
@@ -172,7 +172,7 @@ def _grey(dataset: "Dataset") -> np.ndarray:
 
 
 def _padding(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """Where the pixels are padding: a value, or a range where a limit is given, of stored values."""
+    """Mask of the padding: one stored value, or a range of stored values if a limit is given."""
     value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     if value is None:
         return np.zeros(stored.shape, bool)
@@ -184,7 +184,7 @@ def _padding(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
 
 
 def _as_stored(value: Any, dataset: "Dataset") -> int:
-    """A padding value in the type of the pixels: some writers store the one's bit pattern in the other's type."""
+    """Convert a padding value to the pixels' type: some writers store its bit pattern with the other signedness."""
     bits = int(dataset.get("BitsAllocated") or 16)
     value = int(value)
     if dataset.get("PixelRepresentation") == 0:
@@ -193,7 +193,7 @@ def _as_stored(value: Any, dataset: "Dataset") -> int:
 
 
 def _without_unused_bits(stored: np.ndarray, seen: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """Bits above Bits Stored (old files keep overlays there) are not part of the picture."""
+    """Clear the bits above Bits Stored, where old files keep overlays."""
     stored = stored.copy()
     if stored.dtype.kind == "u" and dataset.BitsStored < dataset.BitsAllocated:
         mask = stored.dtype.type((1 << int(dataset.BitsStored)) - 1)
@@ -204,7 +204,7 @@ def _without_unused_bits(stored: np.ndarray, seen: np.ndarray, dataset: "Dataset
 
 
 def _complete_rescale(dataset: "Dataset") -> None:
-    """An intercept or a slope alone: the other is the one that changes nothing."""
+    """If only an intercept or a slope is given, set the other to its neutral value."""
     names = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
     given = {name: dataset.get(name) for name in names}
     if all(value is None for value in given.values()):
@@ -213,7 +213,7 @@ def _complete_rescale(dataset: "Dataset") -> None:
         return
     for name, neutral in names.items():
         if given[name] is None:
-            log.warning("a DICOM file has no %s beside its counterpart; %g is taken", name, neutral)
+            log.warning("a DICOM file has no %s beside its counterpart; %g is used", name, neutral)
             setattr(dataset, name, neutral)
     slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
     if slope == 0 or not np.isfinite([slope, intercept]).all():
@@ -221,7 +221,7 @@ def _complete_rescale(dataset: "Dataset") -> None:
 
 
 def _windowed(pixels: np.ndarray, seen: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """The VOI look-up or the first window applied; one that cannot be meant is passed over with a warning."""
+    """Apply the VOI look-up or the first window; a window that makes no sense is ignored with a warning."""
     from pydicom.pixels import apply_voi_lut
 
     width = _first(dataset.get("WindowWidth"))
@@ -244,7 +244,7 @@ def _windowed(pixels: np.ndarray, seen: np.ndarray, dataset: "Dataset") -> np.nd
 
 
 def _first(value: Any) -> float | None:
-    """The first of one or several numbers, None where there is none."""
+    """The first of one or several numbers, None if there is none."""
     if value is None or value == "":
         return None
     if isinstance(value, str | bytes):

@@ -1,4 +1,4 @@
-"""Images of the user's own: files and folders, recognised by content and read as the training images were."""
+"""Read the user's image files and folders: recognised by content, prepared as the training images were."""
 
 import logging
 import os
@@ -16,26 +16,26 @@ from chexzero.imaging.decode import kind_of, read_file
 
 log = logging.getLogger(__name__)
 
-#: What reading a file as an image may raise.
+#: Exceptions that reading a file as an image may raise.
 UNREADABLE = (OSError, ValueError, MemoryError)
 FORMATS = "PNG, JPEG, DICOM, TIFF or BMP"
-#: A file of such a name that does not begin as an image does is damaged; one of any other name is no image.
+#: A file with such a name that does not begin like an image is damaged; with any other name it is not an image.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".dcm", ".dicom", ".dcm.gz", ".tif", ".tiff", ".bmp")
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "ZIP", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7-Zip"}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies under a folder: `images` to be read, and `passed_over`, (path, why) of everything else."""
+    """The files under a folder: `images` to read, and `passed_over`, (path, reason) of all others."""
 
     images: list[Path]
     passed_over: list[tuple[Path, str]]
 
 
 def find_images(folder: str | os.PathLike) -> Found:
-    """Look through a folder and its sub-folders, linked ones too (each once); sorted by path.
+    """Search a folder and its sub-folders, linked ones too (each once); sorted by path.
 
-    A file is an image by its first bytes or by its name. Raises `UserError` where there is none.
+    A file is an image by its first bytes or by its name. Raises `UserError` if there is none.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -54,23 +54,23 @@ def find_images(folder: str | os.PathLike) -> Found:
 
 
 def images_in(folder: str | os.PathLike) -> list[Path]:
-    """`find_images`' images; what is passed over is counted in a warning."""
+    """The images that `find_images` finds; a warning counts the files that are skipped."""
     found = find_images(folder)
     if found.passed_over:
         path, why = found.passed_over[0]
-        log.warning("%d files of %s are passed over (%s: %s)", len(found.passed_over), folder, printable(path), why)
+        log.warning("%d files of %s are skipped (%s: %s)", len(found.passed_over), folder, printable(path), why)
     return found.images
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Every file below a folder, and why it cannot be looked into ("" where it can)."""
+    """Yield every file below a folder and why it cannot be read, or ""."""
     seen = set()
     failed: list[OSError] = []
     for top, folders, files in os.walk(folder, followlinks=True, onerror=failed.append):
         place = os.stat(top)
         if (place.st_dev, place.st_ino) in seen:
             folders.clear()
-            yield Path(top), "a link to a folder that was looked through already"
+            yield Path(top), "a link to a folder that was searched already"
             continue
         seen.add((place.st_dev, place.st_ino))
         yield from ((Path(top, name), "") for name in files)
@@ -78,18 +78,18 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _why_passed_over(path: Path) -> str:
-    """Why a file is not taken for an image, "" where it is."""
+    """Why a file does not count as an image, "" if it does."""
     if path.name.startswith("._"):
-        return "a resource file of macOS, no image"
+        return "a resource file of macOS, not an image"
     if path.name.startswith("."):
         return "a hidden file"
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "not a plain file"
         with open(path, "rb") as handle:
-            head = handle.read(4096)  # of a packed file enough to see what is in it
+            head = handle.read(4096)  # enough to recognise the content of a packed file
     except FileNotFoundError:
-        return "a broken link" if path.is_symlink() else "it has gone"
+        return "a broken link" if path.is_symlink() else "it no longer exists"
     except OSError as error:
         return error.strerror or str(error)
     if kind_of(head) or path.name.lower().endswith(SUFFIXES):
@@ -109,9 +109,10 @@ def reason(error: Exception) -> str:
 
 
 class ImageFiles:
-    """Image files as `zero_shot.embed_images` takes them: a slice reads and prepares those files only.
+    """Image files in the form that `zero_shot.embed_images` takes: a slice reads and prepares those files only.
 
-    `files[i:j]` is uint8 (j - i, size, size); `size` is the side at which the model's training images were stored. A file that cannot be read, or shows nothing, raises `UserError`.
+    `files[i:j]` is uint8 (j - i, size, size); `size` is the side at which the model's training images were stored. A
+    file that cannot be read, or has one grey value only, raises `UserError`.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike], size: int = RESOLUTION):
@@ -121,7 +122,7 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        with ThreadPoolExecutor() as threads:  # decoding and resizing release the interpreter's lock
+        with ThreadPoolExecutor() as threads:  # decoding and resizing release the GIL
             images = list(threads.map(self._read, self.paths[rows]))
         return np.stack(images) if images else np.zeros((0, self.size, self.size), np.uint8)
 

@@ -1,4 +1,4 @@
-"""From stored radiographs to what a vision tower takes; the last step before the model, on the model's device."""
+"""Turn stored radiographs into a vision tower's input: the last step before the model, on the model's device."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Which way round the images of a set lie: mirrored, turned or negative beside another set, or beside any chest."""
+"""Detect sets of images that are mirrored, turned or negative, by comparison with another set or a model chest."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,13 @@ from chexzero.common.formats import grey_images, open_images
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Images of a set that are looked at, evenly spread over the file.
+#: The most images of a set that are examined, evenly spread over the file.
 SAMPLE = 512
 
 #: Side to which images are averaged down before they are compared.
 SIDE = 32
 
-#: Ways in which a whole set can lie wrong, by what puts it right again.
+#: Ways to correct a whole set that is mirrored, turned or negative: name -> operation.
 TURNS: dict[str, Callable[[NDArray], NDArray]] = {
     "mirrored": lambda images: images[..., ::-1],
     "upside down": lambda images: images[..., ::-1, :],
@@ -33,14 +33,14 @@ TURNS: dict[str, Callable[[NDArray], NDArray]] = {
     "negative (dark and bright exchanged)": lambda images: -images,
 }
 
-#: Standard errors by which a wrong way must fit better than the right one. `benchmarks.planted` prints the largest of
-#: sound sets, which is far below 0, and the smallest of turned ones, which is far above.
+#: Standard errors by which a corrected set must fit better than the set as stored. `benchmarks.planted` prints the
+#: largest value of sound sets, which is far below 0, and the smallest of turned sets, which is far above.
 CLEARLY = 3.0
 
-#: Fewer frontal images than this are not compared with the chest of `CHEST`: chance decides.
+#: Sets with fewer frontal images are not compared with `CHEST`, because chance would decide.
 FEW = 20
 
-#: Mean correlation with `CHEST` from which a set shows chests: real radiographs have 0.2, drawn ones 0.3.
+#: A set shows chests if its mean correlation with `CHEST` is higher: real radiographs have 0.2, drawn ones 0.3.
 A_CHEST = 0.1
 
 
@@ -70,7 +70,7 @@ def image_statistics(images: NDArray) -> ImageStatistics:
 
 
 def _shrunk(pixels: NDArray) -> NDArray:
-    """Means of equal tiles, (N, 32, 32); any size that 32 does not divide is interpolated."""
+    """Means of equal tiles, (N, 32, 32); sizes that 32 does not divide are interpolated."""
     n, height, width = pixels.shape
     if height % SIDE or width % SIDE:
         return zoom(pixels, (1, SIDE / height, SIDE / width), order=1)
@@ -89,7 +89,7 @@ def read_statistics(path: Path, rows: NDArray | None = None, pixel_range: str | 
 
 
 def turn_gains(one: ImageStatistics, template: NDArray) -> dict[str, Gain]:
-    """Way of `TURNS` -> how much better a set fits an image (32, 32) when it lies so: above 0 it fits better."""
+    """Way of `TURNS` -> how much better the set fits an image (32, 32) after that operation; above 0 is better."""
     upright = (one.small * template).mean((1, 2))
     found = {}
     for way, turn in TURNS.items():
@@ -100,56 +100,58 @@ def turn_gains(one: ImageStatistics, template: NDArray) -> dict[str, Gain]:
 
 
 def best_turn(gains: Mapping[str, Gain]) -> str | None:
-    """The way in which a set fits clearly better than as it lies, the best of them; None if it lies right."""
+    """The way after which a set fits clearly better than as stored, the best if several; None if there is none."""
     clear = {way: gain.mean for way, gain in gains.items() if gain.errors > CLEARLY}
     return max(clear, key=lambda way: clear[way]) if clear else None
 
 
 def wrong_way(one: ImageStatistics) -> str | None:
-    """What frontal images need to lie as radiographs do: `mirrored`, ... of `TURNS`; None where nothing is amiss.
+    """The way of `TURNS` after which frontal images look like radiographs (`mirrored`, ...); None if they do already.
 
-    None too for fewer than 20 images, and for pictures that are no chest, however they are turned. Of sets of 50 real
-    radiographs all mirrored ones were found, of 20 more than half; no sound one was called mirrored (tests/test_planted.py;
-    `python -m benchmarks.planted` prints both for drawn sets).
+    Also None for fewer than 20 images, and for pictures that show no chest in any orientation. Of sets of 50 real
+    radiographs all mirrored ones were found, of 20 more than half; no sound one was called mirrored
+    (tests/test_planted.py; `python -m benchmarks.planted` prints both for drawn sets).
     """
     way = best_turn(turn_gains(one, CHEST)) if len(one.small) >= FEW else None
     return way if way and float((TURNS[way](one.small) * CHEST).mean()) > A_CHEST else None
 
 
 def frontal_rows(table: "pd.DataFrame") -> NDArray:
-    """The rows whose `view` is frontal; none where the table has no such column, as in upstream's files."""
+    """The rows whose `view` is frontal; none if the table has no such column, as in upstream's files."""
     return np.flatnonzero(table["view"].str.strip().str.lower() == "frontal") if "view" in table else np.arange(0)
 
 
 def orientation_warnings(
     sets: Sequence[tuple[str | os.PathLike, str | os.PathLike]], pixel_range: str | None = None
 ) -> list[str]:
-    """A sentence per set whose frontal images lie wrong, with the cause.
+    """Return one sentence per set whose frontal images are mirrored, turned or negative, with the cause.
 
-    sets: image file and the CSV beside it, the first being the set that the others are compared with where each alone
-    looks right. A set with fewer than 20 frontal images is not judged.
+    sets: image file and the CSV beside it; if each set alone looks right, the others are compared with the first. A set
+    with fewer than 20 frontal images is not judged.
     """
     frontal = {str(images): frontal_rows(read_table(table, also=["view"])) for images, table in sets}
     found = {path: read_statistics(Path(path), rows, pixel_range) for path, rows in frontal.items() if len(rows) >= FEW}
     alone = {path: way for path, one in found.items() if (way := wrong_way(one))}
     if alone:
         return [
-            f"{path}: its frontal images look like radiographs when {way} (the heart is to be on the right side of the "
-            f"image): they were mirrored, turned or made negative on their way here; look at some, and mend them"
+            f"{path}: its frontal images look like radiographs when {way} (the heart belongs on the right side of the "
+            f"image): they were mirrored, turned or made negative before; look at some, and correct them"
             for path, way in alone.items()
         ]
     first, *others = found or ("",)
     return [
         f"{path}: its frontal images fit the average image of {first} better when {way}: one of the two sets was "
-        f"mirrored, turned or made negative on its way here; look at some of both"
+        f"mirrored, turned or made negative before; look at some of both"
         for path in others
         if (way := best_turn(turn_gains(found[path], found[first].small.mean(0))))
     ]
 
 
 def _chest() -> NDArray:
-    """A frontal radiograph in four strokes, (32, 32), mean 0: dark lungs, the heart on the image's right side of the
-    spine, the liver's dome on its left."""
+    """A model of a frontal radiograph, (32, 32), mean 0, deviation 1.
+
+    Dark lungs, the heart on the image's right side of the spine, the liver's dome on its left.
+    """
     y, x = (np.mgrid[:SIDE, :SIDE] + 0.5) / SIDE
 
     def stroke(column: float, row: float, width: float, height: float) -> NDArray:

@@ -27,18 +27,18 @@ REMEDY = (
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Read the weights of a checkpoint as they are stored, on the CPU.
 
-    Taken are: a bare state dict (`.pt`, float16 or float32, with or without the prefixes of DataParallel, torch.compile
-    and other wrappers), a dict that has it under `model`, `state_dict` or `model_state_dict` (our `last.pt` is one), OpenAI's
-    TorchScript archive, `.safetensors`, and the folders of transformers and open_clip. Every record is compared with
-    its checksum where the format has one. Raises `UserError` for anything else, for damage, and for weights that are
-    not finite.
+    Accepted are a bare state dict (`.pt`, float16 or float32, with or without the prefixes of DataParallel,
+    torch.compile and other wrappers), a dict that has it under `model`, `state_dict` or `model_state_dict` (such as our
+    `last.pt`), OpenAI's TorchScript archive, `.safetensors`, and the folders of transformers and open_clip. Records are
+    compared with their checksums if the format has them. Raises `UserError` for anything else, for damage, and for
+    weights that are not finite.
     """
     if Path(path).is_dir():
         return _finite(path, read_folder(Path(path)))
     path = require_file(path, REMEDY)
     try:
         state: Mapping = read_torchscript(path) if _is_torchscript(path) else _weights_of(read_tensors(path))
-    except Exception as error:  # each of the readers has its own exceptions for a damaged file
+    except Exception as error:  # each reader raises its own exceptions for a damaged file
         raise UserError(f"{path} cannot be read as a checkpoint ({explain(error)}); {REMEDY}") from error
     if not state or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
         raise UserError(f"{path} holds no state dict; {REMEDY}")
@@ -48,8 +48,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 def _finite(path: str | os.PathLike, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if bad := not_finite(state):
         raise UserError(
-            f"{path} has weights that are no finite numbers ({len(bad)} of {len(state)} tensors, the first is {bad[0]}): "
-            "its training diverged, or the file is damaged; take another checkpoint"
+            f"{path} has weights that are not finite ({len(bad)} of {len(state)} tensors, the first is {bad[0]}): "
+            "its training diverged, or the file is damaged; use another checkpoint"
         )
     return state
 
@@ -57,8 +57,8 @@ def _finite(path: str | os.PathLike, state: dict[str, torch.Tensor]) -> dict[str
 def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> CLIP:
     """Load any checkpoint strictly: a `chexzero.model.CLIP` in float32 and eval mode on `device`.
 
-    A folder's own normalisation of images is taken over (`CLIP.normalisation`). What a file of weights does not record,
-    and is taken for granted, is logged. Raises `UserError` that says which model the file is and which keys differ.
+    A folder's own normalisation of images is kept (`CLIP.normalisation`). Assumptions about what a weight file does not
+    record are logged. Raises `UserError` that says which model the file is and which keys differ.
     """
     state = read_state_dict(path)
     try:
@@ -68,7 +68,7 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> C
         elif "visual.conv1.weight" in state:
             log.info(
                 "%s: a file of weights records neither the number of heads nor the activation; heads of width %d and "
-                "QuickGELU, as in CheXzero and OpenAI's CLIP, are taken",
+                "QuickGELU, as in CheXzero and OpenAI's CLIP, are assumed",
                 path,
                 HEAD_WIDTH,
             )
@@ -119,8 +119,8 @@ def _weights_of(content: object) -> Mapping:
 
 # --- OpenAI's TorchScript archives ---
 # torch.load(weights_only=True) refuses them, and torch.jit.load would compile the code they carry, whose operators
-# can touch files. Only the tensors are wanted. They lie in the archive's data.pkl, which names classes of that code;
-# here these become empty holders, tensors are rebuilt from raw bytes, and every other name is refused.
+# can touch files. Only the tensors are needed. The archive's data.pkl describes them and names classes of that code;
+# here the classes become empty holders, tensors are rebuilt from raw bytes, and every other name is refused.
 
 _STORAGE_TYPES = {
     "FloatStorage": torch.float32,
@@ -156,7 +156,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return _first_argument
         if module == "torch" and name in _STORAGE_TYPES:
             return _STORAGE_TYPES[name]
-        raise pickle.UnpicklingError(f"the archive names {module}.{name}, which has no place in a weight file")
+        raise pickle.UnpicklingError(f"the archive names {module}.{name}, which does not belong in a weight file")
 
     def persistent_load(self, pid: tuple) -> torch.Tensor:
         kind, dtype, key, _, count = pid
@@ -189,7 +189,7 @@ def _torchscript_root(path: Path) -> str | None:
 
 
 def read_torchscript(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Read every tensor that a TorchScript archive's modules hold, by its dotted name; no code of it is run."""
+    """Read every tensor of a TorchScript archive's modules, by its dotted name, without running its code."""
     path = Path(path)
     check_records(path)
     with zipfile.ZipFile(path) as archive:

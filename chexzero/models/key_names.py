@@ -1,7 +1,7 @@
-"""Names of the same tensors here (OpenAI's CLIP names) and in Hugging Face's models, in both directions.
+"""Rename tensors between this project (OpenAI's CLIP names) and Hugging Face's models, in both directions.
 
-The text tower has the same names in `CLIPModel` and in `VisionTextDualEncoderModel`; the DINOv3 tower's are
-`dinov3_adapter`'s business.
+The text tower has the same names in `CLIPModel` and in `VisionTextDualEncoderModel`; `dinov3_adapter` renames the
+DINOv3 tower's tensors.
 """
 
 import re
@@ -10,7 +10,7 @@ import torch
 
 State = dict[str, torch.Tensor]
 
-#: Part of a transformer block here -> there; the fused `in_proj` is handled apart.
+#: Part of a transformer block here -> there; the fused `in_proj` is handled separately.
 BLOCK = {
     "attn.out_proj": "self_attn.out_proj",
     "ln_1": "layer_norm1",
@@ -65,12 +65,12 @@ def to_hf_clip(state: State) -> State:
         elif block:
             result[f"{STACKS[block[1]]}.{block[2]}.{BLOCK[block[3]]}.{block[4]}"] = tensor
         else:
-            raise KeyError(f"{name} is no tensor of a CLIP model")
+            raise KeyError(f"{name} is not a tensor of a CLIP model")
     return result
 
 
 def from_hf_clip(state: State) -> State:
-    """The inverse of `to_hf_clip`; `position_ids` buffers of older files carry nothing and are left out."""
+    """The inverse of `to_hf_clip`; `position_ids` buffers of older files are not weights and are left out."""
     whole = {there: here for here, there in (TEXT | VISION).items()}
     turned = {there: here for here, there in TRANSPOSED.items()}
     parts = {there: here for here, there in BLOCK.items()}
@@ -88,5 +88,5 @@ def from_hf_clip(state: State) -> State:
         elif block and block[3] in parts:
             result[f"{stacks[block[1]]}.{block[2]}.{parts[block[3]]}.{block[4]}"] = tensor
         elif not (block or name.endswith("position_ids")):
-            raise KeyError(f"{name} is no tensor of a CLIPModel")
+            raise KeyError(f"{name} is not a tensor of a CLIPModel")
     return result

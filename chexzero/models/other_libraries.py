@@ -1,4 +1,4 @@
-"""Reading models from the folders other libraries write (and `chexzero.export` writes for them)."""
+"""Read models from the folders that other libraries write (and that `chexzero.export` writes for them)."""
 
 import logging
 import os
@@ -18,8 +18,8 @@ from chexzero.models.weight_files import check_records, explain, read_tensors
 log = logging.getLogger(__name__)
 
 REMEDY = (
-    "name a folder of transformers (CLIPModel, VisionTextDualEncoderModel) or of open_clip, or a checkpoint file; a "
-    "run's folder goes with --run"
+    "name a folder of transformers (CLIPModel, VisionTextDualEncoderModel) or of open_clip, or a checkpoint file; name "
+    "a run's folder with --run"
 )
 
 OPEN_CLIP_CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
@@ -33,7 +33,7 @@ def is_model_folder(path: str | os.PathLike) -> bool:
 
 
 def read_folder(folder: Path) -> State:
-    """The state dict, under our names, of such a folder. Raises `UserError` for any other."""
+    """Read such a folder's state dict, under our names. Raises `UserError` for any other folder."""
     reader = _reader(folder)
     if reader is None:
         raise UserError(f"{folder} holds no CLIP of transformers or open_clip; {REMEDY}")
@@ -41,14 +41,14 @@ def read_folder(folder: Path) -> State:
         return reader(folder)
     except UserError:
         raise
-    except Exception as error:  # each of the readers has its own exceptions for a damaged file
+    except Exception as error:  # each reader raises its own exceptions for a damaged file
         raise UserError(f"{folder} does not load ({explain(error)}); {REMEDY}") from error
 
 
 def normalisation_of(folder: Path) -> Normalisation | None:
-    """The mean and deviation that a folder says its images are normalised with; None for CheXzero's, and where it says
-    nothing. What is used is logged.
+    """The mean and deviation that a folder records for its images; None for CheXzero's or if it records none.
 
+    A log line says which are used, unless the folder records CheXzero's.
     open_clip writes them as `preprocess_cfg` in its config, transformers in `preprocessor_config.json`.
     """
     found: tuple[Any, Any] | None = None
@@ -63,7 +63,7 @@ def normalisation_of(folder: Path) -> Normalisation | None:
             if isinstance(content, dict) and mean in content and std in content:
                 found, source = (content[mean], content[std]), name
     if found is None:
-        log.info("%s does not say how images are normalised; CheXzero's mean and deviation are taken", folder)
+        log.info("%s does not say how images are normalised; CheXzero's mean and deviation are used", folder)
         return None
     try:
         own = Normalisation(*(tuple(float(value) for value in values) for values in found))
@@ -92,7 +92,7 @@ def _hf_kind(folder: Path) -> str | None:
 
 
 def _require(folder: Path, facts: dict[str, tuple[object, object]]) -> None:
-    """Compare what the shapes of the weights do not show: name -> (in the folder, in every model read here)."""
+    """Check settings that the weights' shapes do not show: name -> (in the folder, in every model read here)."""
     for name, (found, wanted) in facts.items():
         if found != wanted:
             raise UserError(
@@ -147,7 +147,7 @@ def _read_hf(folder: Path) -> State:
     kind = _hf_kind(folder)
     name = "CLIPModel" if kind == "clip" else "VisionTextDualEncoderModel"
     model, info = getattr(transformers, name).from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    if info["missing_keys"]:  # transformers would go on with random numbers
+    if info["missing_keys"]:  # transformers would continue with random weights
         raise UserError(f"{folder} lacks weights ({', '.join(sorted(info['missing_keys'])[:4])}); fetch it again")
     text, vision = model.config.text_config, model.config.vision_config
     facts = {
@@ -173,7 +173,7 @@ def _read_hf(folder: Path) -> State:
 
     state = from_hf_clip({key: value for key, value in model.state_dict().items() if not key.startswith("vis")})
     trunk = from_huggingface(model.vision_model.state_dict())
-    trunk.pop("mask_token", None)  # pretraining's; no forward pass of ours reads it
+    trunk.pop("mask_token", None)  # for pretraining only; our forward passes do not read it
     state.update({f"visual.trunk.{key}": value for key, value in trunk.items()})
     state["visual.head.proj.weight"] = model.visual_projection.weight.detach()
     state["visual.image_resolution"] = torch.tensor(vision.image_size)

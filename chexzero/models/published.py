@@ -39,9 +39,9 @@ def weights_file(name: str, folder: str | os.PathLike | None = None) -> Path:
 
 
 def open_clip_file(name: str, flag: str) -> Path:
-    """Fetch what open_clip publishes as MODEL/TAG, if it was trained with QuickGELU.
+    """Fetch the weights that open_clip publishes as MODEL/TAG, if they were trained with QuickGELU.
 
-    The activation is not in a state dict: weights trained with another would load and give other features.
+    The activation is not in a state dict: weights trained with another one would load and give different features.
     """
     model, _, tag = name.partition("/")
     model = model.removesuffix("-quickgelu")
@@ -50,7 +50,7 @@ def open_clip_file(name: str, flag: str) -> Path:
     ]
     config = get_pretrained_cfg(model, tag) if tag else {}
     if not config.get("quick_gelu"):
-        why = "was trained with another activation than QuickGELU" if config else "is not published by open_clip"
+        why = "was not trained with QuickGELU" if config else "is not published by open_clip"
         raise UserError(
             f"{OPEN_CLIP_PREFIX}{name} {why}; choose one of "
             + (", ".join(f"{OPEN_CLIP_PREFIX}{model}/{known}" for known in fitting) or OPENAI)

@@ -1,4 +1,4 @@
-"""What `--vision`, `--text_encoder` and their companions name: a model made of two towers and their weights."""
+"""Build the model that `--vision`, `--text_encoder` and related flags name, from two towers and their weights."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClipVision:
-    """One of OpenAI's vision transformers; `published` is OpenAI's name of the whole model."""
+    """One of OpenAI's vision transformers; `published` is OpenAI's name for the whole model."""
 
     published: str
     patch_size: int
@@ -41,12 +41,12 @@ class ClipVision:
 
 @dataclass(frozen=True)
 class TextSize:
-    """A text transformer; its heads are 64 wide, as in every model of OpenAI's."""
+    """A text transformer; its heads are 64 wide, as in every OpenAI model."""
 
     width: int
     heads: int
     layers: int
-    weights: str  # what it starts from unless told otherwise
+    weights: str  # the initial weights by default
 
 
 CLIP_VISION = {"vit_b_32": ClipVision("ViT-B/32", patch_size=32), "vit_b_16": ClipVision("ViT-B/16", patch_size=16)}
@@ -57,7 +57,7 @@ TEXT_SIZES = {
     "chexzero": TextSize(width=512, heads=8, layers=12, weights=OPENAI),
     "tiny": TextSize(width=64, heads=1, layers=2, weights=RANDOM),
 }
-#: `--random_init` with upstream's default vision trains another model than the pretrained one.
+#: `--random_init` with upstream's default vision trains a different model from the pretrained one.
 RANDOM_INIT_VISION = ClipVision("ViT-B/16", patch_size=16, image_resolution=320)
 RANDOM_INIT_EMBED_DIM = 768
 #: The part of a CLIP state dict that is the text encoder. `logit_scale` belongs to the pair of towers.
@@ -65,7 +65,7 @@ _TEXT_KEY = re.compile(r"transformer\.|token_embedding\.|positional_embedding$|l
 
 
 def vision_name(name: str) -> str:
-    """Return `name` if it is a vision tower; else raise `UserError` with the names there are."""
+    """Return `name` if it is a vision tower; else raise `UserError` with the known names."""
     if name in CLIP_VISION or name in dinov3_adapter.SIZES or name.startswith(TIMM_PREFIX):
         return name
     raise UserError(f"there is no vision tower {name!r}; choose one of {TOWER_NAMES}")
@@ -86,21 +86,21 @@ def create_model(
     patch_dropout: float = 0.0,
     grad_checkpointing: bool = False,
 ) -> CLIP:
-    """Put a model together: float32, on the CPU, in training mode.
+    """Build a model: float32, on the CPU, in training mode.
 
     vision: one of `VISION_CHOICES`, or "timm:" and the name of any model of timm. text_encoder: one of `TEXT_SIZES`.
-    vision_weights, text_weights: a file or folder, a published name, "random", or None for what is published for
-        the tower (OpenAI's CLIP, Meta's DINOv3; the tiny towers have nothing published and start at random). A
-        vision tower that is asked to be random has by default a random text encoder beside it.
+    vision_weights, text_weights: a file or folder, a published name, "random", or None for the tower's published
+        weights (OpenAI's CLIP, Meta's DINOv3; the tiny towers have none and start at random). With random
+        vision_weights the text encoder is random by default.
     image_resolution: side of the images in pixels, a multiple of the patch size; None for the tower's own.
-    text_positions: where the text weights come from for positions after their last, one of `POSITIONS`; None refuses
-        a `context_length` that is longer than theirs.
-    patch_dropout: share of an image's patches that is left out while training (FLIP, Li et al. 2023).
-    random_init: both towers at random. With `vit_b_32` this is upstream's `--random_init` model: ViT-B/16 at 320
-        pixels, embedding 768.
+    text_positions: how to fill positions after the last one of the text weights, one of `POSITIONS`; None refuses a
+        `context_length` that is longer than theirs.
+    patch_dropout: share of an image's patches left out during training (FLIP, Li et al. 2023).
+    random_init: random weights in both towers. With `vit_b_32` this is upstream's `--random_init` model: ViT-B/16 at
+        320 pixels, embedding 768.
 
-    The logit scale comes with the weights where both towers take the same ones; two towers that have not met start at
-    CLIP's initial 1 / 0.07. Raises `UserError` for weights that cannot be had or do not fit, with the remedy.
+    If both towers use the same weights, the logit scale comes with them; otherwise it starts at CLIP's initial
+    1 / 0.07. Raises `UserError`, with the remedy, for weights that are not available or do not fit.
     """
     if random_init:
         vision_weights = text_weights = RANDOM
@@ -162,7 +162,7 @@ def create_model(
 def _tower(
     name: str, weights: str | os.PathLike | None, resolution: int | None, **options: Any
 ) -> dinov3_adapter.VisionTower:
-    """A tower of timm, DINOv3 or another."""
+    """Build one of timm's towers, DINOv3 or another."""
     is_timm, is_file = name.startswith(TIMM_PREFIX), weights is not None and Path(weights).exists()
     is_export = weights is not None and is_model_folder(weights)
     tensors = read_state_dict(weights) if weights is not None and (is_export or (is_timm and is_file)) else weights
@@ -170,7 +170,7 @@ def _tower(
         if is_timm:
             if isinstance(tensors, str | os.PathLike):
                 if str(tensors) != RANDOM:
-                    raise UserError(f"--vision_weights {weights} is no file; name one, or {RANDOM}")
+                    raise UserError(f"--vision_weights {weights} is not a file; name one, or {RANDOM}")
                 tensors = RANDOM
             return dinov3_adapter.build_timm_tower(
                 name.removeprefix(TIMM_PREFIX), tensors, image_resolution=resolution, **options
@@ -202,7 +202,7 @@ def _read_clip(source: str, openai_name: str, flag: str) -> dict[str, torch.Tens
         return read_state_dict(open_clip_file(source.removeprefix(OPEN_CLIP_PREFIX), flag))
     if not Path(source).exists():
         raise UserError(
-            f"{flag} {source} is no file or folder; name a checkpoint, an exported model, {OPENAI}, "
+            f"{flag} {source} is not a file or folder; name a checkpoint, an exported model, {OPENAI}, "
             f"{OPEN_CLIP_PREFIX}MODEL/TAG or {RANDOM}"
         )
     return read_state_dict(source)
@@ -210,7 +210,7 @@ def _read_clip(source: str, openai_name: str, flag: str) -> dict[str, torch.Tens
 
 def _load_vision(model: CLIP, state: Mapping[str, torch.Tensor], source: str | os.PathLike, vision: str) -> None:
     part = {key: value.float() for key, value in state.items() if key.startswith("visual.")}
-    resize_pos_embed(part, model)  # only where the resolution is not the one the weights were trained at
+    resize_pos_embed(part, model)  # changes them only if the resolution is not that of the weights
     wanted = {key: value for key, value in model.state_dict().items() if key.startswith("visual.")}
     _load_part(model, part, wanted, f"{source} ({describe(state)}) does not fit --vision {vision}")
     log.info("%s: image tower (%d tensors)", source, len(part))
@@ -234,11 +234,13 @@ def _load_text(
                     f"{' or '.join(POSITIONS)}"
                 )
             positions = POSITIONS[text_positions](positions, model.positional_embedding.data)
-        part["positional_embedding"] = positions[: model.context_length]  # the mask is causal: later ones never count
+        part["positional_embedding"] = positions[
+            : model.context_length
+        ]  # the mask is causal: later ones have no effect
     wanted = {key: value for key, value in model.state_dict().items() if _TEXT_KEY.match(key)}
     _load_part(model, part, wanted, f"{source} ({describe(state)}) does not fit --text_encoder {text_encoder}")
     log.info(
-        "%s: text encoder (%d tensors); only the text side is taken, its other %d tensors are not",
+        "%s: text encoder (%d tensors); only the text side is used, its other %d tensors are not",
         source,
         len(part),
         len(state) - len(part),
@@ -249,7 +251,7 @@ def _interpolated(positions: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     return functional.interpolate(positions.T[None], size=len(drawn), mode="linear", align_corners=True)[0].T
 
 
-#: `--text_positions` -> the embeddings (T, D) of a longer context, from those of the weights and from random ones.
+#: `--text_positions` -> function from the weights' and random embeddings to those of a longer context, (T, D).
 POSITIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "interpolate": _interpolated,  # all are stretched, so that short texts change a little too
     "new": lambda positions, drawn: torch.cat([positions, drawn[len(positions) :]]),  # the first stay as they are
@@ -260,4 +262,4 @@ def _load_part(model: CLIP, part: Mapping[str, torch.Tensor], wanted: Mapping[st
     differences = compare_keys(wanted, part)
     if differences:
         raise UserError(f"{problem}: it {differences}; name weights of this kind and size")
-    model.load_state_dict(part, strict=False)  # strict within the part, as just compared
+    model.load_state_dict(part, strict=False)  # `compare_keys` has just checked the part strictly

@@ -1,4 +1,4 @@
-"""Weight files read whole, running no code from them, or refused with the reason: damaged, or something else."""
+"""Read weight files without running code from them, or say why not: damaged, or another kind of file."""
 
 import math
 import re
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-#: What wraps a model puts its name before every key: DataParallel, torch.compile, Lightning and others.
+#: Prefixes that wrappers put before every key: DataParallel, torch.compile, Lightning and others.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "clip_model.", "clip.", "net.")
 
-#: How files begin that are often named as weights and are none.
+#: First bytes of files that are often named as weights but are not.
 _NO_WEIGHTS = {
     b"version https://git-lfs": "a Git-LFS pointer, not the weights themselves: fetch them with `git lfs pull`",
     b"<": "a web page, not weights: the download asked for a login or has moved; fetch it again in a browser",
@@ -30,10 +30,10 @@ class NoWeights(ValueError):
 
 
 def read_tensors(path: Path) -> Any:
-    """The content of a `.pt` or `.safetensors` file on the CPU, every record of it checked.
+    """Read a `.pt` or `.safetensors` file to the CPU and check every record of it.
 
-    A `.pt` file's records carry checksums (those before torch 1.6 do not); a `.safetensors` file has none, its lengths
-    are checked. Raises `NoWeights`.
+    A `.pt` file's records have checksums (those before torch 1.6 do not); a `.safetensors` file has none, but its
+    lengths are checked. Raises `NoWeights`.
     """
     with open(path, "rb") as handle:
         head = handle.read(64)
@@ -51,7 +51,7 @@ def read_tensors(path: Path) -> Any:
     check_records(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, tarfile, zipfile and torch each have their own
+    except Exception as error:  # pickle, tarfile, zipfile and torch raise exceptions of their own
         raise NoWeights(explain(error)) from error
 
 
@@ -65,20 +65,20 @@ def check_records(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # a damaged directory raises whatever reading it comes upon
+    except Exception as error:  # reading a damaged directory can raise any exception
         raise NoWeights(f"it is damaged: {explain(error)}") from error
     if damaged:
         raise NoWeights(f"it is damaged: the checksum of its record {damaged[:80]} is wrong; fetch or copy it again")
 
 
 def explain(error: BaseException) -> str:
-    """A reader's exception in a few words, without escape codes and pickle's advice to trust the file."""
+    """Summarise a reader's exception, without escape codes and pickle's advice to trust the file."""
     text = _ESCAPES.sub("", str(error).strip() or type(error).__name__)
     foreign = re.search(r"(?:GLOBAL|global:?|class) ([\w.]+\.\w+)", text)
     if "weights_only" in text.lower() and foreign:
         return (
-            f"it holds a {foreign[1]} beside the tensors, which is not loaded because it could run code; save the state "
-            "dict alone, where the file comes from"
+            f"it holds a {foreign[1]} beside the tensors, which is not loaded because it could run code; save only the "
+            "state dict, where the file comes from"
         )
     return text.splitlines()[0][:200]
 
@@ -92,7 +92,7 @@ def without_wrappers(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity, causal masks apart."""
+    """Names of the tensors that hold NaN or infinity, except causal masks."""
     return [
         key
         for key, value in state.items()
@@ -101,7 +101,7 @@ def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every number is one; by the extremes, which are NaN where any number is: ten times as fast as asking each."""
+    """Whether all values are finite: the extremes are NaN if any value is, and ten times faster than testing each."""
     if tensor.itemsize == 1:  # float8, whose extremes torch does not have
         tensor = tensor.float()
     return not tensor.numel() or all(map(math.isfinite, tensor.aminmax()))

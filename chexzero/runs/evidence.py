@@ -1,4 +1,4 @@
-"""What a run's own record says about what it was trained on, against what the overlap audit covered."""
+"""Check a run's record of its training images against the files that the overlap audit covered."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ TRAINING = "cxr.h5"
 
 @dataclass(frozen=True)
 class Claim:
-    """Whether the audit's sentence may be stated of a model. `reason` says why not; `leak` that it must not be."""
+    """Whether the audit's sentence holds for a model. `reason`: why not; `leak`: it trained on an evaluation set."""
 
     sentence: str
     known: bool
@@ -33,10 +33,10 @@ class Claim:
 
 
 def read_audit(data_dir: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The overlap audit's summary and the SHA-256 of the files that it covered, by name; both empty where there is none.
+    """The overlap audit's summary and the SHA-256 of the files that it covered, by name; both empty if there is none.
 
-    A build audits what it writes, so that the hashes of `build.json` are those audited; an audit of finished files may
-    bring its own in `overlap_report.json`.
+    A build audits what it writes, so the hashes in `build.json` are those audited; an audit of finished files may
+    record its own in `overlap_report.json`.
     """
     build = read_build(data_dir)
     report = data_dir / "overlap_report.json"
@@ -69,7 +69,7 @@ def trained_on(run: RunFolder | None) -> str | None:
 
 
 def _other_size(run: RunFolder, data_dir: Path) -> bool:
-    """Whether the run met training images of another size than the build wrote: it took their hash from the build."""
+    """Whether the run's training file differs in size from the build's; the run copied its hash from the build."""
     one = run.config.get("data", {}).get("files", {}).get(run.settings.get("cxr_filepath"), {})
     built = read_build(data_dir).get("files", {}).get(TRAINING)
     sizes = one.get("bytes"), built.get("bytes") if isinstance(built, Mapping) else None
@@ -79,7 +79,7 @@ def _other_size(run: RunFolder, data_dir: Path) -> bool:
 def training_claim(
     run: RunFolder | None, checkpoints: Mapping[Path, str], data_dir: Path, evaluated: Mapping[str, str]
 ) -> Claim:
-    """Whether the audit in `data_dir` speaks of these checkpoints (path -> SHA-256) and these sets.
+    """Whether the audit in `data_dir` applies to these checkpoints (path -> SHA-256) and these sets.
 
     evaluated: name of each evaluation set's image file -> SHA-256 of the bytes that were evaluated.
     """
@@ -104,9 +104,9 @@ def _why_unknown(
 ) -> str:
     """The first missing link between audit, run, checkpoint and evaluated files, or nothing."""
     if not sentence:
-        return f"no overlap audit of {data_dir} is on record (run `python -m data_prep audit`)"
+        return f"there is no overlap audit of {data_dir} (run `python -m data_prep audit`)"
     if run is None:
-        return "no training run belongs to the checkpoint: what it was trained on is not on record"
+        return "no training run belongs to the checkpoint: its training data are not recorded"
     if training is None:
         return "the run recorded no hash of its training images"
     if TRAINING not in audited:
@@ -123,7 +123,7 @@ def foreign_checkpoint(run: RunFolder, checkpoints: Mapping[Path, str]) -> str:
     """Why a checkpoint is not known to be the run's own, or nothing."""
     for path, digest in checkpoints.items():
         if path.resolve().parent != run.path.resolve():
-            return f"the checkpoint {path} does not lie in the run's folder"
+            return f"the checkpoint {path} is not in the run's folder"
         recorded = run.checkpoint_sha256.get(path.name)
         if recorded is not None and recorded != digest:
             return f"{path.name} is not the file that the run wrote, by SHA-256"

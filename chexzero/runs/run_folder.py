@@ -1,4 +1,4 @@
-"""A run's folder: opened for writing, read when finished, and which checkpoint was selected."""
+"""A run's folder: opening it for writing, reading it, and finding its selected and best checkpoints."""
 
 import math
 import os
@@ -18,9 +18,9 @@ from chexzero.common.resample import RESOLUTION
 REMEDY = "name the folder of a run of run_train.py with --run, or checkpoints with --checkpoint"
 
 LAST, PREVIOUS, DAMAGED = "last.pt", "last.previous.pt", "last.damaged.pt"
-#: In a run's folder, the folder of its averaged weights (`--ema`): a run of its own for every command that reads one.
+#: Subfolder for a run's averaged weights (`--ema`); every command that reads a run accepts it as one.
 AVERAGE = "ema"
-#: What a run writes. `--overwrite` removes these and nothing else.
+#: The files that a run writes. `--overwrite` removes these and nothing else.
 WRITTEN = (
     "checkpoint.pt",
     "checkpoint_*.pt",
@@ -40,7 +40,7 @@ WRITTEN = (
     "tensorboard",
     "wandb",
 )
-#: What a run that was killed before its first `last.pt` may have left.
+#: The files that a run killed before its first `last.pt` may have left.
 BEGUN = (
     "checkpoint_0.pt",
     "metrics.csv",
@@ -56,7 +56,7 @@ BEGUN = (
 
 @dataclass
 class RunFolder:
-    """What `run_train.py` left. Tables that are not there are empty, `selection` and `config` are then {}."""
+    """The records that `run_train.py` wrote. Missing tables are empty, a missing `selection` or `config` is {}."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class RunFolder:
         return isinstance(data, dict) and bool(data.get("drawn"))
 
     def image_size(self) -> int:
-        """The side in pixels of the stored images it trained on, on which others are brought; 320 if not on record."""
+        """The side in pixels of the stored training images, to which others are resized; 320 if not recorded."""
         data = self.config.get("data")
         sides = data.get("image_size") if isinstance(data, dict) else None
         side = sides.get(self.settings.get("cxr_filepath")) if isinstance(sides, dict) else None
@@ -112,7 +112,7 @@ class RunFolder:
         return self.selection.get("metric") or "mean_5"
 
     def best_steps(self, count: int) -> list[int]:
-        """The `count` saved steps that are best by the selection's metric, of equal ones the earlier."""
+        """The `count` saved steps that are best by the selection's metric; ties go to the earlier."""
         return [step for _, step in best_checkpoints([self], count)]
 
     def ranking(self) -> list[tuple[float, int]]:
@@ -128,12 +128,12 @@ class RunFolder:
         return [(value, step) for value, step in pairs if (self.path / f"checkpoint_{step}.pt").is_file()]
 
     def validated_on(self) -> dict[str, str]:
-        """SHA-256 of the validation set's files, by the setting that names them; of those on record."""
+        """SHA-256 of the validation set's files, by the setting that names them, as far as recorded."""
         found = {name: self.recorded_sha256(name) for name in ("valid", "valid_labels")}
         return {name: sha256 for name, sha256 in found.items() if sha256}
 
     def recorded_sha256(self, setting: str) -> str | None:
-        """SHA-256 of the data file that a setting names, as it was when the run began; None if not on record."""
+        """SHA-256 of the data file that a setting names, as it was when the run began; None if not recorded."""
         data = self.config.get("data")
         files = data.get("files") if isinstance(data, dict) else None
         entry = files.get(self.settings.get(setting)) if isinstance(files, dict) else None
@@ -141,7 +141,7 @@ class RunFolder:
         return sha256 if isinstance(sha256, str) else None
 
     def recorded(self, step: int | None) -> dict[str, float]:
-        """The validation row of a step: column -> value; {} where there is none."""
+        """The validation row of a step: column -> value; {} if there is none."""
         if step is None or self.metrics.empty:
             return {}
         rows = self.metrics[self.metrics["step"] == step]
@@ -149,7 +149,7 @@ class RunFolder:
 
 
 def read_run(path: str | Path) -> RunFolder:
-    """Read a run's folder. Raises `UserError` where it is none, or where a file in it is damaged."""
+    """Read a run's folder. Raises `UserError` if it is not one, or if a file in it is damaged."""
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; {REMEDY}")
@@ -167,9 +167,9 @@ def read_run(path: str | Path) -> RunFolder:
 
 
 def best_checkpoints(runs: Sequence[RunFolder], count: int) -> list[tuple[RunFolder, int]]:
-    """The `count` best checkpoints of some runs, each as its run and step: best first, of equal ones the earlier.
+    """The `count` best checkpoints of some runs, each as its run and step: best first, ties with the earlier first.
 
-    Raises `UserError` where there are fewer, or where the validations of the runs cannot be compared.
+    Raises `UserError` if there are fewer, or if the validations of the runs cannot be compared.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -180,7 +180,7 @@ def best_checkpoints(runs: Sequence[RunFolder], count: int) -> list[tuple[RunFol
             )
         here, there = first.validated_on(), run.validated_on()
         if any(here[name] != there[name] for name in here.keys() & there.keys()):
-            raise UserError(f"{run.path} was validated on other data than {first.path}; leave one of them out")
+            raise UserError(f"{run.path} was not validated on the same data as {first.path}; leave one of them out")
     sign = 1 if first.ranking_metric == "val_loss" else -1
     ranked = sorted((sign * value, step, place) for place, run in enumerate(runs) for value, step in run.ranking())
     if len(ranked) < count:
@@ -213,7 +213,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _numbers(path: Path, key: str) -> pd.DataFrame:
-    """A CSV of numbers; what is empty or no number is NaN. Rows without the key are dropped."""
+    """Read a CSV of numbers; empty and non-numeric cells are NaN. Rows without the key are dropped."""
     if not path.exists():
         return pd.DataFrame(columns=[key])
     table = read_table(path, [key], remedy=REMEDY).apply(pd.to_numeric, errors="coerce")
@@ -244,10 +244,9 @@ def run_folder(save_dir: str | os.PathLike, model_name: str) -> Path:
 
 
 def open_folder(folder: Path, resume: bool = False, overwrite: bool = False) -> Path:
-    """Make the run's folder, which the caller holds, ready: new, resumed (`--resume`) or begun again (`--overwrite`).
+    """Prepare the run's folder, which the caller holds: new, resumed (`--resume`) or begun again (`--overwrite`).
 
-    Raises `UserError` where another run's files would be overwritten without being told to, or nothing can be
-    written.
+    Raises `UserError` if another run's files would be overwritten without `--overwrite`, or if nothing can be written.
     """
     found = _written(folder)
     resumable = resume and any(path.name in (LAST, PREVIOUS) for path in found)
@@ -255,7 +254,7 @@ def open_folder(folder: Path, resume: bool = False, overwrite: bool = False) -> 
     if found and not (resumable or overwrite or only_begun):
         raise UserError(
             f"{folder} already holds a run ({', '.join(sorted(path.name for path in found)[:3])}, ...); "
-            "go on with it with --resume auto, choose another --model_name, or begin again with "
+            "continue it with --resume auto, choose another --model_name, or begin again with "
             f"--overwrite"
         )
     for path in found:

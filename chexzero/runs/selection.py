@@ -1,6 +1,6 @@
-"""Which validation is the best, which come after it, and when nothing better is to be expected.
+"""Rank the validations of a run, choose the checkpoints to keep, and decide when to stop early.
 
-All of it is read off the rows of `metrics.csv`, so a resumed run decides as an undisturbed one.
+Everything follows from the rows of `metrics.csv`, so a resumed run decides as an uninterrupted one.
 """
 
 import math
@@ -32,7 +32,7 @@ def usable_metric(wanted: str, defined: Collection[str]) -> str | None:
 
 
 def ranked(rows: Sequence[Row], metric: str | None) -> list[Row]:
-    """The validations with a defined `metric`, best first; of equal ones the earlier first."""
+    """The validations with a defined `metric`, best first; ties with the earlier first."""
     if metric is None:
         return []
     defined = [row for row in rows if row.get(metric) is not None and math.isfinite(row[metric])]
@@ -44,7 +44,7 @@ def best(rows: Sequence[Row], metric: str | None) -> Row | None:
 
 
 def steps_to_keep(rows: Sequence[Row], metric: str | None, keep_top_k: int) -> set[int]:
-    """Steps whose checkpoints stay: the best and the `keep_top_k` after it (the last one where none is defined)."""
+    """Steps whose checkpoints are kept: the best and the `keep_top_k` after it (the last if no metric is defined)."""
     kept = ranked(rows, metric)[: keep_top_k + 1] or list(rows[-1:])
     return {row["step"] for row in kept}
 
@@ -70,10 +70,10 @@ def describe(
     n_images: int,
     corrected: float | None = None,
 ) -> dict[str, Any]:
-    """The content of `selection.json`.
+    """Return the content of `selection.json`.
 
-    ends: the metric's interval at the best step. wanted: the metric that was asked for, which may not be defined.
-    corrected: its value without the optimism of the selection, where it is known.
+    ends: the metric's interval at the best step. wanted: the requested metric, which may be undefined.
+    corrected: the metric's value without the optimism of the selection, if known.
     """
     order = ranked(rows, metric)
     chosen = order[0] if order else rows[-1]
@@ -131,5 +131,5 @@ def _sentence(
 
 
 def _gain(row: Row, metric: str) -> float:
-    """The metric, turned round where lower is better."""
+    """The metric, negated if lower is better."""
     return -row[metric] if metric == "val_loss" else row[metric]

@@ -1,8 +1,8 @@
-"""How optimistic the value is by which a checkpoint was selected, and the value without that optimism.
+"""Correct the value by which a checkpoint was selected for the optimism of the selection.
 
-The highest of many validations on one small set is high by luck too. Tsamardinos, Greasidou and Borboudakis (Machine
+The highest of many validations on one small set is partly high by luck. Tsamardinos, Greasidou and Borboudakis (Machine
 Learning 2018;107:1895-1922) resample the cases, select again in each resample, and measure the selected one on the cases
-that the resample left out. `python -m benchmarks.selection_bias` measures what is left of the optimism.
+that the resample left out. `python -m benchmarks.selection_bias` measures the remaining optimism.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ N_RESAMPLES = 200
 
 
 class SelectionBias:
-    """Areas of every validation in the same resamples and outside them. labels: (N, 14), 0 or 1."""
+    """Areas of every validation in the same resamples and on the cases they left out. labels: (N, 14), 0 or 1."""
 
     def __init__(self, labels: NDArray, names: Sequence[str], n_resamples: int = N_RESAMPLES):
         self.columns = [LABELS.index(name) for name in names]
@@ -52,7 +52,7 @@ class SelectionBias:
         outside = np.stack([self.outside[step] for step in steps])[chosen, np.arange(inside.shape[1])]
         known = np.isfinite(outside)
         if not known.any(0).all():
-            return None  # a label whose every positive case is in every resample
+            return None  # for some label, no resample leaves out cases of both classes
         return float((np.where(known, outside, 0).sum(0) / known.sum(0)).mean())
 
 
@@ -65,7 +65,7 @@ def keep_predictions(folder: Path, step: int, predictions: NDArray) -> None:
 
 
 def kept_predictions(folder: Path, step: int, n_images: int) -> NDArray | None:
-    """The probabilities that `keep_predictions` wrote, or None where there are none of this many images."""
+    """The probabilities that `keep_predictions` wrote, or None if there are none for this many images."""
     path = folder / FOLDER / f"step_{step}.npy"
     try:
         found = np.load(path, allow_pickle=False)

@@ -180,7 +180,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.parity",
         description=__doc__.splitlines()[0],
-        epilog="exit codes: 0 all verdicts are good; 1 one is bad; 2 a wrong input, explained in one sentence; 130 Ctrl-C",
+        epilog="exit codes: 0 all verdicts good; 1 one is bad; 2 a wrong input, explained in one sentence; 130 Ctrl-C",
     )
     parser.add_argument("checkout", type=Path, help="folder of upstream's repository")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="also write the list of differences as Markdown")
