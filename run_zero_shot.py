@@ -3,8 +3,8 @@
     python run_zero_shot.py --run checkpoints/pt-imp
     python run_zero_shot.py --images FOLDER --labels "pleural effusion" "pneumothorax" --run checkpoints/pt-imp
 
-The first form writes `results/<run>/report.html`, `report.md`, `metrics.json`, predictions, figures and tables. It is
-the only command that opens the test set.
+The first form writes `results/<run>/report.html`, `report.md`, `metrics.json`, predictions, figures and tables.
+Besides it, only `python -m chexzero.compare` evaluates models on the test set.
 """
 
 import chexzero.common.interrupts  # noqa: F401  (first: the other imports take seconds)

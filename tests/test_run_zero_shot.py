@@ -307,7 +307,7 @@ def test_what_the_figures_came_from(place):
     assert kept["settings"]["n_bootstrap"] == 200 and kept["versions"]["code"] and kept["command"]
     assert found["sections"]["overlap"]["holds_for_this_model"] is False
     page = (place / "results" / "small" / "report.html").read_text()
-    assert "is unknown, because no overlap audit" in page
+    assert "is unknown, because there is no overlap audit" in page
     assert found["test"]["labels"]["Edema"]["newcombe_lower"] < found["test"]["labels"]["Edema"]["auroc"]
     assert found["test"]["mean_counted"] is not None and "Fracture" not in found["valid"]["mean_counted_labels"]
 
