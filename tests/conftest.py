@@ -2,14 +2,19 @@
 
 import chexzero.common.interrupts  # noqa: F401
 
+import copy
 import gc
+import hashlib
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import data_prep.overlap.features  # noqa: F401  (the command imports it when it is called)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # imported commands leave Ctrl-C to pytest
 
@@ -51,27 +56,44 @@ def run_module(monkeypatch) -> Callable[..., int]:
     return run
 
 
+def _architecture(clip: Any) -> Hashable:
+    named = [(name, *one.shape, one.requires_grad) for name, one in clip.named_parameters()]
+    return clip.image_resolution, type(clip.visual), *named
+
+
+def _picture(image: Any, *options: int) -> Hashable:
+    return hashlib.sha256(image.tobytes()).digest(), image.shape, *options
+
+
+#: (module, function) -> key of its arguments: what tests compute again and again for the same few models and images.
+REMEMBERED = {
+    ("chexzero.training.pace", "flops_per_pair"): _architecture,
+    ("data_prep.overlap.features", "extract"): _picture,
+}
+
+
 @pytest.fixture(scope="session", autouse=True)
-def counted_once() -> Iterator[None]:
-    """Count a model's operations once per session: counting takes a second, and most runs use one model.
-
-    `test_pace` uses the original function.
-    """
-    if "chexzero.training.pace" not in sys.modules:
+def remembered() -> Iterator[None]:
+    """Compute pure functions that take long once per input in a session; their own tests restore them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for (module, name), key in REMEMBERED.items():
+            if module in sys.modules:
+                patch.setattr(sys.modules[module], name, _once(getattr(sys.modules[module], name), key))
         yield
-        return
-    from chexzero.training import pace
 
-    count, known = pace.flops_per_pair, {}
 
-    def flops_per_pair(clip):
-        named = [(name, *one.shape, one.requires_grad) for name, one in clip.named_parameters()]
-        key = (clip.image_resolution, type(clip.visual), *named)
-        return known.get(key) or known.setdefault(key, count(clip))
+def _once(function: Callable, key: Callable[..., Hashable]) -> Callable:
+    known: dict[Hashable, Any] = {}
 
-    pace.flops_per_pair = flops_per_pair
-    yield
-    pace.flops_per_pair = count
+    def once(*arguments: Any) -> Any:
+        found = known.get(at := key(*arguments))
+        if found is None:
+            if len(known) > 2000:  # 100 MB of features
+                known.clear()
+            found = known[at] = function(*arguments)
+        return copy.copy(found)
+
+    return once
 
 
 @pytest.fixture
