@@ -10,15 +10,17 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
-import pandas as pd
 
 from chexzero.common.errors import UserError, refusal
 from chexzero.common.files import read_json, read_table, require_file
 from chexzero.common.labels import LABELS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +189,7 @@ def read_build(data_dir: str | os.PathLike) -> dict:
     return read_json(path, "build the data again with `python -m data_prep build`") if path.is_file() else {}
 
 
-def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, table: pd.DataFrame) -> None:
+def check_rows(image_path: str | os.PathLike, table_path: str | os.PathLike, table: "pd.DataFrame") -> None:
     """Raise `UserError` unless row i of the images is row i of the table, by id if both have ids."""
     with open_images(image_path) as handle:
         n_images, ids = len(handle["cxr"]), image_ids(handle)
@@ -320,7 +322,7 @@ def _check_range(path: str | os.PathLike, low: float, high: float, dtype: np.dty
     )
 
 
-def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd.DataFrame, np.ndarray]:
+def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> "tuple[pd.DataFrame, np.ndarray]":
     """Read a label CSV by column name.
 
     Returns the whole table (strings) and the labels as float64, N x len(labels), each exactly 0 or 1.
@@ -328,6 +330,8 @@ def read_labels(path: str | os.PathLike, labels: list[str] = LABELS) -> tuple[pd
     measured. A missing column, a blank among values, NaN or any other value raises `UserError` with the row (counted
     from 1 after the header) and the column.
     """
+    import pandas as pd  # here: worker processes of a build import this module and save its 40 MiB
+
     table = read_table(path, labels, remedy="name a CSV that has one 0/1 column per label")
     values = np.full((len(table), len(labels)), np.nan)
     unknown = [label for label in labels if table[label].isna().all()]
