@@ -33,7 +33,6 @@ from chexzero.common.errors import UserError, run_command
 from chexzero.common.files import write_json
 from chexzero.data_process import RESOLUTION, preprocess
 from chexzero.imaging.decode import decode, prepare_image
-from data_prep.build import IMAGE_SIZES
 from data_prep.steps import blocks
 from data_prep.steps.prepare import run_tasks
 from data_prep.steps.sets import new_images
@@ -83,6 +82,8 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
+    from data_prep.build import IMAGE_SIZES  # here: our worker processes import this module, and need no pandas
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pictures", type=Path, help="a folder of radiographs to start from (default: drawn ones)")
     parser.add_argument("--images", type=positive, default=200, help="files to make and read")
