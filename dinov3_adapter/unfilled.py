@@ -13,8 +13,8 @@ _FILLS = {
 class Unfilled(TorchFunctionMode):
     """Within `with Unfilled():`, a module's parameters are allocated but not initialised.
 
-    Follow it with a strict `load_state_dict`. Buffers are computed as usual. Drawing weights runs on one thread and
-    takes about half of the time needed to load a ViT-B checkpoint.
+    Follow it with a strict `load_state_dict`. Buffers are computed as usual. Without this, one thread draws all weights,
+    however many threads there are.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -74,7 +74,7 @@ REMEMBERED = {
 
 @pytest.fixture(scope="session", autouse=True)
 def remembered() -> Iterator[None]:
-    """Compute pure functions that take long once per input in a session; their own tests restore them."""
+    """Compute pure functions that take long once per input in a session; their own tests use the functions as they are."""
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), key in REMEMBERED.items():
             if module in sys.modules:

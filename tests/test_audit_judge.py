@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from chexzero.imaging.image_files import ImageFiles, images_in
 from data_prep.overlap import disguise, features, near, verify
+from data_prep.overlap.features import extract  # before `conftest` replaces it by one that remembers
 from data_prep.overlap.verify import Comparison, Prepared
 
 WHOLE = np.ones((320, 320), np.float32)
@@ -250,13 +251,13 @@ def test_the_content_box_leaves_flat_lines_away():
 def test_features_are_spread_and_stand_where_the_picture_has_them():
     image = np.full((320, 320), 60, np.uint8)
     image[100:220, 80:240] = noise(5, 2)[100:220, 80:240]
-    found = features.extract(image, 144, 64)
+    found = extract(image, 144, 64)
     assert found.points.shape == (64, 2) and found.descriptors.shape == (64, 128)
     np.testing.assert_allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
     assert (found.points >= [79, 99]).all() and (found.points <= [241, 221]).all()
     cells = ((found.points - [80, 100]) * 5 / [160, 120]).astype(int).clip(0, 4) @ (1, 5)
     assert np.bincount(cells, minlength=25).max() <= 6  # of 64 in 25 cells
-    assert len(features.extract(np.zeros((320, 320), np.uint8), 144, 64).points) == 0
+    assert len(extract(np.zeros((320, 320), np.uint8), 144, 64).points) == 0
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_the_shorter_side_is_resized_unless_the_longer_would_be_twice_as_long(he
     image[:height, :width] = noise()[:height, :width]
     seen, real = [], cv2.resize
     monkeypatch.setattr(cv2, "resize", lambda *args, **options: seen.append(args[1]) or real(*args, **options))
-    features.extract(image, 144, 64)
+    extract(image, 144, 64)
     assert seen == [size]
 
 
