@@ -63,7 +63,10 @@ def load(name: str, device: str | torch.device = _BEST_DEVICE, jit: bool = True)
     """
     if name not in MODELS and not Path(name).is_file():
         raise ClipError(f"the model {name!r} is not known; choose one of {', '.join(MODELS)}, or name a file")
-    path = weights_file(name) if name in MODELS else name
+    try:
+        path = weights_file(name) if name in MODELS else name
+    except UserError as error:
+        raise ClipError(str(error)) from error
     model = load_model(path, device)
     return model, image_transform(model.image_resolution)
 

@@ -44,6 +44,9 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_the_place(tmp_path, mo
     monkeypatch.setattr(published, "download_pretrained", offline)
     with pytest.raises(UserError, match="ViT-B/32 are not in .*huggingface.co/timm/.* put it there as ViT-B-32.safe"):
         published.weights_file("ViT-B/32", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(clip.ClipError, match="cannot be downloaded"):  # a RuntimeError, as upstream's callers expect
+        clip.load("ViT-B/32", device="cpu")
     for ending in ("safetensors", "pt"):
         (tmp_path / f"ViT-B-32.{ending}").write_bytes(b"")
         assert published.weights_file("ViT-B/32", tmp_path).name == f"ViT-B-32.{ending}"
